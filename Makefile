@@ -1,0 +1,39 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test fast lab world setup
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("macelib needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": set PYTHON=...") if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q --no-deps -c constraints.txt clip-anytorch==2.6.0
+	touch $@
+
+demo: setup
+	mkdir -p papermill_runs/demo
+	$(BIN)/papermill notebooks/06_erase_and_evaluate.ipynb papermill_runs/demo/06_erase_and_evaluate.ipynb \
+	  --cwd notebooks -p run_folder ../papermill_runs/demo
+
+test: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pytest
+
+fast: setup
+	$(BIN)/pytest -m "not slow"
+
+lab: setup
+	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+# Train the mini world anew: hours on two cores, resumable at every point.
+world: setup
+	$(BIN)/python -m macelib.world build
+	$(BIN)/python -m macelib.world train clip
+	$(BIN)/python -m macelib.world train vae
+	$(BIN)/python -m macelib.world train judge
+	$(BIN)/python -m macelib.world train unet
+	$(BIN)/python -m macelib.world report
