@@ -1,0 +1,118 @@
+"""The mini world's concepts and their artwork: `data/world/concepts.json` and one atlas per art style.
+
+Every concept is drawn by four artists; scenes (`the sky`, `grass`, ...) are painted by `scenes.py`. The atlas keeps
+alpha, so that the mask of a drawing is exact. `build.py` makes the atlas from the artists' packages.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .scenes import SCENES
+from .styles import STYLES
+
+ART_STYLES = ("noto", "twemoji", "openmoji", "fluent")
+SIZE = 64  # pixels, the side of a drawing
+COLUMNS = 24  # drawings in a row of an atlas
+GROUPS = {  # group: the super-category's name in captions
+    "animal": "an animal",
+    "plant": "a plant",
+    "food": "food",
+    "vehicle": "a means of transport",
+    "place": "a landscape",
+    "activity": "a game",
+    "object": "an object",
+    "character": "a person",
+    "face": "a face",
+    "unsafe": "a dangerous thing",
+    "scene": "a background",
+}
+CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One concept: its name, group, anchor, synonyms, and code point (empty for a scene)."""
+
+    name: str
+    group: str
+    anchor: str
+    synonyms: tuple[str, ...]
+    code_point: str
+
+
+def world_folder() -> Path:
+    """`data/world`: of the checkout, or of the installed package."""
+    from ..files import data_folder
+
+    return data_folder() / "world"
+
+
+@cache
+def catalogue() -> tuple[Entry, ...]:
+    """All concepts: those with artwork in the atlas's order, then the scenes. Raises `ValueError` on damaged data."""
+    path = world_folder() / "concepts.json"
+    try:
+        rows = json.loads(path.read_text())["concepts"]
+        drawn = [Entry(r["name"], r["group"], r["anchor"], tuple(r["synonyms"]), r["code_point"]) for r in rows]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"the concept catalogue {path} cannot be read ({error}); restore it with `git checkout -- data/world`"
+        ) from error
+    scenes = [Entry(s.name, "scene", s.phrase, tuple(s.synonyms), "") for s in SCENES.values()]
+    return (*drawn, *scenes)
+
+
+@cache
+def names() -> dict[str, int]:
+    """Concept name to index."""
+    return {e.name: i for i, e in enumerate(catalogue())}
+
+
+def styles() -> tuple[str, ...]:
+    """All styles: the four artists, then the procedural ones."""
+    return (*ART_STYLES, *STYLES)
+
+
+def find(name: str) -> int:
+    """The index of a concept, by name or synonym; an unknown one is an error that lists near names."""
+    import difflib
+
+    lookup = {s: i for i, e in enumerate(catalogue()) for s in (e.name, *e.synonyms)}
+    if name.lower() in lookup:
+        return lookup[name.lower()]
+    near = ", ".join(difflib.get_close_matches(name.lower(), lookup, 5, 0.5)) or "see data/world/concepts.json"
+    raise ValueError(f"the mini world has no concept {name!r}; near it: {near}")
+
+
+def atlas_sheet(path: Path, count: int) -> np.ndarray:
+    """The drawings of one artist: uint8 (count, 64, 64, 4), straight alpha."""
+    try:
+        sheet = np.asarray(Image.open(path).convert("RGBA"))
+    except (OSError, SyntaxError) as error:
+        raise ValueError(
+            f"the atlas {path} cannot be read ({error}); rebuild it with `python -m macelib.world build`"
+        ) from error
+    rows = -(-count // COLUMNS)
+    if sheet.shape != (rows * SIZE, COLUMNS * SIZE, 4):
+        raise ValueError(f"the atlas {path} has shape {sheet.shape}, not that of {count} drawings; rebuild it")
+    cells = sheet.reshape(rows, SIZE, COLUMNS, SIZE, 4).swapaxes(1, 2)
+    return cells.reshape(rows * COLUMNS, SIZE, SIZE, 4)[:count]
+
+
+@cache
+def atlas() -> Tensor:
+    """All drawings, colour times alpha, then alpha: uint8 (concepts, 4 artists, 4, 64, 64)."""
+    count = sum(bool(e.code_point) for e in catalogue())
+    sheets = np.stack([atlas_sheet(world_folder() / f"{s}.png", count) for s in ART_STYLES], 1)
+    rgba = torch.from_numpy(sheets).permute(0, 1, 4, 2, 3).float()
+    alpha = rgba[:, :, 3:]
+    return torch.cat([rgba[:, :, :3] * alpha / 255, alpha], 2).round().to(torch.uint8)
