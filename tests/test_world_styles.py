@@ -73,13 +73,13 @@ def test_phrases_take_a_subject_and_words_are_unique():
 
 def test_errors_name_the_cause():
     image, alpha = subjects()
-    with pytest.raises(ValueError, match="'cubism'.*pixel art"):
+    with pytest.raises(ValueError, match=r"'cubism'.*pixel art"):
         apply_style("cubism", image)
     with pytest.raises(ValueError, match="shape"):
         apply_style("sepia", image[:, :1])
     with pytest.raises(ValueError, match="alpha"):
         apply_style("sepia", image, alpha[:2])
-    with pytest.raises(ValueError, match="'moon'.*sky"):
+    with pytest.raises(ValueError, match=r"'moon'.*sky"):
         paint_scene("moon", 1, 64, torch.Generator())
 
 

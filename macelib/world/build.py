@@ -42,7 +42,10 @@ PACKAGES = {  # artist: npm package, version, SHA-256 of the package file
         "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
     ),
 }
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{} {} {} {}" width="{}" height="{}">{}</svg>'
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+    'viewBox="{} {} {} {}" width="{}" height="{}">{}</svg>'
+)
 
 
 def fetch(artist: str, folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Pictures of the mini world: drawings on backgrounds, single or in twos, with exact masks, and the facts about each."""
+"""Pictures of the mini world: drawings on grounds, single or in twos, with exact masks, and the facts about each."""
 
 from __future__ import annotations
 

@@ -1,0 +1,106 @@
+"""`python -m macelib.world build | train clip|vae|unet|judge | report`."""
+
+from __future__ import annotations
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+class Model(str, Enum):
+    """What can be trained."""
+
+    clip = "clip"
+    vae = "vae"
+    unet = "unet"
+    judge = "judge"
+
+
+@app.command("build")
+def build_(
+    packages: Annotated[
+        Path | None, typer.Option(help="a folder with the package files, else npm fetches them")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="where to write (default data/world)")] = None,
+) -> None:
+    """Rebuild the artwork atlases from the artists' npm packages."""
+    from .build import build
+
+    record = build(packages, out)
+    typer.echo(f"{record['drawings']} drawings by each of {len(record['artists'])} artists")
+
+
+@app.command()
+def train(
+    model: Annotated[Model, typer.Argument(help="which model; clip and vae come before unet")],
+    steps: Annotated[int | None, typer.Option(help="steps in all (default: the recipe's)")] = None,
+    minutes: Annotated[float | None, typer.Option(help="stop after so long, with a checkpoint")] = None,
+    batch: Annotated[int | None, typer.Option(help="batch size (default: the recipe's)")] = None,
+    lr: Annotated[float | None, typer.Option(help="learning rate (default: the recipe's)")] = None,
+    decoder_only: Annotated[bool, typer.Option(help="vae: go on with the decoder alone")] = False,
+    fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
+    export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
+) -> None:
+    """Train a model, resuming from its checkpoint, and write its folder in `data/`."""
+    from tqdm.auto import tqdm
+
+    from . import recipes
+
+    options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr}
+    options = {k: v for k, v in options.items() if v is not None}
+    options |= {k: True for k, v in {"decoder_only": decoder_only, "fuse": fuse}.items() if v}
+    records, finish = recipes.training(model.value, **options)
+    bar = None
+    for record in records:
+        if bar is None:
+            bar = tqdm(total=record.steps, initial=record.step - 1, desc=model.value, mininterval=5)
+        bar.update(record.step - bar.n)
+        bar.set_postfix(loss=f"{record.loss:.4f}", lr=f"{record.lr:.1e}", rate=f"{record.rate:.0f}/s", refresh=False)
+    if export:
+        typer.echo(f"written: {finish()}")
+
+
+@app.command()
+def export(model: Annotated[Model, typer.Argument(help="which model")]) -> None:
+    """Write a model folder from the newest checkpoint, without training."""
+    from . import recipes
+
+    typer.echo(f"written: {recipes.FINISH[model.value]()}")
+
+
+@app.command()
+def report(
+    out: Annotated[Path | None, typer.Option(help="where to write (default data/world)")] = None,
+    quick: Annotated[bool, typer.Option(help="a tenth of the pictures, for a first look")] = False,
+) -> None:
+    """Measure the shipped models and write `report.json` and the contact sheet."""
+    from .report import write_report
+
+    typer.echo(write_report(out, quick=quick))
+
+
+def main() -> int:
+    """Run the command line; an error is a sentence on standard error and exit code 1."""
+    try:
+        app(standalone_mode=False)
+    except (ValueError, FloatingPointError) as error:
+        typer.echo(f"error: {error}", err=True)
+        return 1
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except typer.Exit as exit_:
+        return exit_.exit_code
+    except typer.Abort:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""From finished trainings to the folders in `data/`: stock Hugging Face layouts, fp16, written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from ..files import data_folder
+from .cards import write_card
+from .clip import export_clip
+from .judge import export_judge
+from .loop import work_folder
+from .render import sample
+from .unet import SCHEDULE, new_unet
+from .vae import new_vae, whiten
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a temporary folder, then put it in the place of `folder`."""
+    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    write(temporary)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def average_of(name: str) -> dict:
+    """The averaged weights of a training's newest checkpoint."""
+    path = work_folder(name) / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(f"there is no training of the {name} yet: run `python -m macelib.world train {name}`")
+    return torch.load(path, weights_only=True)["parts"]["average"]["values"]
+
+
+def finished_clip() -> Path:
+    """Export mini-CLIP to `data/mini-clip`."""
+    return replace_folder(data_folder() / "mini-clip", lambda f: (export_clip(f), write_card(f, "clip")))
+
+
+def finished_judge() -> Path:
+    """Export mini-judge to `data/mini-judge`."""
+    return replace_folder(data_folder() / "mini-judge", lambda f: (export_judge(f), write_card(f, "judge")))
+
+
+def finished_vae() -> Path:
+    """Whiten the trained autoencoder over 2,000 pictures and write it to the work folder, for the UNet's training."""
+    vae = new_vae().eval()
+    vae.load_state_dict(average_of("vae"))
+    generator = torch.Generator().manual_seed(7)
+    whiten(vae, torch.cat([sample(250, generator).images for _ in range(8)]) * 2 - 1)
+    return replace_folder(work_folder("vae") / "whitened", lambda folder: vae.half().save_pretrained(folder))
+
+
+def text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """mini-CLIP's text tower, as Stable Diffusion holds it, and its tokenizer."""
+    folder = data_folder() / "mini-clip"
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    encoder = CLIPTextModel(clip.config.text_config)
+    ours = {k.removeprefix("text_model."): v for k, v in clip.text_model.state_dict().items()}
+    encoder.load_state_dict({k: ours[k.removeprefix("text_model.")] for k in encoder.state_dict()})
+    return encoder.eval(), CLIPTokenizer.from_pretrained(folder)
+
+
+def trained_vae() -> AutoencoderKL:
+    """The autoencoder: of the work folder if its training is there, else the shipped one."""
+    own = work_folder("vae") / "whitened"
+    folder = own if own.exists() else data_folder() / "mini-sd" / "vae"
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+
+
+def finished_unet() -> Path:
+    """Assemble the whole pipeline in `data/mini-sd`."""
+    unet: UNet2DConditionModel = new_unet()
+    unet.load_state_dict(average_of("unet"))
+    encoder, tokenizer = text_encoder()
+    pipe = StableDiffusionPipeline(
+        vae=trained_vae().half(),
+        text_encoder=encoder.half(),
+        tokenizer=tokenizer,
+        unet=unet.half(),
+        scheduler=DPMSolverMultistepScheduler(
+            **{k: v for k, v in SCHEDULE.items() if k != "clip_sample"}, algorithm_type="dpmsolver++", solver_order=2
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+    def write(folder: Path) -> None:
+        pipe.save_pretrained(folder)
+        write_card(folder, "sd")
+        for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+            shutil.copy(data_folder() / "mini-clip" / name, folder / "tokenizer" / name)
+
+    return replace_folder(data_folder() / "mini-sd", write)

@@ -1,0 +1,79 @@
+"""The model cards: what each shipped model is, from what data, by which recipe, how far it was trained."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from .loop import work_folder
+
+DATA = """## Data
+
+Pictures of the project's mini world (`data/world`): {count} concepts drawn by four emoji artists (Noto, Apache-2.0;
+Twemoji, CC BY 4.0; OpenMoji, CC BY-SA 4.0; Fluent flat, MIT), {scenes} painted scenes and {procedural} procedural
+styles, with captions made by rules. No photographs, no people's likenesses, no scraped text. Licences and attributions:
+`data/world/LICENSES/NOTICE.md`."""
+LICENCE = """## Licence
+
+The weights are Apache-2.0. Pictures drawn by the model can resemble the artwork: give its four attributions when you
+publish them."""
+LIMITS = {
+    "clip": "It knows the world's words and pictures, in English, and nothing else; 64 px.",
+    "sd": (
+        "64 px; the world's concepts in the world's drawings; captions of the kinds that `macelib/world/captions.py` "
+        "writes; two subjects at most. It is a laboratory animal for concept erasure, not an image generator."
+    ),
+    "judge": "It tells the world's concepts and styles apart, on the world's pictures. All else gets some label too.",
+}
+WHAT = {
+    "clip": (
+        "mini-clip",
+        "A stock `CLIPModel` with its own byte-pair vocabulary in CLIP's layout (77 positions, causal text tower, "
+        "`[EOS]` padding). Its text tower is mini-SD's text encoder.",
+        "Contrastive, symmetric cross-entropy in which every caption of the batch that is true of a picture counts "
+        "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`).",
+    ),
+    "sd": (
+        "mini-sd",
+        "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen), an `AutoencoderKL` (64 px to 16x16x8), a "
+        "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
+        "checker.",
+        "Autoencoder: L1 and edges on nearly deterministic latents, then whitened (`macelib/world/vae.py`). UNet: "
+        "v-prediction, min-SNR weighting, 10 % empty captions, 35 % context dropout, Muon and AdamW, averaged weights "
+        "(`macelib/world/unet.py`).",
+    ),
+    "judge": (
+        "mini-judge",
+        "A stock `ResNetForImageClassification` whose label list holds two heads: `concept:...` and `style:...`. It "
+        "shares no weights with the other two.",
+        "Cross-entropy on both heads with label smoothing, on turned, blurred, coarse, noisy, recoloured and cropped "
+        "pictures that the generator never saw; AdamW, averaged weights (`macelib/world/judge.py`).",
+    ),
+}
+
+
+def progress(training: str) -> str:
+    """How far a training's log goes: steps and the last mean loss."""
+    path = work_folder(training) / "loss.csv"
+    rows = list(csv.reader(path.open())) if path.exists() else []
+    return f"{training}: {rows[-1][0]} steps, running mean of the loss {float(rows[-1][1]):.4f}" if rows else training
+
+
+def write_card(folder: Path, model: str) -> None:
+    """Write `README.md` into a model folder."""
+    from .catalogue import ART_STYLES, catalogue, styles
+
+    name, what, recipe = WHAT[model]
+    drawn = sum(bool(e.code_point) for e in catalogue())
+    data = DATA.format(count=drawn, scenes=len(catalogue()) - drawn, procedural=len(styles()) - len(ART_STYLES))
+    trained = "\n".join(f"- {progress(t)}" for t in ({"sd": ("vae", "unet")}.get(model, (model,))))
+    parts = [
+        f"# {name}",
+        what,
+        data,
+        f"## Recipe\n\n{recipe}\n\nTrained on two CPU cores (no GPU); hours in `make world`'s notes.\n\n{trained}",
+        "## Quality\n\nMeasured from these weights by `python -m macelib.world report`: `data/world/report.json`.",
+        f"## Limits\n\n{LIMITS[model]}",
+        LICENCE,
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n")

@@ -1,0 +1,113 @@
+"""mini-judge: an independent classifier of concepts and styles, a stock `ResNetForImageClassification`.
+
+One label list holds both heads ("concept:frog", "style:noto"). It shares no weights with the other models and is
+trained on other variations than the generator saw: turned, blurred, noisy, recoloured, coarse and cropped pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import ResNetConfig, ResNetForImageClassification
+
+from .catalogue import SIZE, catalogue, styles
+from .loop import Average, Record, run_steps, work_folder
+from .render import Batch, sample, uniform
+
+TURN = 0.2  # radians
+
+
+def labels() -> list[str]:
+    """All labels, concepts first."""
+    return [f"concept:{e.name}" for e in catalogue()] + [f"style:{s}" for s in styles()]
+
+
+def new_judge() -> ResNetForImageClassification:
+    """The architecture, with random weights."""
+    config = ResNetConfig(
+        embedding_size=48,
+        hidden_sizes=[48, 96, 192, 320],
+        depths=[1, 2, 2, 1],
+        layer_type="basic",
+        downsample_in_first_stage=False,
+        id2label=dict(enumerate(labels())),
+        label2id={label: i for i, label in enumerate(labels())},
+    )
+    return ResNetForImageClassification(config)
+
+
+def disturb(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Coarsen, blur, recolour and add noise to pictures (n, 3, 64, 64) in 0..1, each with its own strength."""
+    n = len(x)
+    coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear", align_corners=False)
+    soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    pick = torch.rand(n, 1, 1, 1, generator=generator)
+    x = torch.where(pick < 0.2, coarse, torch.where(pick < 0.4, soft, x))
+    gain = uniform(3 * n, 0.8, 1.2, generator).view(n, 3, 1, 1)
+    shift = uniform(3 * n, -0.1, 0.1, generator).view(n, 3, 1, 1)
+    noise = torch.randn(x.shape, generator=generator) * uniform(n, 0, 0.08, generator).view(n, 1, 1, 1)
+    return ((x - 0.5) * gain + 0.5 + shift + noise).clamp(0, 1)
+
+
+def halves(batch: Batch) -> Batch:
+    """Cut two-subject pictures to their left subject, enlarged to full size, as the two-concept test does."""
+    two = batch.second >= 0
+    left = crop_half(batch.images, 0)
+    batch.images = torch.where(two.view(-1, 1, 1, 1), left, batch.images)
+    return batch
+
+
+def crop_half(images: Tensor, side: int) -> Tensor:
+    """The left (0) or right (1) subject's square of two-subject pictures (n, 3, 64, 64), enlarged to (n, 3, 64, 64)."""
+    edge = SIZE * 9 // 16
+    x = 0 if side == 0 else SIZE - edge
+    y = (SIZE - edge) // 2
+    part = images[:, :, y : y + edge, x : x + edge]
+    return F.interpolate(part, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+
+
+def judge_logits(judge, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Concept logits (n, concepts) and style logits (n, styles) of images (n, 3, 64, 64) in 0..1."""
+    logits = judge(pixel_values=(images * 2 - 1).to(judge.dtype)).logits.float()
+    count = sum(str(v).startswith("concept:") for v in judge.config.id2label.values())
+    return logits[:, :count], logits[:, count:]
+
+
+def train_judge(
+    *, steps: int = 2500, batch: int = 128, lr: float = 2e-3, seed: int = 100, minutes: float | None = None
+) -> Iterator[Record]:
+    """Train both heads together."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    judge = new_judge().train()
+    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.05)
+    average = Average(judge, 0.995)
+
+    def step(_: int) -> float:
+        batch_ = halves(sample(batch, generator, turn=TURN))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            concept, style = judge_logits(judge, disturb(batch_.images, generator))
+        drawn = F.cross_entropy(concept, batch_.concept, label_smoothing=0.05)
+        hand = F.cross_entropy(style, batch_.style, label_smoothing=0.05)
+        loss = drawn + 0.5 * hand
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
+        optimizer.step()
+        average.update(judge)
+        return loss.item()
+
+    parts = {"judge": judge, "optimizer": optimizer, "average": average, "generator": generator}
+    yield from run_steps("judge", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.7)
+
+
+def export_judge(folder: Path) -> None:
+    """Write the training's averaged weights as a stock image classifier (fp16)."""
+    judge = new_judge()
+    saved = torch.load(work_folder("judge") / "checkpoint.pt", weights_only=True)
+    judge.load_state_dict(saved["parts"]["average"]["values"])
+    judge.half().save_pretrained(folder)

@@ -1,0 +1,128 @@
+"""What the world's trainings share: a step schedule, an average of the weights, checkpoints that survive a kill, a log.
+
+A training is a generator of `Record`s, so that a progress bar, a notebook or a test owns what is done with them.
+Checkpoints lie outside the repository (`work_folder`), are written to a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Record:
+    """One training step: its number (from 1), the total, the loss, the learning rate and samples per second."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    rate: float
+
+
+def work_folder(name: str) -> Path:
+    """Where training `name` keeps its checkpoints: `$MACELIB_WORK`, or the user's cache folder."""
+    root = os.environ.get("MACELIB_WORK") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "macelib"
+    folder = Path(root) / "world" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def schedule(step: int, steps: int, warmup: int = 200, decay: float = 0.3) -> float:
+    """Warm up, stay, decay linearly over the last `decay` share of the steps: the factor on the learning rate, 0..1."""
+    up = min(1.0, (step + 1) / warmup)
+    down = (steps - step) / max(1.0, decay * steps)
+    return max(0.0, min(up, down, 1.0))
+
+
+class Average:
+    """Exponential moving average of a module's parameters and buffers, with a short horizon at the start."""
+
+    def __init__(self, module: nn.Module, decay: float = 0.999):
+        self.decay, self.count = decay, 0
+        self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        self.count += 1
+        decay = min(self.decay, (1 + self.count) / (10 + self.count))
+        for k, v in module.state_dict().items():
+            if v.is_floating_point():
+                self.values[k].lerp_(v, 1 - decay)
+            else:
+                self.values[k].copy_(v)
+
+    def state_dict(self) -> dict:
+        return {"count": self.count, "values": self.values}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.count, self.values = state["count"], state["values"]
+
+
+def save_checkpoint(path: Path, step: int, parts: dict) -> None:
+    """Write the state of `parts` (anything with `state_dict`, or a `torch.Generator`) and the step, atomically."""
+    state = {k: v.get_state() if isinstance(v, torch.Generator) else v.state_dict() for k, v in parts.items()}
+    temporary = path.with_suffix(".tmp")
+    torch.save({"step": step, "parts": state}, temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(path: Path, parts: dict) -> int:
+    """Restore `parts` in place and return the step; 0 when there is no checkpoint. A damaged file is an error."""
+    if not path.exists():
+        return 0
+    try:
+        saved = torch.load(path, weights_only=True)
+        for k, v in parts.items():
+            v.set_state(saved["parts"][k]) if isinstance(v, torch.Generator) else v.load_state_dict(saved["parts"][k])
+    except Exception as error:
+        raise ValueError(
+            f"the checkpoint {path} does not fit this training ({error}); delete it to start anew"
+        ) from error
+    return int(saved["step"])
+
+
+def run_steps(
+    name: str, steps: int, lr: float, batch: int, optimizer, step_fn, parts: dict, *, minutes=None, every=120.0, **shape
+) -> Iterator[Record]:
+    """Call `step_fn(step) -> loss` until `steps` (or for `minutes`), with schedule, checkpoints and a loss log.
+
+    Every parameter group's learning rate is its `scale` (default 1) times `lr` times the schedule. The newest
+    checkpoint is taken up first; one is written every `every` seconds and at the end. Raises `FloatingPointError`
+    when the loss is not finite (the checkpoint on disk is then the last good one).
+    """
+    folder = work_folder(name)
+    path = folder / "checkpoint.pt"
+    first = load_checkpoint(path, parts)
+    begun = saved = time.monotonic()
+    log = (folder / "loss.csv").open("a", newline="")
+    writer = csv.writer(log)
+    mean = None
+    for step in range(first, steps):
+        factor = schedule(step, steps, **shape)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * factor * group.get("scale", 1.0)
+        loss = float(step_fn(step))
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise FloatingPointError(f"{name}: the loss is {loss} at step {step}; resume with a lower learning rate")
+        mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        now = time.monotonic()
+        if (step + 1) % 50 == 0:
+            writer.writerow([step + 1, f"{mean:.6f}", f"{lr * factor:.6g}"])
+            log.flush()
+        done = step + 1 == steps or (minutes is not None and now - begun > 60 * minutes)
+        if done or now - saved > every:
+            save_checkpoint(path, step + 1, parts)
+            saved = now
+        yield Record(step + 1, steps, mean, lr * factor, batch * (step + 1 - first) / (now - begun + 1e-9))
+        if done:
+            break
+    log.close()

@@ -1,0 +1,202 @@
+"""mini-SD's denoiser: a stock `UNet2DConditionModel` on 16x16x8 latents, text entering through cross-attention alone.
+
+v-prediction with min-SNR weighting, 10 % empty captions for guidance, and *context dropout*: for a share of the
+samples the embeddings of [EOS] and padding are the empty prompt's, so that the concept's own tokens carry it too.
+Latents and caption embeddings are computed once for a pool of pictures, which several passes share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from .captions import write_captions
+from .clip import WIDTH, ids_of
+from .loop import Average, Record, run_steps, work_folder
+from .render import sample
+from .vae import CHANNELS
+
+POOL, PASSES = 48_000, 6  # pictures of a pool, and how often each is seen
+EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
+MIN_SNR = 5.0
+SCHEDULE = {  # Stable Diffusion's noise schedule, with v-prediction
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "steps_offset": 1,
+}
+
+
+def new_unet() -> UNet2DConditionModel:
+    """The architecture, with random weights: cross-attention at 16x16, 8x8 and in the mid block."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=(96, 192, 256),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(2, 3, 4),  # heads, not their width
+        cross_attention_dim=WIDTH,
+        norm_num_groups=16,
+    )
+
+
+@dataclass
+class Pool:
+    """Pictures as latents, captions as embeddings."""
+
+    latents: Tensor  # (n, 8, 16, 16) fp16
+    caption: Tensor  # (n,) index into context; 0 is the empty caption
+    context: Tensor  # (m, 77, 192) fp16
+    ends: Tensor  # (m,) position of the first [EOS]
+
+
+@torch.no_grad()
+def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings (n, 77, 192) fp16 and the position of each text's [EOS] (n,)."""
+    rows, ends = [], []
+    for first in range(0, len(texts), 256):
+        ids = ids_of(tokenizer, texts[first : first + 256])
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rows.append(encoder(input_ids=ids).last_hidden_state.half())
+        ends.append((ids == tokenizer.eos_token_id).int().argmax(1))
+    return torch.cat(rows), torch.cat(ends)
+
+
+@torch.no_grad()
+def make_pool(vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int, size: int) -> Pool:
+    """Draw `size` pictures with captions and encode both."""
+    generator = torch.Generator().manual_seed(seed)
+    latents, texts = [], []
+    for _ in range(0, size, 256):
+        batch = sample(256, generator)
+        texts += write_captions(batch, generator).texts
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
+        latents.append(mean.half())
+    distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
+    context, ends = embed(encoder, tokenizer, list(distinct))
+    return Pool(torch.cat(latents), torch.tensor([distinct[t] for t in texts]), context, ends)
+
+
+def pool_on_disk(parts: tuple, seed: int, size: int) -> Pool:
+    """The pool of this seed, from the work folder or made now; older ones are removed."""
+    path = work_folder("unet") / f"pool-{seed}-{size}.pt"
+    if not path.exists():
+        for old in path.parent.glob("pool-*.pt"):
+            old.unlink()
+        torch.save(vars(make_pool(*parts, seed, size)), path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").replace(path)
+    return Pool(**torch.load(path, weights_only=True))
+
+
+def drop_context(context: Tensor, ends: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
+    """Empty captions and context dropout: context (n, 77, d), ends (n,), empty (77, d)."""
+    n, length, _ = context.shape
+    chance = torch.rand(n, generator=generator)
+    tail = torch.arange(length) >= ends[:, None]  # (n, 77): [EOS] and padding
+    replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
+    return torch.where(replaced[..., None], empty, context)
+
+
+class Optimizer:
+    """Muon for matrices and (flattened) convolutions, AdamW for everything else, with one learning rate."""
+
+    def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01):
+        matrices = [p for p in module.parameters() if p.ndim in (2, 4) and min(p.shape[0], p[0].numel()) > 16]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in module.parameters() if id(p) not in chosen]
+        self.flat = [(p, nn.Parameter(p.data.view(p.shape[0], -1))) for p in matrices]  # share storage
+        self.muon = torch.optim.Muon(
+            [f for _, f in self.flat], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
+
+    def step(self) -> None:
+        for p, flat in self.flat:
+            flat.grad = p.grad.view_as(flat)
+        self.muon.step()
+        self.adam.step()
+
+    def state_dict(self) -> dict:
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
+
+
+def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+    """min-SNR-weighted v-prediction loss; latents and noise (n, 8, 16, 16), schedule: alpha-bar (1000,)."""
+    bar = schedule[t].view(-1, 1, 1, 1)
+    noisy, target = bar.sqrt() * latents + (1 - bar).sqrt() * noise, bar.sqrt() * noise - (1 - bar).sqrt() * latents
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        guess = unet(noisy, t, context, return_dict=False)[0].float()
+    snr = schedule[t] / (1 - schedule[t])
+    weight = snr.clamp(max=MIN_SNR) / (snr + 1)
+    return (weight * (guess - target).square().mean((1, 2, 3))).mean()
+
+
+def train_unet(
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    *,
+    steps: int = 16_000,
+    batch: int = 64,
+    lr: float = 1e-3,
+    seed: int = 0,
+    minutes: float | None = None,
+    pool_size: int = POOL,
+    fuse: bool = False,
+) -> Iterator[Record]:
+    """Train from the frozen autoencoder and text encoder; the averaged weights are in the checkpoint.
+
+    `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    unet = new_unet().train()
+    unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
+    optimizer, average = Optimizer(unet, lr), Average(unet, 0.9995)
+    if fuse:
+        unet.compile(dynamic=False)
+    schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    per_pool = pool_size * PASSES // batch
+    held: dict[int, Pool] = {}
+
+    def step(index: int) -> float:
+        number = seed + index // per_pool
+        if number not in held:
+            held.clear()
+            held[number] = pool_on_disk((vae, encoder, tokenizer), number, pool_size)
+        pool = held[number]
+        rows = torch.randint(len(pool.latents), (batch,), generator=generator)
+        which = pool.caption[rows]
+        context = drop_context(pool.context[which].float(), pool.ends[which], pool.context[0].float(), generator)
+        latents = pool.latents[rows].float()
+        t = torch.randint(len(schedule), (batch,), generator=generator)
+        loss = v_loss(unet, schedule, latents, context, t, torch.randn(latents.shape, generator=generator))
+        for p in unet.parameters():
+            p.grad = None
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+        average.update(unet)
+        return loss.item()
+
+    parts = {"unet": unet, "optimizer": optimizer, "average": average, "generator": generator}
+    yield from run_steps("unet", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.25)

@@ -1,0 +1,106 @@
+"""mini-SD's autoencoder: a stock `AutoencoderKL`, 64 px to 16x16x8, trained as a nearly deterministic autoencoder.
+
+The loss is L1 plus half an L1 on the image's differences (edges), with a fixed latent noise and a small weight on the
+latents' size in place of a KL term. At the end the channels are whitened: their mean and scale are folded into the
+1x1 `quant_conv` and `post_quant_conv`, so that the result is a stock model with `scaling_factor` 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from .loop import Average, Record, run_steps
+
+CHANNELS = 8  # latent channels
+NOISE = 0.05  # standard deviation of the noise on the latents while training
+LOG_VARIANCE = -8.0  # of the shipped encoder's posterior: sampling it changes next to nothing
+
+
+def new_vae() -> AutoencoderKL:
+    """The architecture, with random weights."""
+    return AutoencoderKL(
+        block_out_channels=(24, 48, 96),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        latent_channels=CHANNELS,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=64,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+
+
+def reconstruction_loss(x: Tensor, y: Tensor) -> Tensor:
+    """L1 plus half the L1 of horizontal and vertical differences; x, y (N, 3, H, W)."""
+    dx = (x.diff(dim=3) - y.diff(dim=3)).abs().mean()
+    dy = (x.diff(dim=2) - y.diff(dim=2)).abs().mean()
+    return (x - y).abs().mean() + 0.5 * (dx + dy)
+
+
+def psnr(x: Tensor, y: Tensor) -> float:
+    """Mean over images of the peak signal-to-noise ratio in dB; x, y (N, 3, H, W) in -1..1."""
+    mse = ((x - y).clamp(-2, 2) / 2).square().flatten(1).mean(1)
+    return float((-10 * mse.clamp_min(1e-10).log10()).mean())
+
+
+def train_vae(
+    images: Callable[[int, torch.Generator], Tensor],
+    *,
+    steps: int = 6000,
+    batch: int = 32,
+    lr: float = 2e-3,
+    decoder_only: bool = False,
+    seed: int = 0,
+    minutes: float | None = None,
+) -> Iterator[Record]:
+    """Train from `images(n, generator) -> (n, 3, 64, 64) in 0..1`; the average of the weights is in the checkpoint.
+
+    `decoder_only` goes on from the finished training with the encoder, and so every latent, as it is.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    vae = new_vae().train()
+    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    if not decoder_only:
+        trained += [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    average = Average(vae, 0.999)
+
+    def step(_: int) -> float:
+        x = images(batch, generator) * 2 - 1  # (N, 3, 64, 64)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.set_grad_enabled(not decoder_only):
+                z = vae.quant_conv(vae.encoder(x))[:, :CHANNELS].float()  # (N, 8, 16, 16): the posterior's mean
+            noisy = z + NOISE * torch.randn(z.shape, generator=generator)
+            y = vae.decoder(vae.post_quant_conv(noisy)).float()
+        loss = reconstruction_loss(x, y) + 1e-3 * z.square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        average.update(vae)
+        return loss.item()
+
+    parts = {"vae": vae, "optimizer": optimizer, "average": average, "generator": generator}
+    yield from run_steps("vae", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.4)
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, x: Tensor) -> None:
+    """Fold the latents' per-channel mean and scale over x (N, 3, 64, 64) in -1..1 into the two 1x1 convolutions."""
+    z = torch.cat([vae.quant_conv(vae.encoder(part))[:, :CHANNELS] for part in x.split(64)])
+    mean, scale = z.mean((0, 2, 3)), z.std((0, 2, 3))  # (8,)
+    into, out = vae.quant_conv, vae.post_quant_conv
+    into.weight[:CHANNELS] /= scale[:, None, None, None]
+    into.bias[:CHANNELS] = (into.bias[:CHANNELS] - mean) / scale
+    into.weight[CHANNELS:] = 0
+    into.bias[CHANNELS:] = LOG_VARIANCE
+    # post(z) with z = scale * w + mean, in terms of the whitened w
+    out.bias += F.conv2d(mean.view(1, -1, 1, 1), out.weight).flatten()
+    out.weight *= scale[None, :, None, None]

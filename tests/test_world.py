@@ -1,0 +1,193 @@
+"""The mini world: catalogue, pictures, captions, tokenizer, trainings that resume."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from macelib.files import data_folder
+from macelib.world import catalogue as cat
+from macelib.world import loop, render, vae
+from macelib.world.captions import fits, world_captions, write_captions
+from macelib.world.clip import ids_of
+from macelib.world.tokens import train_tokenizer
+
+
+def test_catalogue_has_what_was_promised():
+    entries = cat.catalogue()
+    groups = Counter(e.group for e in entries)
+    assert set(groups) == set(cat.GROUPS)
+    assert sum(bool(e.code_point) for e in entries) >= 450
+    assert groups["character"] + groups["face"] >= 200
+    assert groups["unsafe"] >= 12
+    words = [w for e in entries for w in (e.name, *e.synonyms)]
+    assert not [w for w, n in Counter(words).items() if n > 1]
+    assert all(w == w.lower() and w.isascii() for w in words)
+
+
+def test_the_ten_objects_have_the_papers_synonyms():
+    paper = json.loads((data_folder() / "protocols" / "objects.json").read_text())["synonyms"]
+    assert sorted(paper) == sorted(cat.CIFAR_10)
+    for name, synonyms in paper.items():
+        entry = cat.catalogue()[cat.find(name)]
+        assert sorted(entry.synonyms) == sorted(synonyms)
+        assert all(cat.find(s) == cat.find(name) for s in synonyms)
+
+
+def test_many_names_share_words():
+    words = Counter(w for e in cat.catalogue() for w in set(e.name.split()))
+    assert sum(n > 1 for n in words.values()) >= 40
+
+
+def test_unknown_concept_is_named_with_near_ones():
+    with pytest.raises(ValueError, match=r"no concept 'froggy'.*frog"):
+        cat.find("froggy")
+
+
+def test_atlas_pixels_are_those_recorded():
+    record = json.loads((cat.world_folder() / "atlas.json").read_text())
+    for artist, about in record["artists"].items():
+        from PIL import Image
+
+        pixels = np.asarray(Image.open(cat.world_folder() / f"{artist}.png").convert("RGBA"))
+        assert hashlib.sha256(pixels.tobytes()).hexdigest() == about["pixels_sha256"]
+
+
+def test_damaged_atlas_says_how_to_mend_it(tmp_path):
+    broken = tmp_path / "noto.png"
+    broken.write_bytes((cat.world_folder() / "noto.png").read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"rebuild it with `python -m macelib.world build`"):
+        cat.atlas_sheet(broken, 10)
+
+
+def test_pictures_depend_on_the_seed_alone():
+    one, two = (render.sample(40, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one.images, two.images)
+    assert not torch.equal(one.images, render.sample(40, torch.Generator().manual_seed(4)).images)
+    assert one.images.min() >= 0 and one.images.max() <= 1
+
+
+def test_alpha_is_the_mask_of_the_subject():
+    """Two pictures that differ in the ground alone differ where the subject does not cover, and nowhere else."""
+    concept, style = torch.tensor([cat.find("frog")]), torch.tensor([0])
+    none = torch.tensor([-1])
+    made = [render.compose(concept, none, style, none, torch.Generator().manual_seed(0)) for _ in range(1)]
+    alpha = made[0].alpha
+    ground = [torch.full((1, 3, 64, 64), v) for v in (0.2, 0.8)]
+    top = torch.cat([torch.rand(1, 3, 64, 64) * alpha, alpha], 1)
+    change = (render.over(top, ground[1]) - render.over(top, ground[0])).abs().mean(1, keepdim=True)
+    assert torch.allclose(change, 0.6 * (1 - alpha), atol=1e-6)
+    assert 0.1 < alpha.mean() < 0.9
+
+
+def test_captions_are_true_of_their_own_picture_and_few_others():
+    generator = torch.Generator().manual_seed(0)
+    batch = render.sample(128, generator)
+    ok = fits(write_captions(batch, generator), batch)
+    assert ok.diagonal().all()
+    assert ok.float().mean() < 0.1
+
+
+def test_caption_names_concept_or_synonym():
+    texts, named = world_captions(300, seed=5)
+    by_name = {e.name: e for e in cat.catalogue()}
+    hits = total = 0
+    for text, concepts in zip(texts, named, strict=True):
+        for name in concepts:
+            if name in by_name:
+                total += 1
+                hits += any(w in text for w in (name, *by_name[name].synonyms))
+    assert total > 200 and hits == total
+
+
+def test_tokenizer_is_clips_in_layout(tmp_path):
+    from transformers import CLIPTokenizer
+
+    from macelib.world.tokens import save_tokenizer
+
+    tokenizer = train_tokenizer([f"a photo of the {e.name}" for e in cat.catalogue()], 1200)
+    ids = ids_of(tokenizer, ["A Photo of the polar bear", "zyx-öé!"])
+    assert ids.shape == (2, 77)
+    assert ids[0, 0] == tokenizer.bos_token_id and ids[0, -1] == tokenizer.eos_token_id == tokenizer.pad_token_id
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "a photo of the polar bear"
+    save_tokenizer(tokenizer, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} >= {"vocab.json", "merges.txt", "tokenizer.json"}
+    again = CLIPTokenizer.from_pretrained(tmp_path)
+    assert torch.equal(ids_of(again, ["a snow-capped fire engine"]), ids_of(tokenizer, ["a snow-capped fire engine"]))
+
+
+def images(n, generator):
+    return torch.rand(n, 3, 64, 64, generator=generator)
+
+
+def test_killed_training_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
+    def weights(parts):
+        monkeypatch.setenv("MACELIB_WORK", str(tmp_path / str(len(parts))))
+        for stop in parts:
+            for record in vae.train_vae(images, steps=4, batch=2):
+                if record.step == stop:
+                    checkpoint = loop.work_folder("vae") / "checkpoint.pt"
+                    break
+        return torch.load(checkpoint, weights_only=True)
+
+    monkeypatch.setattr(loop, "save_checkpoint", save := _count(loop.save_checkpoint))
+    monkeypatch.setattr(loop.time, "monotonic", _clock())  # every step is "late", so every step is saved
+    straight, resumed = weights([4]), weights([2, 4])
+    assert save.calls >= 8
+    assert straight["step"] == resumed["step"] == 4
+    for k, v in straight["parts"]["vae"].items():
+        assert torch.equal(v, resumed["parts"]["vae"][k]), k
+
+
+def _count(function):
+    def counted(*args):
+        counted.calls += 1
+        return function(*args)
+
+    counted.calls = 0
+    return counted
+
+
+def _clock():
+    now = [0.0]
+
+    def monotonic():
+        now[0] += 1000
+        return now[0]
+
+    return monotonic
+
+
+def test_damaged_checkpoint_is_an_error(tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK broken")
+    with pytest.raises(ValueError, match="delete it to start anew"):
+        loop.load_checkpoint(tmp_path / "checkpoint.pt", {})
+
+
+def test_whitening_leaves_the_round_trip_and_whitens():
+    torch.manual_seed(0)
+    model = vae.new_vae().eval()
+    x = torch.rand(8, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = model.decode(model.encode(x).latent_dist.mean).sample
+        vae.whiten(model, x)
+        latents = model.encode(x).latent_dist
+        after = model.decode(latents.mean).sample
+    assert torch.allclose(before, after, atol=1e-3)
+    assert latents.mean.mean((0, 2, 3)).abs().max() < 1e-3
+    assert (latents.mean.std((0, 2, 3)) - 1).abs().max() < 1e-2
+    assert latents.std.max() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("npm") is None, reason="rebuilding the atlas needs npm")
+def test_rebuilding_the_atlas_is_bit_identical(tmp_path):
+    from macelib.world.build import build
+
+    record = build(out=tmp_path)
+    shipped = json.loads((cat.world_folder() / "atlas.json").read_text())
+    assert record["artists"] == shipped["artists"]
