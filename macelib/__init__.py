@@ -1,0 +1,29 @@
+"""macelib: mass concept erasure (MACE, CVPR 2024, arXiv 2403.06135) for text-to-image diffusion models."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Concept": "concepts",
+    "EraseConfig": "config",
+    "Erasure": "erasure",
+    "MaceError": "errors",
+    "erase": "job",  # a module of the same name would hide the function
+    "load_pipeline": "pipelines",
+    "trace": "attention",
+}
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str):
+    """Import a public name where it is first used, so that `import macelib` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'macelib' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

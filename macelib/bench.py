@@ -1,0 +1,229 @@
+"""Time and memory of stages 1 and 3 at the shapes of SD v1.4, on random data; text encoding is left out.
+
+`streamed` is macelib's way: one pass over the concepts, d x d sums, one map for all layers. `per_layer` is the common
+way, written fairly (vectorised, streamed): it accumulates W e^g e^fᵀ and W_i e eᵀ layer by layer.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from .concepts import Concept
+from .config import PRODUCTS
+from .erasure import Erasure, Part
+from .errors import MaceError
+from .fuse import fuse_sums
+from .refine import ConceptStatistics, accumulate, cholesky, gram, rank_for, solve_refinement
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Layer widths and prompt sizes; the defaults are those of SD v1.4."""
+
+    out: tuple[int, ...] = (320,) * 4 + (640,) * 4 + (1280,) * 12 + (640,) * 6 + (320,) * 6  # to_k and to_v, 16 layers
+    width: int = 768  # d
+    tokens: int = 77  # T
+    prompts: int = 30  # per concept
+    own: int = 2  # tokens of the concept in a prompt
+
+    def weights(self) -> list[Tensor]:
+        """Random W of every layer, (out, d) float32."""
+        g = torch.Generator().manual_seed(0)
+        return [torch.randn(out, self.width, generator=g) / self.width**0.5 for out in self.out]
+
+
+@dataclass(frozen=True)
+class Data:
+    """One concept's rows and LoRA, float32."""
+
+    e_f: Tensor  # (n, d) co-existing tokens
+    e_g: Tensor  # (n, d) the same tokens, anchored
+    own: Tensor  # (m, d) the concept's tokens
+    B: list[Tensor]  # per layer (out, 1)
+    D: Tensor  # (L, d)
+
+
+def random_concept(shapes: Shapes, seed: int) -> Data:
+    """Random data of one concept; e^g is near e^f, as anchored prompts are."""
+    g = torch.Generator().manual_seed(seed)
+    n, m, d = shapes.prompts * (shapes.tokens - shapes.own), shapes.prompts * shapes.own, shapes.width
+    e_f, own = torch.randn(n, d, generator=g), torch.randn(m, d, generator=g)
+    e_g = torch.randn(n, d, generator=g).mul_(0.3).add_(e_f)
+    B = (torch.randn(sum(shapes.out), 1, generator=g) * 0.02).split(shapes.out)
+    return Data(e_f, e_g, own, list(B), torch.randn(len(shapes.out), d, generator=g) * 0.02)
+
+
+def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: float, products: torch.dtype) -> None:
+    """Stages 1 and 3 (Eq. 2 and 7), written over W; the memory it takes does not grow with the number of concepts.
+
+    The D*_i are not kept: W* = W R̃ + M S⁻¹ with M = Σ B_i D_i C_i, as large as W and of its dtype.
+    """
+    d = W[0].shape[1]
+    X, G, C = (torch.zeros(d, d, dtype=torch.float64) for _ in range(3))
+    M, waiting = [torch.zeros_like(w) for w in W], []
+    for data in concepts:
+        G_i = torch.zeros_like(G)
+        for f, g in zip(data.e_f.split(1200), data.e_g.split(1200), strict=True):
+            accumulate(f, g, X, G_i, products)
+        G += G_i
+        C_i = gram(data.own, G_i, products)
+        C += C_i
+        waiting.append((data.B, (data.D.to(C_i) @ C_i).to(W[0])))  # D_i C_i, (L, d)
+        if len(waiting) == 16:
+            _flush(M, waiting)
+    _flush(M, waiting)
+    R = solve_refinement(X, G, P, lambda_, lambda_).R
+    del X, G, G_i, C_i
+    R_tilde = fuse_sums(R, C[:0], C, P, lambda_, lambda_).R_tilde.to(W[0])
+    S = cholesky(C.add_(P, alpha=lambda_).add_(torch.eye(d).to(C), alpha=lambda_))
+    for w, m in zip(W, M, strict=True):
+        w.copy_(torch.addmm(torch.cholesky_solve(m.T.double(), S).T.to(w), w, R_tilde))  # Eq. 7
+
+
+def _flush(M: list[Tensor], waiting: list) -> None:
+    """M_l += Σ b_i (D_i C_i)_l over the concepts that wait."""
+    if waiting:
+        DC = torch.stack([dc for _, dc in waiting], 1)  # (L, waiting, d)
+        for m, rows, *B in zip(M, DC, *(B for B, _ in waiting), strict=True):
+            m.addmm_(torch.cat(B, 1).to(m), rows)
+        waiting.clear()
+
+
+def per_layer(W: list[Tensor], concepts: Callable[[], Iterable[Data]], P: Tensor, lambda_: float) -> None:
+    """The same by Eq. 2 and Eq. 7 as they stand, float64, written over W: for every layer its own sums and solves.
+
+    Fair to a fault: the embeddings are read once for all layers, and the bracket on the right, which no layer changes,
+    is summed and factorised once, where common code does so per layer.
+    """
+    ridge, prior = lambda_ * torch.eye(W[0].shape[1], dtype=torch.float64), lambda_ * P
+    V = [w.double() for w in W]
+    top, bottom = [w @ (prior + ridge) for w in V], prior + ridge  # (out, d) per layer, (d, d)
+    for data in concepts():  # Eq. 2
+        f, g = data.e_f.double(), data.e_g.double()
+        for w, t in zip(V, top, strict=True):
+            t += (g @ w.T).T @ f
+        bottom = bottom + f.T @ f
+    L = torch.linalg.cholesky(bottom)
+    V1 = [torch.cholesky_solve(t.T, L).T for t in top]
+    top, bottom = [w @ prior + v @ ridge for w, v in zip(V, V1, strict=True)], prior + ridge
+    for data in concepts():  # Eq. 7
+        e = torch.cat([data.e_f, data.own]).double()
+        for v, t, b, row in zip(V1, top, data.B, data.D, strict=True):
+            t += (e @ v.T + torch.outer(e @ row.double(), b[:, 0].double())).T @ e
+        bottom = bottom + e.T @ e
+    L = torch.linalg.cholesky(bottom)
+    for w, t in zip(W, top, strict=True):
+        w.copy_(torch.cholesky_solve(t.T, L).T)
+
+
+class Meter:
+    """Seconds spent inside, without those that `feed` takes, and the most memory above the start in megabytes."""
+
+    def __enter__(self) -> "Meter":
+        self.process = psutil.Process()
+        self.base, self.peak, self.away, self.done = self.process.memory_info().rss, 0, 0.0, threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.seconds = time.perf_counter() - self.start - self.away
+        self.done.set()
+        self.thread.join()
+        self.megabytes = self.peak / 1e6
+
+    def _watch(self) -> None:
+        while not self.done.wait(0.003):
+            self.peak = max(self.peak, self.process.memory_info().rss - self.base)
+
+    def feed(self, shapes: Shapes, count: int, tell: Callable[[int], None]) -> Iterator[Data]:
+        """Random data of one concept after the other, made while the clock stands still."""
+        for i in range(count):
+            start = time.perf_counter()
+            data = random_concept(shapes, i)
+            tell(i)
+            self.away += time.perf_counter() - start
+            yield data
+
+
+def random_erasure(shapes: Shapes, count: int) -> Erasure:
+    """An erasure of random concepts, with LoRAs of rank 1 and factors of the stored rank."""
+    parts, k = [], rank_for(shapes.width)
+    for i in range(count):
+        g = torch.Generator().manual_seed(i)
+        Q = torch.linalg.qr(torch.randn(shapes.width, k, generator=g)).Q
+        half = torch.randn(k, 2 * k, generator=g)
+        Gq, Cq = half @ half.T, 1.1 * half @ half.T
+        Y = Q @ Gq + 0.1 * torch.randn(shapes.width, k, generator=g)
+        B = torch.randn(sum(shapes.out), 1, generator=g) * 0.02
+        D = torch.randn(len(shapes.out), 1, shapes.width, generator=g) * 0.02
+        parts.append(Part(Concept(f"concept {i}", "anchor"), ConceptStatistics(Q, Y, Gq, Cq, 0.0), B, D))
+    layers = {f"layer {i}": out for i, out in enumerate(shapes.out)}
+    return Erasure(tuple(parts), layers, shapes.width, "", torch.eye(shapes.width, dtype=torch.float64))
+
+
+def run(
+    concepts: int, products: str, reference: int, toggle: bool, progress=None, shapes: Shapes | None = None
+) -> list[str]:
+    """Measure, and say it in lines; `progress(stage, done, total, detail)`. MaceError for unknown products."""
+    if products not in (*PRODUCTS, "both"):
+        raise MaceError(f"products is {products!r}; choose from {', '.join(PRODUCTS)}, both.")
+    shapes, tell, lines, results = shapes or Shapes(), progress or (lambda *_: None), [], {}
+    P = torch.eye(shapes.width, dtype=torch.float64)
+    chosen = list(PRODUCTS) if products == "both" else [products]
+    warm = Shapes(out=(64,), width=256)  # the libraries' own start is not measured
+    streamed(warm.weights(), [random_concept(warm, 0)], torch.eye(256, dtype=torch.float64), 1.0, torch.float64)
+    rounds = [(name, concepts) for name in chosen] + ([(chosen[0], reference)] if reference else [])
+    for name, count in rounds:
+        W, label = shapes.weights(), f"{name}, {count} concepts"
+        with Meter() as meter:
+            feed = meter.feed(shapes, count, lambda i, s=label, n=count: tell(s, i + 1, n, ""))
+            streamed(W, feed, P, 1.0, PRODUCTS[name])
+        results[name, count] = W, meter
+        lines.append(f"stages 1+3, {label}: {meter.seconds:.2f} s, {meter.megabytes:.0f} MB above the start")
+    if products == "both":
+        lines.append(
+            f"mixed against fp64: max relative error {_error(results, *((n, concepts) for n in PRODUCTS)):.1e}"
+        )
+    if reference:
+        W, label = shapes.weights(), f"per layer, {reference} concepts"
+        with Meter() as meter:
+            count = iter(range(1, 2 * reference + 1))
+            per_layer(
+                W, lambda: meter.feed(shapes, reference, lambda i: tell(label, next(count), 2 * reference, "")), P, 1.0
+            )
+        results["reference", reference], ours = (W, meter), results[chosen[0], reference][1]
+        error = _error(results, (chosen[0], reference), ("reference", reference))
+        lines.append(f"{label}: {meter.seconds:.2f} s, {meter.megabytes:.0f} MB above the start")
+        times, memory = meter.seconds / ours.seconds, meter.megabytes / max(ours.megabytes, 1e-3)
+        lines.append(f"ratio: {times:.1f} in time, {memory:.1f} in memory; max relative error {error:.1e}")
+    if toggle:
+        lines.append(f"one of {concepts} concepts off, and on again: {' s, '.join(_toggle(shapes, concepts))} s")
+    return lines
+
+
+def _toggle(shapes: Shapes, concepts: int) -> list[str]:
+    """Seconds to leave one concept out, and to take it in again: re-fuse and write every weight."""
+    erasure, layers = random_erasure(shapes, concepts), [f"layer {i}" for i in range(len(shapes.out))]
+    W = dict(zip(layers, shapes.weights(), strict=True))
+    model, seconds = {name: w.clone() for name, w in W.items()}, []
+    _ = erasure.fusion
+    for change in (lambda e: e.without("concept 0"), lambda e: e + erasure.only("concept 0")):
+        start = time.perf_counter()
+        erasure_ = change(erasure if not seconds else erasure_)  # noqa: F821
+        for name, w in erasure_.weights(W):
+            model[name].copy_(w)
+        seconds.append(time.perf_counter() - start)
+    return [f"{s:.2f}" for s in seconds]
+
+
+def _error(results: dict, one: tuple, other: tuple) -> float:
+    """Largest difference between two results, relative to the largest weight."""
+    pairs = list(zip(results[one][0], results[other][0], strict=True))
+    return max(float((a - b).abs().max()) for a, b in pairs) / max(float(b.abs().max()) for _, b in pairs)

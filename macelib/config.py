@@ -1,0 +1,207 @@
+"""Settings of an erasure: one frozen dataclass per stage, defaults by kind of concept, YAML in and out.
+
+The hyper-parameters that depend on the kind of a concept stand in one table, `KINDS`. A field that is None in
+`EraseConfig` is read from it; a field that is set holds for every concept.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from .errors import MaceError
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """What has to stay as it is: captions of general content, and prompts or names of the domain."""
+
+    captions: str | None = None  # .txt, .json (COCO captions) or .csv; None: the built-in captions of the model
+    domain: tuple[str, ...] = ()  # prompts to preserve with extra weight, e.g. names to keep
+    lambda3: float = 1.0  # weight of the domain prompts beside the general captions
+    use: bool = True  # False: no prior, whatever lambda1 and lambda2 say
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """Stage 1, Eq. 2."""
+
+    lambda0: float = 1.0  # ridge towards the original weights
+    lambda1: float = 1.0  # weight of the prior: as much as lambda1 captions
+    products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
+
+
+@dataclass(frozen=True)
+class ImagesConfig:
+    """Training images of stage 2 and the concept's mask in them; None: by kind."""
+
+    count: int | None = None  # images per concept
+    steps: int = 25  # denoising steps
+    guidance: float | None = None  # classifier-free guidance scale; None: the pipeline's own
+    batch: int = 8  # images drawn at once
+    masks: Literal["attention", "grounding", "full"] | None = None  # where the concept is; None: by kind
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Stage 2, Eq. 3-5: the fields of `macelib.lora.TrainConfig`; None: by kind."""
+
+    rank: int | None = None  # of a concept's LoRA
+    steps: int | None = None  # AdamW steps per concept
+    lr: float | None = None  # learning rate
+    timesteps: Literal["cfis", "uniform", "adaptive"] | None = None  # how the training timestep is drawn
+    t1: int | None = None  # Eq. 5, timestep 0-999
+    t2: int | None = None  # Eq. 5, timestep 0-999
+    gamma: float | None = None  # Eq. 5, steepness
+    squared: bool | None = None  # Eq. 3; False: the sum of unsquared norms
+    include_eos: bool | None = None  # [EOS] and padding belong to S in Eq. 3
+    clip: float | None = None  # largest gradient norm of one concept's LoRA
+    concepts_per_pass: int | None = None  # concepts trained in one forward pass
+    autocast: Literal["bf16", "fp16"] | None = None  # precision of the forward pass; None: as loaded
+    gradient_checkpointing: bool | None = None  # less memory, more time
+
+
+@dataclass(frozen=True)
+class FuseConfig:
+    """Stage 3, Eq. 7 ("closed") or the plain sum of Eq. 6 ("naive", a baseline)."""
+
+    method: Literal["closed", "naive"] = "closed"
+    lambda0: float = 1.0  # ridge towards the refined weights
+    lambda2: float = 1.0  # weight of the prior: as much as lambda2 captions
+
+
+PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # of refine.products
+
+# The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
+# (X, G, C) in Eq. 2 and Eq. 7: a kind that needs a weaker prior than the others has a larger weight.
+KINDS: dict[str, dict[str, Any]] = {
+    "object": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+    "style": {"weight": 1.0, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
+    "celebrity": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+}
+
+
+@dataclass(frozen=True)
+class EraseConfig:
+    """Everything `erase` is told besides the pipeline and the concepts."""
+
+    seed: int = 0  # of the images, the LoRAs and the timesteps
+    defaults: Literal["object", "style", "celebrity"] | None = None  # row of KINDS for all; None: each concept's kind
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    images: ImagesConfig = field(default_factory=ImagesConfig)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    fuse: FuseConfig = field(default_factory=FuseConfig)
+
+    def __post_init__(self):
+        for name, at_least in _RANGES.items():
+            value = self
+            for part in name.split("."):
+                value = getattr(value, part)
+            if value is not None and not value >= at_least:
+                raise MaceError(f"{name} is {value!r}; allowed: {at_least} or more.")
+
+    def kind(self, kind: str) -> dict[str, Any]:
+        """Row of `KINDS` for a concept's kind; MaceError where there is none."""
+        kind = self.defaults or kind
+        if kind not in KINDS:
+            raise MaceError(f"kind {kind!r} has no defaults; choose from {', '.join(KINDS)}.")
+        return KINDS[kind]
+
+    def training(self, kind: str):
+        """`macelib.lora.TrainConfig` of one kind of concept: fields set here, else `KINDS`, else its own defaults."""
+        from .lora import TrainConfig
+
+        chosen = {k: v for k, v in dataclasses.asdict(self.train).items() if v is not None}
+        return TrainConfig(**{"seed": self.seed, **self.kind(kind)["train"], **chosen})
+
+    def image_count(self, kind: str) -> int:
+        """Training images per concept."""
+        return self.images.count or self.kind(kind)["count"]
+
+    def mask_source(self, kind: str) -> str:
+        """Where the masks of a kind of concept come from; a style has no place of its own: the full image."""
+        return "full" if kind == "style" else self.images.masks or self.kind(kind)["masks"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and YAML."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "EraseConfig":
+        """Inverse of `to_dict`; missing fields keep their defaults. MaceError: field, value and what is allowed."""
+        return _build(cls, values, "")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "EraseConfig":
+        """Read a YAML file of the shape of `to_dict`."""
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise MaceError(f"The settings in {path} cannot be read ({error}): give a YAML file.") from error
+        return cls.from_dict(values or {})
+
+
+_RANGES = {
+    "prior.lambda3": 0, "refine.lambda0": 0, "refine.lambda1": 0, "fuse.lambda0": 0, "fuse.lambda2": 0,
+    "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1, "train.steps": 1,
+    "train.lr": 0, "train.concepts_per_pass": 1, "train.clip": 0, "train.t1": 0, "train.t2": 0, "train.gamma": 0,
+}  # fmt: skip
+
+
+def _build(cls, values: Any, prefix: str):
+    """Dataclass from a mapping, each value checked against the field's annotation."""
+    if not isinstance(values, dict):
+        raise MaceError(f"{prefix.rstrip('.') or 'The settings'} is {values!r}; allowed: a mapping of fields.")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise MaceError(f"{prefix}{name} is not a setting; choose from {', '.join(prefix + n for n in hints)}.")
+    return cls(**{name: _value(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type that `hint` says, or MaceError."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the second where a Literal is part of it
+    options = typing.get_args(hint) if union else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return _build(option, value, name + ".")
+        if typing.get_origin(option) is Literal and isinstance(value, str) and value in typing.get_args(option):
+            return value
+        if option is types.NoneType and value is None:
+            return None
+        is_texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        if typing.get_origin(option) is tuple and is_texts:
+            return tuple(value)
+        if option in (bool, str) and isinstance(value, option):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is float and (number := _number(value)) is not None:
+            return number
+    raise MaceError(f"{name} is {value!r}; allowed: {' or '.join(_say(option) for option in options)}.")
+
+
+def _number(value: Any) -> float | None:
+    """A finite float from a number, or from text such as 1e-4, which YAML reads as text."""
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number is not None and abs(number) < float("inf") else None
+
+
+def _say(hint: Any) -> str:
+    """A type in words."""
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "a list of text"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "nothing (null)")

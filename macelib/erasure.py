@@ -1,0 +1,264 @@
+"""The artefact: an erasure that is megabytes, applied and removed in place, and re-fused per concept.
+
+An erasure holds, per concept, a LoRA (B_i, D_i) and the factors of its statistics (X_i, G_i, C_i), and the prior P.
+The text-space map R (Eq. 2) and the fusion (R̃, D*; Eq. 7) follow from them by two d x d solves, so adding, leaving out
+or scaling a concept needs no model pass.
+"""
+
+import dataclasses
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .concepts import Concept
+from .config import EraseConfig
+from .errors import MaceError
+from .fuse import Fusion, fuse_sums, fused_weight
+from .pipelines import kv_weights
+from .refine import ConceptStatistics, Refinement, solve_refinement
+from .swap import base_hash, originals, remove
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Part:
+    """What an erasure holds of one concept."""
+
+    concept: Concept
+    statistics: ConceptStatistics  # factors of X, G, C: Q, Y (d, k), Gq, Cq (k, k)
+    B: Tensor  # (out of all layers, r), rows in the order of Erasure.layers
+    D: Tensor  # (L, r, d)
+    weight: float = 1.0  # of the statistics, by the kind of concept
+    strength: float = 1.0  # 0: drawn as before, 1: erased
+
+    @property
+    def sums(self) -> Tensor:
+        """X, G, C of the concept as they enter Eq. 2 and Eq. 7: (3, d, d) fp64."""
+        s = self.statistics.scaled(self.strength)
+        return self.weight * torch.stack([s.X(), s.G(), s.C()])
+
+    def lora(self, layers: Mapping[str, int], name: str) -> tuple[Tensor, Tensor]:
+        """B (out, r) and D (r, d) of one layer."""
+        i = list(layers).index(name)
+        return self.B.split(list(layers.values()))[i], self.D[i]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Erasure:
+    """Erased concepts of one base model; every method that changes it returns a new one."""
+
+    parts: tuple[Part, ...]
+    layers: dict[str, int]  # name -> out features of every to_k and to_v, in execution order
+    width: int  # d, of a text embedding
+    base: str  # hash of the model it was made for
+    P: Tensor | None = None  # (d, d) fp64, Σ e eᵀ of the prior per caption
+    prior_key: str = ""
+    config: EraseConfig = field(default_factory=EraseConfig)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        held = ", ".join(f"{p.concept.name} -> {p.concept.anchor} x {p.strength:g}" for p in self.parts[:8])
+        return f"<Erasure of {len(self.parts)} concepts: {held}{', ...' if len(self.parts) > 8 else ''}>"
+
+    # --- what is erased -------------------------------------------------------------------------------------------
+
+    @property
+    def concepts(self) -> list[Concept]:
+        """The erased concepts."""
+        return [part.concept for part in self.parts]
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """Strength by name of concept."""
+        return {part.concept.name: part.strength for part in self.parts}
+
+    def without(self, *names: str) -> "Erasure":
+        """The erasure without these concepts (names, or one list of them); MaceError for a name it does not hold."""
+        chosen = self._names(names)
+        return self.of([p for p in self.parts if p.concept.name not in chosen])
+
+    def only(self, *names: str) -> "Erasure":
+        """The erasure of these concepts alone (names, or one list of them); MaceError for a name it does not hold."""
+        chosen = self._names(names)
+        return self.of([p for p in self.parts if p.concept.name in chosen])
+
+    def scaled(self, strengths: Mapping[str, float] | float) -> "Erasure":
+        """The erasure with other strengths, by name or one for all: 0 draws the concept as before, 1 erases it."""
+        if not isinstance(strengths, Mapping):
+            strengths = dict.fromkeys(self.strengths, strengths)
+        self._names(strengths)
+        for name, strength in strengths.items():
+            if not 0 <= strength <= 2:
+                raise MaceError(f"The strength of {name!r} is {strength!r}; allowed: 0 (as before) to 2 (1: erased).")
+        new = [dataclasses.replace(p, strength=float(strengths.get(p.concept.name, p.strength))) for p in self.parts]
+        return self.of([a if a.strength == b.strength else b for a, b in zip(self.parts, new, strict=True)])
+
+    def __add__(self, other: "Erasure") -> "Erasure":
+        """Both erasures as one; the settings of stages 1 and 3 and the order are the left one's.
+
+        Priors that differ are averaged over the concepts. MaceError where the bases differ or a concept is in both.
+        """
+        if not isinstance(other, Erasure):
+            return NotImplemented
+        if self.base != other.base or self.layers != other.layers:
+            raise MaceError("The two erasures were made for different models; add erasures of the same base only.")
+        if both := sorted(set(self.strengths) & set(other.strengths)):
+            raise MaceError(f"Both erasures hold {', '.join(both)}; leave it out of one with .without(...).")
+        if not self.parts or not other.parts:
+            return self if self.parts else other
+        total = self.of([*self.parts, *other.parts])
+        if self.prior_key == other.prior_key:
+            return total
+        share = len(self.parts) / len(total.parts)
+        zero = torch.zeros(self.width, self.width, dtype=torch.float64)
+        P = share * (zero if self.P is None else self.P) + (1 - share) * (zero if other.P is None else other.P)
+        return total.with_prior(P, f"{self.prior_key}+{other.prior_key}")
+
+    def with_prior(self, P: Tensor | None, key: str = "") -> "Erasure":
+        """The erasure re-fused with another prior: P (d, d), normalised per caption."""
+        return dataclasses.replace(self, P=P, prior_key=key)
+
+    def with_config(self, config: EraseConfig) -> "Erasure":
+        """The erasure re-fused with other settings of stages 1 and 3 (lambda0, lambda1, lambda2, method)."""
+        return dataclasses.replace(self, config=config)
+
+    def _names(self, names: Iterable) -> set[str]:
+        flat = {n for name in names for n in ([name] if isinstance(name, str) else name)}
+        if missing := sorted(flat - set(self.strengths)):
+            raise MaceError(
+                f"{', '.join(missing)} is not in this erasure; it holds {', '.join(self.strengths) or 'none'}."
+            )
+        return flat
+
+    def of(self, parts: Iterable[Part]) -> "Erasure":
+        """The same with other parts; the running sums follow by the parts that left and came, where those are fewer."""
+        parts = tuple(parts)
+        new = dataclasses.replace(self, parts=parts)
+        before, after = {id(p): p for p in self.parts}, {id(p): p for p in parts}
+        left, came = [before[i] for i in before.keys() - after], [after[i] for i in after.keys() - before]
+        if "_sums" in self.__dict__ and len(left) + len(came) < len(parts):
+            sums = self._sums.clone()
+            for sign, changed in ((-1, left), (1, came)):
+                for part in changed:
+                    sums += sign * part.sums
+            new.__dict__["_sums"] = sums
+        return new
+
+    # --- stages 1 and 3 -------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _sums(self) -> Tensor:
+        """Σ X_i, Σ G_i, Σ C_i: (3, d, d) fp64."""
+        total = torch.zeros(3, self.width, self.width, dtype=torch.float64)
+        for part in self.parts:
+            total += part.sums
+        return total
+
+    @cached_property
+    def refinement(self) -> Refinement:
+        """Stage 1 of the concepts together, Eq. 2: R (d, d), its condition number and residual."""
+        X, G, _ = self._sums
+        lambda1 = self.config.refine.lambda1 if self.P is not None else 0.0
+        return solve_refinement(X, G, self.P, lambda1, self.config.refine.lambda0)
+
+    @cached_property
+    def fusion(self) -> Fusion:
+        """Stage 3, Eq. 7 (or Eq. 6): R̃ (d, d) and the D*_i of all concepts, side by side per layer: (L, Σr, d)."""
+        f, C = self.config.fuse, self._sums[2]
+        D = [torch.zeros(len(self.layers), 0, self.width), *(p.strength * p.D for p in self.parts)]
+        if not self.parts or f.method == "naive":
+            R = self.refinement.R if self.parts else torch.eye(self.width, dtype=C.dtype)
+            return Fusion(R, torch.cat(D, 1))
+        DC = [
+            p.weight * p.statistics.times_C(M.flatten(0, 1)).view(M.shape)
+            for p, M in zip(self.parts, D[1:], strict=True)
+        ]
+        lambda2 = f.lambda2 if self.P is not None else 0.0
+        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, lambda2, f.lambda0)
+
+    @cached_property
+    def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """The fused LoRA by layer: the B_i side by side (out, Σr), the D*_i one below the other (Σr, d); float32."""
+        B = [torch.zeros(sum(self.layers.values()), 0), *(p.B for p in self.parts)]
+        B = torch.cat(B, 1).split(list(self.layers.values()))
+        return dict(zip(self.layers, zip(B, self.fusion.D_star.float(), strict=True), strict=True))
+
+    def weights(self, W: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """W* = W R̃ + Σ B_i D*_i of every layer (out, d), computed in float32 on the device of W, in the dtype of W."""
+        for name, (B, D) in self.lora.items():
+            one = Fusion(self.fusion.R_tilde, [{name: D}] if D.numel() else [])
+            yield name, fused_weight(W[name], one, [{name: B}] if D.numel() else [], name, torch.float32)
+
+    # --- in the model ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def apply(self, pipe, force: bool = False) -> "Erasure":
+        """Write W* = W R̃ + Σ B_i D*_i into the pipeline, in place; what another erasure wrote there is replaced.
+
+        MaceError where the pipeline is not the one it was made for, unless `force` and the shapes agree.
+        """
+        self.check(pipe, force)
+        weights, W = kv_weights(pipe.unet), originals(pipe.unet)
+        new = dict(self.weights({name: w.to(weights[name].device) for name, w in W.items()}))
+        pipe.unet._macelib_originals = W
+        pipe.unet._macelib_base = (W, base_hash(pipe) if force else self.base)
+        for name, w in new.items():
+            weights[name].copy_(w)
+        return self
+
+    def remove(self, pipe) -> None:
+        """Give the pipeline its original weights back, bit for bit; nothing happens where no erasure is applied."""
+        remove(pipe)
+
+    def check(self, pipe, force: bool = False) -> None:
+        """MaceError where the pipeline is not the one it was made for; with `force`, only where shapes differ."""
+        shapes = {name: tuple(w.shape) for name, w in originals(pipe.unet).items()}
+        if shapes != {name: (out, self.width) for name, out in self.layers.items()}:
+            raise MaceError(
+                f"This erasure has {len(self.layers)} layers for text embeddings of {self.width}, the pipeline "
+                "has other shapes: load the model that it was made for."
+            )
+        if not force and base_hash(pipe) != self.base:
+            raise MaceError(
+                "This erasure was made for another base model (the weights differ): load that model, "
+                "or pass force=True to apply it all the same."
+            )
+
+    # --- on disk --------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything into one safetensors file; `load` gives it back exactly."""
+        from .store import save
+
+        return save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Erasure":
+        """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
+        from .store import load
+
+        return load(path)
+
+    def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
+        """Write the erased model for other programs: "pipeline", "weights" or "lora" (see `macelib.export`)."""
+        from .export import export
+
+        return export(self, pipe, folder, format, force)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that an erasure is made with."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version(), "macelib": __version__}
+    for name in ("torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found

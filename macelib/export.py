@@ -1,0 +1,91 @@
+"""An erasure for other programs: a diffusers folder, the changed weights alone, or LoRA files."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import MaceError
+from .files import atomic
+from .fuse import Fusion, fused_weight
+from .swap import originals, untouched
+
+FORMATS = {
+    "pipeline": "The erased pipeline: DiffusionPipeline.from_pretrained(FOLDER).",
+    "weights": "unet.safetensors holds the changed weights: "
+    "pipe.unet.load_state_dict(safetensors.torch.load_file(FILE), strict=False).",
+    "lora": "ComfyUI, A1111: lora_standalone.safetensors on the original model, strength 1 (UNet only).\n"
+    "diffusers: load base.safetensors into pipe.unet (load_state_dict, strict=False), then "
+    'pipe.load_lora_weights(FOLDER, weight_name="lora.safetensors").',
+}
+
+
+def check_format(format: str) -> None:
+    """MaceError for a format that is not in FORMATS."""
+    if format not in FORMATS:
+        raise MaceError(f"There is no export format {format!r}; choose from {', '.join(FORMATS)}.")
+
+
+def export(erasure, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
+    """Write the erased model into a new folder, with a README.txt on loading it; the pipeline is left as it was.
+
+    MaceError: unknown format, a folder that holds something, a pipeline of another base (unless `force`).
+    """
+    check_format(format)
+    folder = Path(folder)
+    if folder.exists():
+        if not folder.is_dir() or any(folder.iterdir()):
+            raise MaceError(f"{folder} exists and is not empty: export to a new folder.")
+        folder.rmdir()
+    if not erasure.parts:
+        raise MaceError("This erasure holds no concept: there is nothing to export.")
+    erasure.check(pipe, force)
+    with atomic(folder) as temporary, torch.no_grad():
+        temporary.mkdir(parents=True)
+        _WRITERS[format](erasure, pipe, temporary)
+        (temporary / "README.txt").write_text(FORMATS[format] + "\n", encoding="utf-8")
+    return folder
+
+
+def _pipeline(erasure, pipe, folder: Path) -> None:
+    with untouched(pipe):
+        erasure.apply(pipe, force=True)
+        pipe.save_pretrained(folder)
+
+
+def _weights(erasure, pipe, folder: Path) -> None:
+    _save(dict(erasure.weights(originals(pipe.unet))), folder / "unet.safetensors")
+
+
+def _lora(erasure, pipe, folder: Path) -> None:
+    W, fusion = originals(pipe.unet), erasure.fusion
+    left, right = low_rank(fusion.R_tilde - torch.eye(erasure.width, dtype=fusion.R_tilde.dtype))
+    base, plain, kohya = {}, {}, {}
+    for name, (B, D) in erasure.lora.items():
+        base[name] = fused_weight(W[name], Fusion(fusion.R_tilde, []), [], name, torch.float32)  # W R̃
+        plain |= {f"unet.{name}.lora_A.weight": D, f"unet.{name}.lora_B.weight": B}
+        up = torch.cat([W[name].cpu().double() @ left, B.double()], 1)  # (out, ρ + Σr): W R̃ = W + (W left) right
+        down = torch.cat([right, D.double()])  # (ρ + Σr, d)
+        key = "lora_unet_" + name.replace(".", "_")
+        kohya |= {f"{key}.lora_up.weight": up.float(), f"{key}.lora_down.weight": down.float()}
+        kohya[f"{key}.alpha"] = torch.tensor(float(len(down)))  # alpha = rank: scale 1
+    _save(base, folder / "base.safetensors")
+    save_file(plain, folder / "lora.safetensors")
+    save_file(kohya, folder / "lora_standalone.safetensors")
+
+
+_WRITERS = {"pipeline": _pipeline, "weights": _weights, "lora": _lora}
+
+
+def low_rank(M: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """M (d, d) as (d, ρ) times (ρ, d) with the smallest ρ for a relative Frobenius error of `tolerance`; ρ >= 1."""
+    U, S, Vh = torch.linalg.svd(M)
+    tail = S.square().flip(0).cumsum(0).flip(0).sqrt()  # error if cut before this direction
+    rank = max(1, int((tail > tolerance * tail[0]).sum()))
+    return U[:, :rank] * S[:rank], Vh[:rank]
+
+
+def _save(weights: dict[str, Tensor], path: Path) -> None:
+    """Weights by layer as entries of the UNet's state dict."""
+    save_file({f"{name}.weight": w.contiguous().cpu() for name, w in weights.items()}, path)

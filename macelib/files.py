@@ -1,0 +1,77 @@
+"""Atomic writes, the cache folder, and content hashes."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import MaceError
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`, renamed to `path` on success and deleted on any error.
+
+    The temporary name keeps the suffix, so writers that look at it still work. Works for a folder, too, where `path`
+    does not exist yet. Raises MaceError where the folder cannot be written or the disk is full.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        temporary = holder / path.name
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MaceError(f"{path} could not be written ({error}): free some space or choose another folder.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """$MACELIB_CACHE, or `macelib` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache); created when first asked."""
+    if os.environ.get("MACELIB_CACHE"):
+        folder = Path(os.environ["MACELIB_CACHE"]).expanduser()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "macelib"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MaceError(f"The cache folder {folder} cannot be made ({error}): set MACELIB_CACHE to one.") from error
+    return folder
+
+
+def data_folder() -> Path:
+    """Models, protocols and lists: $MACELIB_DATA, or `data` in the installed package, or `data` beside the package."""
+    if os.environ.get("MACELIB_DATA"):
+        return Path(os.environ["MACELIB_DATA"]).expanduser()
+    package = Path(__file__).resolve().parent
+    return package / "data" if (package / "data").is_dir() else package.parent / "data"
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 (hex) over name, dtype, shape and bytes of every tensor, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def hash_text(*parts) -> str:
+    """sha256 (hex) over the parts as text, each with its length before it, so that ("ab",) and ("a", "b") differ."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = str(part).encode()
+        digest.update(f"{len(data)}:".encode() + data)
+    return digest.hexdigest()

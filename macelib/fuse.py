@@ -1,0 +1,91 @@
+"""Stage 3: closed-form fusion of the concepts' LoRAs (Eq. 7): W* = W R̃ + Σ B_i D*_i."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import MaceError
+from .refine import ConceptStatistics, cholesky, condition_number
+
+
+@dataclass
+class Fusion:
+    """One text-space map and one LoRA of rank Σ r_i per layer."""
+
+    R_tilde: Tensor  # (d, d) float64
+    D_star: list[dict[str, Tensor]] | Tensor  # float64: per concept, layer -> (r_i, d); from `fuse_sums`: (..., d)
+    condition: float = 1.0  # of S
+
+
+def fuse_sums(
+    R: Tensor, DC: Tensor, C: Tensor, P: Tensor | None = None, lambda2: float = 0.0, lambda0: float = 1.0
+) -> Fusion:
+    """Eq. 7 with W factored out, for every layer at once, from the rows D_i C_i and the sum C = Σ C_i:
+
+    S = C + λ2 P + λ0 I,   D*_i = D_i C_i S⁻¹,   R̃ = R + λ2 (I − R) P S⁻¹   (λ0 keeps W' = W R: it leaves R alone)
+
+    R, C, P: (d, d). DC: (..., d), any rows. MaceError for a negative λ and for an S that is not positive definite.
+    """
+    if lambda0 < 0 or lambda2 < 0 or (lambda2 and P is None):
+        raise MaceError(f"λ0 = {lambda0:g} and λ2 = {lambda2:g} must not be negative, and λ2 needs a prior P.")
+    R = R.double()
+    identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
+    prior = lambda2 * P.to(R) if lambda2 else torch.zeros_like(R)
+    S = C.to(R) + prior + lambda0 * identity
+    L = cholesky(S)
+    rows = torch.cat([(identity - R) @ prior, DC.to(R).reshape(-1, len(R))])  # (d + number of rows of DC, d)
+    solved = torch.cholesky_solve(rows.T, L).T.contiguous()
+    return Fusion(R + solved[: len(R)], solved[len(R) :].reshape(DC.shape), condition_number(S, L))
+
+
+def fuse(
+    R: Tensor,
+    D: Sequence[dict[str, Tensor]],
+    C: Sequence[Tensor | ConceptStatistics],
+    P: Tensor | None = None,
+    lambda2: float = 0.0,
+    lambda0: float = 1.0,
+) -> Fusion:
+    """Eq. 7 (see `fuse_sums`) for LoRAs by concept and layer.
+
+    R, P: (d, d). D: per concept, layer -> (r_i, d). C: per concept (d, d), or its factors. MaceError also for lists
+    that do not pair.
+    """
+    if len(D) != len(C):
+        raise MaceError(f"There are LoRAs of {len(D)} concepts and statistics of {len(C)}: one of each per concept.")
+    R = R.double()
+    total, parts = torch.zeros_like(R), [R.new_zeros(0, len(R))]
+    for d, c in zip(D, C, strict=True):
+        factors = isinstance(c, ConceptStatistics)
+        total += (c.C() if factors else c).to(R)
+        rows = torch.cat([R.new_zeros(0, len(R)), *(m.to(R) for m in d.values())])  # D_i of all layers
+        parts.append(c.times_C(rows) if factors else rows @ c.to(R))
+    fusion = fuse_sums(R, torch.cat(parts), total, P, lambda2, lambda0)
+    rows = iter(fusion.D_star.split([len(m) for d in D for m in d.values()]) if any(D) else ())
+    return Fusion(fusion.R_tilde, [{name: next(rows) for name in d} for d in D], fusion.condition)
+
+
+def fuse_naive(R: Tensor, D: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> Fusion:
+    """The weighted sum of the LoRAs, W* = W' + Σ w_i B_i D_i (Eq. 6), kept as a baseline."""
+    if len(D) != len(weights):
+        raise MaceError(f"There are LoRAs of {len(D)} concepts and {len(weights)} weights: one weight per concept.")
+    D_star = [{name: w * m.double() for name, m in d.items()} for d, w in zip(D, weights, strict=True)]
+    return Fusion(R.double(), D_star)
+
+
+def fused_weight(
+    W: Tensor, fusion: Fusion, B: Sequence[dict[str, Tensor]], name: str, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """W* = W R̃ + Σ B_i D*_i (Eq. 7) of one layer (out, d), computed in `dtype` as W + W (R̃ − I) + ..., in W's dtype.
+
+    B: per concept, layer name -> (out, r_i).
+    """
+    V = W.to(dtype)
+    change = (fusion.R_tilde - torch.eye(len(fusion.R_tilde)).to(fusion.R_tilde)).to(V)
+    new = torch.addmm(V, V, change)
+    pairs = [(b[name], d[name]) for b, d in zip(B, fusion.D_star, strict=True) if name in d]
+    if pairs:
+        new.addmm_(torch.cat([b for b, _ in pairs], 1).to(V), torch.cat([d for _, d in pairs]).to(V))
+    return new.to(W.dtype)

@@ -1,0 +1,188 @@
+"""Concepts that train in one forward pass: parameters, optimiser, random state, checkpoint. One row per concept."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import MaceError
+from .files import atomic, hash_tensors, hash_text
+from .persample import PerSample
+from .pipelines import kv_weights
+
+log = logging.getLogger(__name__)
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+BINS, FOLLOW = 20, 0.9  # of the timesteps, for "adaptive"; share of draws that follow the loss (the rest: uniform)
+WARMUP, DECAY, DIVERGED = 5, 0.8, 10.0  # steps of the first mean loss, memory of the recent one, their largest ratio
+
+
+def generator(seed: int, name: str) -> torch.Generator:
+    """The random numbers of one concept, whatever it is trained with; on the CPU, so the same for every device."""
+    digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+class Group:
+    """N concepts in training; `config` is a TrainConfig, `density` (T,) the probability of each timestep."""
+
+    def __init__(self, pipe, examples: list, config, density: Tensor):
+        if len(shapes := {tuple(e.latents.shape[1:]) for e in examples}) > 1:
+            raise MaceError(f"Images of one pass must have one size; these latents have {sorted(shapes)}.")
+        self.examples, self.config, self.density, self.step = examples, config, density, 0
+        self.weights = kv_weights(pipe.unet)
+        self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
+        self.alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod  # ᾱ_t (T,)
+        self.generators = [generator(config.seed, e.name) for e in examples]
+        rows = [self._initial(g) for g in self.generators]
+        self.flat = torch.nn.Parameter(torch.stack(rows).to(self.device))  # (N, all of B and D)
+        self.optimizer = torch.optim.AdamW([self.flat], lr=config.lr)
+        N = len(examples)
+        self.bins = torch.zeros(N, BINS)  # running mean loss by timestep; 0: not drawn yet
+        self.first, self.recent = torch.zeros(N), torch.zeros(N)  # mean loss of the first steps, and of late
+
+    def _initial(self, g: torch.Generator) -> Tensor:
+        """B = 0, D ~ N(0, 1/d): one row of `flat`."""
+        r, parts = self.config.rank, []
+        for out, d in (w.shape for w in self.weights.values()):
+            parts += [torch.zeros(out * r), torch.randn(r * d, generator=g) * d**-0.5]
+        return torch.cat(parts)
+
+    def views(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """B (N, out, r) and D (N, r, d) by layer, as views of `flat`."""
+        r, B, D, at = self.config.rank, {}, {}, 0
+        for name, (out, d) in ((n, w.shape) for n, w in self.weights.items()):
+            B[name] = self.flat[:, at : at + out * r].unflatten(1, (out, r))
+            at += out * r
+            D[name] = self.flat[:, at : at + r * d].unflatten(1, (r, d))
+            at += r * d
+        return B, D
+
+    def train_step(self, forward: PerSample) -> tuple[Tensor, Tensor]:
+        """One AdamW step of every concept; returns losses and timesteps (N,), both on the CPU."""
+        t, inputs = self.draw()
+        autocast = AUTOCAST.get(self.config.autocast)
+        with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
+            losses = forward(*inputs[:-1], *self.views(), added=inputs[-1])  # (N,)
+        self.flat.grad = None
+        losses.sum().backward()
+        losses = losses.detach().cpu()
+        self._check(losses, torch.isfinite(self.flat.grad).all(1).cpu())
+        if self.config.clip:
+            norm = self.flat.grad.norm(dim=1, keepdim=True)  # (N, 1)
+            self.flat.grad *= (self.config.clip / (norm + 1e-6)).clamp(max=1)
+        self.optimizer.step()
+        self.step += 1
+        self._remember(losses, t)
+        return losses, t
+
+    def draw(self) -> tuple[Tensor, tuple]:
+        """Timesteps (N,) and the arguments of the forward pass: x_t = √ᾱ x + √(1 − ᾱ) ε, t, e, M, S, added."""
+        timesteps, noisy, chosen = [], [], []
+        for i, (example, g) in enumerate(zip(self.examples, self.generators, strict=True)):
+            t = int(torch.multinomial(self._density(i), 1, generator=g))
+            k = int(torch.randint(len(example.latents), (1,), generator=g))
+            x = example.latents[k].float().cpu()  # (c, h, w)
+            noise = torch.randn(x.shape, generator=g)
+            noisy.append(self.alphas[t].sqrt() * x + (1 - self.alphas[t]).sqrt() * noise)
+            timesteps.append(t)
+            chosen.append(k)
+        pairs = list(zip(self.examples, chosen, strict=True))
+        x, t = torch.stack(noisy).to(self.device, self.dtype), torch.tensor(timesteps)
+        e = torch.stack([ex.embeddings[k] for ex, k in pairs]).to(self.device, self.dtype)  # (N, T, d)
+        M = [ex.masks[k].float().to(self.device) for ex, k in pairs]  # (1, H, W) each
+        S = [ex.S(k, self.config.include_eos).to(self.device) for ex, k in pairs]
+        added = None
+        if pairs[0][0].added is not None:
+            keys = pairs[0][0].added
+            added = {a: torch.stack([ex.added[a][k] for ex, k in pairs]).to(self.device, self.dtype) for a in keys}
+        return t, (x, t.to(self.device), e, M, S, added)
+
+    def _density(self, i: int) -> Tensor:
+        """Probability of each timestep (T,) for concept i."""
+        if self.config.timesteps != "adaptive":
+            return self.density
+        seen = self.bins[i] > 0
+        level = torch.where(seen, self.bins[i], self.bins[i][seen].mean() if seen.any() else torch.tensor(1.0))
+        share = FOLLOW * level / level.sum() + (1 - FOLLOW) / BINS  # (BINS,)
+        T = len(self.density)
+        return share.double()[torch.arange(T) * BINS // T]
+
+    def _remember(self, losses: Tensor, t: Tensor) -> None:
+        rows, columns = torch.arange(len(t)), t * BINS // len(self.density)
+        old = self.bins[rows, columns]
+        self.bins[rows, columns] = torch.where(old > 0, DECAY * old + (1 - DECAY) * losses, losses)
+        if self.step <= WARMUP:
+            self.first += losses / WARMUP
+            self.recent = self.first * WARMUP / self.step
+        else:
+            self.recent = DECAY * self.recent + (1 - DECAY) * losses
+
+    def _check(self, losses: Tensor, finite: Tensor) -> None:
+        """MaceError where a concept's loss or gradient is not a number, or its loss has grown out of bounds."""
+        cure = f"lower lr (now {self.config.lr:g})"
+        for example, loss, ok in zip(self.examples, losses, finite, strict=True):
+            if not (ok and torch.isfinite(loss)):
+                raise MaceError(
+                    f"The training of {example.name!r} became NaN or infinite at step {self.step + 1}: {cure}, "
+                    f"or use another precision (autocast is {self.config.autocast}, the model is {self.dtype})."
+                )
+        for example, first, recent in zip(self.examples, self.first, self.recent, strict=True):
+            if self.step > WARMUP and recent > DIVERGED * first:
+                raise MaceError(
+                    f"The training of {example.name!r} diverged by step {self.step}: its loss went from {first:.3g} to "
+                    f"{recent:.3g}; {cure}."
+                )
+
+    # --- checkpoint -----------------------------------------------------------------------------------------------
+
+    def key(self) -> str:
+        """What the result depends on besides the state: settings, data and W'."""
+        parts = [f"{f}={v}" for f, v in sorted(vars(self.config).items()) if f != "concepts_per_pass"]
+        for e in self.examples:
+            tensors = {"latents": e.latents, "masks": e.masks, "embeddings": e.embeddings, **(e.added or {})}
+            S = [e.S(k, self.config.include_eos).tolist() for k in range(len(e.latents))]
+            parts += [e.name, hash_tensors(tensors), S]
+        return hash_text(hash_tensors(self.weights), *parts)
+
+    def save(self, path: Path) -> None:
+        """Write the state, atomically."""
+        adam = self.optimizer.state[self.flat]
+        tensors = {
+            "flat": self.flat.detach(),
+            "exp_avg": adam["exp_avg"],
+            "exp_avg_sq": adam["exp_avg_sq"],
+            "generators": torch.stack([g.get_state() for g in self.generators]),
+            **{name: getattr(self, name) for name in ("bins", "first", "recent")},
+        }
+        about = json.dumps({"key": self.key(), "step": self.step, "names": [e.name for e in self.examples]})
+        with atomic(path) as temporary:
+            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"macelib": about})
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Go on from a saved state; one that is damaged or of other settings is reported and not used."""
+        if not path.exists():
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("macelib", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            log.warning("The checkpoint %s cannot be read (%s): training starts anew.", path, error)
+            return
+        if about.get("key") != self.key():
+            log.warning("The checkpoint %s is of other settings, data or weights: training starts anew.", path)
+            return
+        self.step = about["step"]
+        self.flat.copy_(tensors["flat"])
+        moments = {name: tensors[name].to(self.device) for name in ("exp_avg", "exp_avg_sq")}
+        self.optimizer.state[self.flat] = {"step": torch.tensor(float(self.step)), **moments}
+        for g, state in zip(self.generators, tensors["generators"], strict=True):
+            g.set_state(state.clone())  # aligned
+        self.bins, self.first, self.recent = (tensors[name] for name in ("bins", "first", "recent"))

@@ -1,0 +1,197 @@
+"""Where the concept is in its training images: masks M of Eq. 3, from one of several sources."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor
+
+from .attention import resize, trace
+from .concepts import Concept, sample_prompt
+from .errors import MaceError
+from .lora import added_conditions
+from .sample import encode_images
+from .text import encode, tokenizers
+from .tokens import token_spans
+
+log = logging.getLogger(__name__)
+SOURCES = ("attention", "grounding", "alpha", "full")
+NOISE_LEVELS = (0.2, 0.3, 0.4, 0.5)  # of the noise schedule, at which the attention is read
+AREA = (0.005, 0.95)  # a mask that covers less or more of the image has found nothing
+CONTRAST = 0.05  # least (max - min) / mean of an attention map that has found something
+DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-base"
+
+
+def make_masks(
+    source: str,
+    pipe,
+    concept: Concept,
+    images: Sequence[Image.Image],
+    *,
+    prompts: Sequence[str] | None = None,
+    known: Tensor | Sequence[Image.Image] | None = None,
+    fallback: Sequence[str] = ("attention", "full"),
+    seed: int = 0,
+    detect: Callable[[Image.Image, str], Tensor | None] | None = None,
+) -> Tensor:
+    """Masks (n, 1, H, W), float32, 1 where the concept is; H, W are the images' size in pixels.
+
+    source: "attention" (the model's own maps of the concept's tokens), "grounding" (GroundingDINO + SAM, or `detect`),
+    "alpha" (`known`: masks, or the same pictures without the concept; or the images' own alpha), "full" (ones, and
+    always for a style). An image in which nothing is found is reported through logging and left to the sources of
+    `fallback` in turn. MaceError: unknown source, images of several sizes, nothing found and no fallback left.
+    """
+    if unknown := [name for name in (source, *fallback) if name not in SOURCES]:
+        raise MaceError(f"There is no mask source {unknown[0]!r}: choose from {', '.join(SOURCES)}.")
+    if len({image.size for image in images}) != 1:
+        raise MaceError(f"The images of {concept.name!r} must have one size and be at least one: resize them.")
+    prompts = list(prompts or [sample_prompt(concept)] * len(images))
+    finders = {
+        "attention": lambda some: _attention(
+            pipe, concept, [images[i] for i in some], [prompts[i] for i in some], seed
+        ),
+        "grounding": lambda some: [(detect or grounding(pipe.device))(images[i], concept.name) for i in some],
+        "alpha": lambda some: [_alpha(images[i], known, i) for i in some],
+        "full": lambda some: [torch.ones(images[i].size[::-1]) for i in some],
+    }
+    order = ["full"] if concept.kind == "style" else list(dict.fromkeys([source, *fallback]))
+    masks: dict[int, Tensor] = {}
+    for name, following in zip(order, [*order[1:], None], strict=True):
+        some = [i for i in range(len(images)) if i not in masks]
+        found = finders[name](some) if some else []
+        masks |= {i: mask for i, mask in zip(some, found, strict=True) if mask is not None and _plausible(name, mask)}
+        if lost := [i for i in some if i not in masks]:
+            _report(concept, name, lost, following)
+    return torch.stack([masks[i].float()[None] for i in range(len(images))])
+
+
+def _plausible(source: str, mask: Tensor) -> bool:
+    """Whether a mask has found something: neither nothing nor, where that says nothing, everything."""
+    area = float(mask.float().mean())
+    return area > 0 if source in ("alpha", "full") else AREA[0] <= area <= AREA[1]
+
+
+def _report(concept: Concept, source: str, lost: list[int], following: str | None) -> None:
+    where = ", ".join(map(str, lost))
+    if following is None:
+        raise MaceError(f"{source} found no {concept.name!r} in image {where}: allow a fallback, such as full.")
+    log.warning("%s found no %r in image %s: the mask there comes from %s.", source, concept.name, where, following)
+
+
+def _alpha(image: Image.Image, known, i: int) -> Tensor | None:
+    """Mask (H, W) that is known: given, the difference to a background, or the image's own alpha."""
+    if isinstance(known, Tensor):
+        return resize(known[i].float().reshape(1, *known.shape[-2:]), image.size[::-1])[0]
+    if known is not None:
+        pixels = [torch.from_numpy(np.array(p.convert("RGB"))).int() for p in (image, known[i])]
+        return ((pixels[0] - pixels[1]).abs().amax(-1) > 8).float()  # 8 of 255: more than rounding
+    if "A" in image.getbands():
+        return torch.from_numpy(np.array(image.getchannel("A"))).float() / 255
+    raise MaceError("The mask source alpha needs `known` masks or backgrounds, or images with an alpha channel.")
+
+
+# --- attention
+
+
+def _attention(pipe, concept: Concept, images, prompts: Sequence[str], seed: int) -> list[Tensor | None]:
+    """Otsu's cut through the concept's attention maps; None where a map is flat."""
+    masks = []
+    for heat in attention_maps(pipe, concept.name, images, prompts, seed):
+        flat = float(heat.max() - heat.min()) < CONTRAST * float(heat.mean())
+        masks.append(None if flat else (resize(heat[None], images[0].size[::-1])[0] > otsu(heat)).float())
+    return masks
+
+
+@torch.no_grad()
+def attention_maps(
+    pipe, phrase: str, images: Sequence[Image.Image], prompts: Sequence[str], seed: int = 0, batch: int = 8
+) -> Tensor:
+    """The phrase's cross-attention (n, h, w) in given images, on the CPU: read while the UNet denoises them a little.
+
+    Mean over layers, heads, NOISE_LEVELS and the phrase's tokens. MaceError where a prompt does not hold the phrase.
+    """
+    spans = [sorted({i for s in token_spans(tokenizers(pipe)[0], p, phrase) for i in s}) for p in prompts]
+    if not all(spans):
+        raise MaceError(f"The prompt {prompts[spans.index([])]!r} does not name {phrase!r}: give prompts that do.")
+    alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod
+    g, unet, heats = torch.Generator().manual_seed(seed), pipe.unet, []
+    added = added_conditions(pipe, list(prompts), images[0].size[::-1])
+    for start in range(0, len(images), batch):
+        some = slice(start, start + batch)
+        x = encode_images(pipe, images[some]).cpu()  # (m, c, h, w)
+        e = encode(pipe, list(prompts[some])).to(unet.device, unet.dtype)
+        extra = added and {name: value[some].to(unet.device, unet.dtype) for name, value in added.items()}
+        with trace(pipe, guided=False) as maps:
+            for level in sorted(NOISE_LEVELS, reverse=True):
+                t = int(level * len(alphas))
+                noisy = alphas[t].sqrt() * x + (1 - alphas[t]).sqrt() * torch.randn(x.shape, generator=g)
+                unet(noisy.to(unet.device, unet.dtype), t, encoder_hidden_states=e, added_cond_kwargs=extra)
+        heats += [maps.map(positions, image=i).cpu() for i, positions in enumerate(spans[some])]
+    return torch.stack(heats)
+
+
+def otsu(values: Tensor, bins: int = 128) -> float:
+    """The threshold that separates the values into two classes of least variance (Otsu 1979)."""
+    low, high = float(values.min()), float(values.max())
+    count = torch.histc(values.float(), bins, low, high).double()
+    centre = low + (torch.arange(bins, dtype=torch.float64) + 0.5) * (high - low) / bins
+    below, mass = count.cumsum(0), (count * centre).cumsum(0)
+    above = below[-1] - below
+    between = below * above * (mass / below.clamp(min=1) - (mass[-1] - mass) / above.clamp(min=1)).square()
+    return low + (int(between.argmax()) + 1) * (high - low) / bins
+
+
+# --- grounding
+
+
+class Grounding:
+    """GroundingDINO finds boxes of a phrase, SAM cuts them out: image and phrase to a mask (H, W), or None."""
+
+    def __init__(self, processor, detector, sam_processor, sam, threshold: float = 0.3, text_threshold: float = 0.25):
+        self.processor, self.detector, self.sam_processor, self.sam = processor, detector, sam_processor, sam
+        self.threshold, self.text_threshold = threshold, text_threshold
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, phrase: str) -> Tensor | None:
+        image = image.convert("RGB")
+        boxes = self.boxes(image, phrase)
+        if not len(boxes):
+            return None
+        inputs = self.sam_processor(image, input_boxes=[boxes.tolist()], return_tensors="pt").to(self.sam.device)
+        outputs = self.sam(**inputs, multimask_output=False)
+        sizes = inputs["original_sizes"].cpu(), inputs["reshaped_input_sizes"].cpu()
+        masks = self.sam_processor.image_processor.post_process_masks(outputs.pred_masks.cpu(), *sizes)[0]
+        return masks.flatten(0, 1).any(0).float()  # (boxes, 1, H, W): their union
+
+    def boxes(self, image: Image.Image, phrase: str) -> Tensor:
+        """Boxes (m, 4) of the phrase in pixels: left, top, right, bottom."""
+        text = phrase.lower().strip().rstrip(".") + "."  # the form that the detector was trained on
+        inputs = self.processor(images=image, text=text, return_tensors="pt").to(self.detector.device)
+        found = self.processor.post_process_grounded_object_detection(
+            self.detector(**inputs),
+            inputs["input_ids"],
+            threshold=self.threshold,
+            text_threshold=self.text_threshold,
+            target_sizes=[image.size[::-1]],
+        )
+        return found[0]["boxes"].cpu()
+
+
+@lru_cache(maxsize=1)
+def grounding(device: str | torch.device, detector: str = DETECTOR, segmenter: str = SEGMENTER) -> Grounding:
+    """The detector and the segmenter, loaded once; MaceError where they cannot be had."""
+    from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
+
+    try:
+        found = AutoModelForZeroShotObjectDetection.from_pretrained(detector).to(device).eval()
+        sam = SamModel.from_pretrained(segmenter).to(device).eval()
+        return Grounding(AutoProcessor.from_pretrained(detector), found, SamProcessor.from_pretrained(segmenter), sam)
+    except (OSError, ImportError) as error:
+        raise MaceError(
+            f"The mask source grounding needs {detector} and {segmenter}, which cannot be loaded "
+            f"({str(error).strip().splitlines()[0]}): connect to the hub once, or choose the source attention."
+        ) from error

@@ -1,0 +1,130 @@
+"""Loading Stable Diffusion pipelines, and finding the matrices that MACE changes in them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.utils import logging as diffusers_logging
+from torch import nn
+from transformers.utils import logging as transformers_logging
+
+from .errors import MaceError
+from .files import data_folder, hash_tensors, hash_text
+
+SHIPPED = ("mini-sd",)  # models that come with the package
+
+
+def default_device() -> torch.device:
+    """cuda, else mps, else cpu."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def load_pipeline(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    local_files_only: bool = False,
+    **kw,
+) -> DiffusionPipeline:
+    """A Stable Diffusion 1, 2 or XL pipeline: "mini-sd", a folder, or a hub id; without a safety checker.
+
+    dtype: float32 unless given. Safetensors only. MaceError: unknown model, or one that is no such pipeline.
+    """
+    source, hub = _locate(model)
+    dtype = dtype or torch.float32
+    kw = {"use_safetensors": True, **kw}
+    where = {"revision": revision, "local_files_only": local_files_only} if hub else {"local_files_only": True}
+    try:
+        index = DiffusionPipeline.load_config(source, **where)
+        if "safety_checker" in index:
+            kw = {"safety_checker": None, "requires_safety_checker": False, **kw}
+        with _quiet():
+            pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **where, **kw).to(dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise MaceError(f"{_unknown(model)} ({_first_line(error)})") from error
+    check_pipeline(pipe)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device or default_device())
+
+
+def _locate(model: str | Path) -> tuple[str, bool]:
+    """Where the model is, and whether that is the hub."""
+    if str(model) in SHIPPED:
+        folder = data_folder() / str(model)
+        if not (folder / "model_index.json").is_file():
+            raise MaceError(f"{folder} does not hold {model}: set MACELIB_DATA to the folder of macelib's data.")
+        return str(folder), False
+    if Path(model).expanduser().is_dir():
+        return str(Path(model).expanduser()), False
+    parts = str(model).split("/")
+    if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):
+        raise MaceError(_unknown(model))
+    return str(model), True
+
+
+def _unknown(model) -> str:
+    shipped = ", ".join(SHIPPED)
+    return f"{str(model)!r} is no model here: give {shipped}, a pipeline's folder, or a hub id such as owner/name."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes on the missing safety checker, and without bars that would stay in a notebook."""
+    modules = (diffusers_logging, transformers_logging)
+    before = [(m, m.get_verbosity(), m.is_progress_bar_enabled()) for m in modules]
+    try:
+        for module in modules:
+            module.set_verbosity_error()
+            module.disable_progress_bar()
+        yield
+    finally:
+        for module, verbosity, bar in before:
+            module.set_verbosity(verbosity)
+            if bar:
+                module.enable_progress_bar()
+
+
+def check_pipeline(pipe) -> None:
+    """MaceError unless the pipeline has a UNet whose cross-attention reads text embeddings."""
+    unet = getattr(pipe, "unet", None)
+    if not isinstance(unet, UNet2DConditionModel) or not cross_attention(unet):
+        raise MaceError(
+            f"{type(pipe).__name__} has no UNet with cross-attention: load a Stable Diffusion 1, 2 or XL pipeline."
+        )
+
+
+def cross_attention(unet: nn.Module) -> dict[str, Attention]:
+    """Every cross-attention layer (attn2) by module path, in the order in which the UNet runs them."""
+    order = ("down_blocks", "mid_block", "up_blocks")
+    found = {n: m for n, m in unet.named_modules() if n.rsplit(".", 1)[-1] == "attn2" and m.is_cross_attention}
+    return {n: found[n] for block in order for n in found if n.split(".")[0] == block}
+
+
+def kv_names(unet: nn.Module) -> list[str]:
+    """Module paths of the matrices that MACE changes: "...attn2.to_k", "...attn2.to_v"; in the order of execution."""
+    return [f"{name}.{part}" for name in cross_attention(unet) for part in ("to_k", "to_v")]
+
+
+def kv_weights(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights W_k, W_v (out, d) by module path, without those of a loaded LoRA."""
+    modules = {name: unet.get_submodule(name) for name in kv_names(unet)}
+    return {name: getattr(module, "base_layer", module).weight for name, module in modules.items()}
+
+
+def model_hash(pipe) -> str:
+    """Identity of the base model: hash over the original W_k, W_v and text encoders; an erasure does not change it."""
+    from .text import text_hash
+
+    kept = getattr(pipe.unet, "_macelib_originals", None)
+    return hash_text(hash_tensors(kv_weights(pipe.unet) if kept is None else kept), text_hash(pipe))

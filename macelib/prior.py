@@ -1,0 +1,189 @@
+"""The prior P = Σ e^p e^pᵀ (Eq. 1-2, 7): statistics of captions to keep, cached, without those that name a concept."""
+
+import csv
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .concepts import Concept
+from .errors import MaceError
+from .files import atomic, cache_folder, hash_text
+from .refine import gram
+from .text import embedding_size, encode, text_hash, tokenizers
+from .tokens import phrase_pattern
+
+log = logging.getLogger(__name__)
+CHUNK = 64  # captions per pass of the text encoder
+GENERAL = [
+    f"{picture} {thing}"
+    for picture in ("a photo of", "a painting of", "a close-up of", "a drawing of")
+    for thing in (
+        "a man with a hat", "a woman with a book", "two children in a park", "a crowd in a street", "a quiet village",
+        "a city at night", "a kitchen with a wooden table", "a bedroom with a window", "a bowl of fruit",
+        "bread and cheese", "a cup of coffee", "a birthday cake", "flowers in a vase", "an old tree", "a green valley",
+        "mountains with snow", "a river and a bridge", "a beach in summer", "clouds over a field", "a small garden",
+        "a dog and a cat", "birds on a roof", "a horse behind a fence", "fish in the water", "a red car",
+        "a train at a station", "a boat near the shore", "an airplane in the sky", "a bicycle at a wall", "a clock",
+        "a chair and a lamp", "a guitar", "a laptop on a desk", "a pair of shoes", "a football match", "a castle",
+    )
+]  # fmt: skip
+
+
+Captions = Iterable[str | tuple[str, Sequence[str]]] | str | Path  # texts, some with labels; or a file
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Statistics of what an erasure must preserve."""
+
+    P: Tensor  # (d, d) float64: P_general + λ3 P_domain, each the mean over its captions of Σ e eᵀ over all T tokens
+    key: str  # of the text encoder, the captions used and λ3
+    count: int  # captions used, general and domain
+
+
+def prior(
+    pipe,
+    captions: Captions,
+    groups: Sequence[str | Sequence[str]] | None = None,
+    domain: Captions = (),
+    lambda3: float = 1.0,
+    exclude: Sequence[Concept] = (),
+) -> Prior:
+    """P = P_general + λ3 P_domain per caption, so that λ1 means "as much as λ1 captions"; float64 on the CPU.
+
+    captions, domain: texts, or a file (see `read_captions`); each distinct one counts once. What a caption is about,
+    one label or several, may come with it as (text, labels), or in `groups`, one entry per caption. A caption is left
+    out where it or a label of it names an excluded concept: by name or synonym, as a whole word, plural included, in
+    any capitals. Statistics are kept by first label: a group that is left out as a whole costs nothing, captions left
+    out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
+    MaceError where no caption is left.
+    """
+    if lambda3 < 0:
+        raise MaceError(f"λ3 = {lambda3:g} must not be negative: it is the weight of the domain captions.")
+    base = text_hash(pipe)
+    general, kept, count = _statistics(pipe, base, read_captions(captions), groups, exclude)
+    if not count:
+        raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
+    P, parts = general / count, [base, *kept]
+    special, kept, extra = _statistics(pipe, base, read_captions(domain), None, exclude)
+    if extra and lambda3:
+        P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept]
+    return Prior(P, hash_text(*parts), count + extra)
+
+
+def read_captions(source: Captions) -> list[str | tuple[str, Sequence[str]]]:
+    """Captions from texts, or from .txt (one a line), .csv (column caption, prompt or text) or .json (a list of texts,
+    or COCO's {"annotations": [{"caption": ...}]}); MaceError names what is wrong with the file."""
+    if not isinstance(source, (str, Path)):
+        return list(source)
+    path = Path(source)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".json":
+            data = json.loads(text)
+            data = data["annotations"] if isinstance(data, dict) else data
+            found = [item["caption"] if isinstance(item, dict) else item for item in data]
+        elif path.suffix == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+            column = next(c for c in ("caption", "prompt", "text") if rows and c in rows[0])
+            found = [row[column] for row in rows]
+        elif path.suffix == ".txt":
+            found = text.splitlines()
+        else:
+            raise MaceError(f"{path} is no caption file: give a .txt, .csv or .json file, or a list of texts.")
+    except OSError as error:
+        raise MaceError(f"The captions {path} cannot be read ({error}).") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, StopIteration) as error:
+        raise MaceError(
+            f"{path} holds no captions where they are looked for: see read_captions ({error!r})."
+        ) from error
+    return [caption.strip() for caption in found if isinstance(caption, str) and caption.strip()]
+
+
+def captions_for(pipe) -> list[str] | list[tuple[str, list[str]]]:
+    """General captions for `prior`: the mini world's, with what they are about, for mini-SD; else a short list."""
+    if "mini-sd" in str(pipe.config.get("_name_or_path", "")):
+        try:
+            from .world.captions import world_captions
+        except ImportError as error:
+            log.warning("The captions of the mini world cannot be had (%s): general ones are used.", error)
+        else:
+            return list(zip(*world_captions(), strict=True))
+    log.warning("The prior uses %d built-in captions: a file of COCO's captions protects far more.", len(GENERAL))
+    return list(GENERAL)
+
+
+def names(captions: Sequence[str], concepts: Sequence[Concept]) -> list[bool]:
+    """Which captions name one of the concepts, by name or synonym."""
+    phrases = {phrase for concept in concepts for phrase in (concept.name, *concept.synonyms)}
+    patterns = [phrase_pattern(phrase, plural=True) for phrase in sorted(phrases)]
+    return [any(pattern.search(caption) for pattern in patterns) for caption in captions]
+
+
+def _statistics(pipe, base, captions, groups, exclude) -> tuple[Tensor, list[str], int]:
+    """Σ e eᵀ (d, d) over the distinct captions that name nothing excluded, those captions, and their number."""
+    if groups is not None and len(groups) != len(captions):
+        raise MaceError(f"There are {len(captions)} captions and {len(groups)} groups: give one entry per caption.")
+    groups = groups or [() if isinstance(caption, str) else caption[1] for caption in captions]
+    captions = [caption if isinstance(caption, str) else caption[0] for caption in captions]
+    about: dict[str, tuple] = {}
+    for caption, group in zip(captions, groups, strict=True):
+        about[caption] = (*about.get(caption, ()), *([group] if isinstance(group, str) else group))
+    pairs = sorted((str(next(iter(group), "")), caption) for caption, group in about.items() if _fits(pipe, caption))
+    if len(pairs) < len(about):
+        log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
+    texts = ["\n".join((caption, *map(str, about[caption]))) for _, caption in pairs]
+    named = {pair for pair, hit in zip(pairs, names(texts, exclude), strict=True) if hit}
+    rows, total, strays = _grams(pipe, base, pairs), 0.0, []
+    for label, members in groupby(pairs, key=lambda pair: pair[0]):
+        members = set(members)
+        if members - named:  # else the whole group is left out
+            total, strays = total + rows[label], strays + sorted(members & named)
+    for row in _grams(pipe, base, strays).values():
+        total = total - row
+    kept = [pair[1] for pair in pairs if pair not in named]
+    return _symmetric(total, embedding_size(pipe)), kept, len(kept)
+
+
+def _fits(pipe, caption: str) -> bool:
+    """Whether the model reads the caption to its end."""
+    tokenizer = tokenizers(pipe)[0]
+    return len(tokenizer(caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
+
+
+def _grams(pipe, base: str, pairs: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; cached."""
+    labels, d = list(dict.fromkeys(group for group, _ in pairs)), embedding_size(pipe)
+    if not pairs:
+        return {}
+    path = cache_folder() / "prior" / f"{hash_text(base, *(part for pair in pairs for part in pair))}.safetensors"
+    if path.exists():
+        try:
+            return dict(zip(labels, load_file(path)["upper"], strict=True))
+        except (SafetensorError, KeyError, ValueError, OSError):
+            log.warning("The cached prior %s cannot be read and is made anew.", path)
+    upper = tuple(torch.triu_indices(d, d))
+    sums = torch.zeros(len(labels), len(upper[0]), dtype=torch.float64)
+    index = {label: i for i, label in enumerate(labels)}
+    for start in range(0, len(pairs), CHUNK):
+        chunk = pairs[start : start + CHUNK]
+        e = encode(pipe, [caption for _, caption in chunk], CHUNK)  # (n, T, d)
+        for label, members in groupby(range(len(chunk)), key=lambda i: chunk[i][0]):
+            sums[index[label]] += gram(e[list(members)].flatten(0, 1)).cpu()[upper]
+    with atomic(path) as temporary:
+        save_file({"upper": sums}, temporary)
+    return dict(zip(labels, sums, strict=True))
+
+
+def _symmetric(row: Tensor | float, d: int) -> Tensor:
+    S = torch.zeros(d, d, dtype=torch.float64)
+    S[tuple(torch.triu_indices(d, d))] = row
+    return S + S.triu(1).T

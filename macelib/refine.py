@@ -1,0 +1,265 @@
+"""Stage 1: closed-form cross-attention refinement (Eq. 1-2) as one linear map R on text embeddings.
+
+W factors out of Eq. 2, because the embeddings do not depend on the layer: W' = W R for every layer, keys and values.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .concepts import Concept, align, anchored, prompts, templates
+from .errors import MaceError
+from .text import encode, tokenizers
+
+PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
+Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
+BLOCK, CHUNK = 4096, 1024  # rows converted at once (bounds memory), rows of one float32 product (bounds rounding)
+LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
+
+
+def gram(e: Tensor, G: Tensor | None = None, products: Products = torch.float64) -> Tensor:
+    """G + Σ e eᵀ over the rows of e (n, d), summed in float64 into G (d, d) in place (None: zeros)."""
+    products, (e, G) = _dtype(products), _ready(e, G)
+    upper = torch.zeros_like(G)
+    for rows in e.split(BLOCK):
+        _add(rows.to(products), None, upper, None)
+    G += _symmetric(upper)
+    return G
+
+
+def _symmetric(upper: Tensor) -> Tensor:
+    return upper.triu_().add_(upper.triu(1).T)
+
+
+def accumulate(
+    e_f: Tensor, e_g: Tensor, X: Tensor | None = None, G: Tensor | None = None, products: Products = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """Add paired rows to the sums of Eq. 2, in place: X += Σ e^g e^fᵀ, G += Σ e^f e^fᵀ.
+
+    e_f, e_g: (n, d). X, G: (d, d), float64 (None: zeros). `products` "mixed": short chunks are multiplied in float32
+    and summed in float64. X is formed as G + Σ (e^g − e^f) e^fᵀ, which rounds less: R − I is what is sought.
+    MaceError for rows that do not pair and for another `products`.
+    """
+    if e_f.shape != e_g.shape or e_f.ndim != 2:
+        raise MaceError(f"Rows must pair: e_f is {tuple(e_f.shape)}, e_g is {tuple(e_g.shape)}, both must be (n, d).")
+    products, (e_f, G, X) = _dtype(products), _ready(e_f, G, X)
+    upper = torch.zeros_like(G)
+    for f, g in zip(e_f.split(BLOCK), e_g.to(e_f.device).split(BLOCK), strict=True):
+        f = f.to(products)
+        _add(f, g.to(products) - f, upper, X)
+    added = _symmetric(upper)
+    G += added
+    X += added
+    return X, G
+
+
+def _add(f: Tensor, delta: Tensor | None, upper: Tensor, X: Tensor | None) -> None:
+    """Add Σ f fᵀ to the upper blocks of `upper` and Σ delta fᵀ to X; rows (n, d), all float64 or all float32.
+
+    In float32, loud rows are left to float64 and the others centred, f = m + c: what is common to all tokens would be
+    rounded alike in every product, and the small differences between tokens would drown in that.
+    """
+    if f.dtype == torch.float64 or not len(f):
+        return _multiply(f, delta, upper, X)
+    norms = f.norm(dim=1)
+    loud = (norms > LOUD * norms.median()).nonzero()[:, 0]
+    _multiply(f[loud].double(), None if delta is None else delta[loud].double(), upper, X)
+    n = len(f) - len(loud)
+    m = (f.sum(0) - f[loud].sum(0)) / n
+    c = f - m
+    c[loud] = 0
+    m, s = m.double(), c.sum(0).double()  # Σ f fᵀ = Σ c cᵀ + m (s + n m)ᵀ + s mᵀ, whatever m is
+    upper.addr_(m, s + n * m).addr_(s, m)
+    if delta is not None:
+        X.addr_((delta.sum(0) - delta[loud].sum(0)).double(), m)
+    for start in range(0, len(c), CHUNK):
+        some = slice(start, start + CHUNK)
+        _multiply(c[some], None if delta is None else delta[some], upper, X)
+
+
+def _multiply(f: Tensor, delta: Tensor | None, upper: Tensor, X: Tensor | None, blocks: int = 4) -> None:
+    """The products of `_add`; of the symmetric one, only the upper blocks: 5/8 of the work."""
+    edges = [round(f.shape[1] * b / blocks) for b in range(blocks + 1)]
+    for a, b in pairwise(edges):
+        upper[a:b, a:] += f[:, a:b].T @ f[:, a:]
+    if delta is not None:
+        X += delta.T @ f
+
+
+def _dtype(products: Products) -> torch.dtype:
+    products = PRODUCTS.get(products, products)
+    if products not in PRODUCTS.values():
+        raise MaceError(f"products is {products}: it must be fp64 (torch.float64) or mixed (torch.float32).")
+    return products
+
+
+def _ready(e: Tensor, *sums: Tensor | None) -> tuple[Tensor, ...]:
+    """e and its float64 sums (d, d) on one device: e's, or the CPU where e's has no float64 (mps)."""
+    e = e.cpu() if e.device.type == "mps" else e
+    d = e.shape[-1]
+    return e, *(torch.zeros(d, d, dtype=torch.float64, device=e.device) if s is None else s for s in sums)
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Stage 1's result."""
+
+    R: Tensor  # (d, d) float64: W' = W R
+    condition: float  # estimated 2-norm condition number of G + λ1 P + λ0 I
+    residual: float  # ||R (G + λ1 P + λ0 I) − (X + λ1 P + λ0 I)|| / ||X + λ1 P + λ0 I||, Frobenius
+
+
+def solve_refinement(
+    X: Tensor, G: Tensor, P: Tensor | None = None, lambda1: float = 0.0, lambda0: float = 1.0
+) -> Refinement:
+    """R = (X + λ1 P + λ0 I) (G + λ1 P + λ0 I)⁻¹ (Eq. 2 without W), by Cholesky in float64.
+
+    X, G, P: (d, d). MaceError for a negative λ, for λ1 without P, and for a bracket that is not positive definite.
+    """
+    if lambda0 < 0 or lambda1 < 0 or (lambda1 and P is None):
+        raise MaceError(f"λ0 = {lambda0:g} and λ1 = {lambda1:g} must not be negative, and λ1 needs a prior P.")
+    prior = lambda1 * P.to(G) if lambda1 else 0.0
+    ridge = lambda0 * torch.eye(len(G), dtype=G.dtype, device=G.device)
+    right, left = G + prior + ridge, X + prior + ridge  # the brackets of Eq. 2
+    L = cholesky(right)
+    R = torch.cholesky_solve(left.T, L).T
+    residual = (R @ right - left).norm() / left.norm()
+    return Refinement(R.contiguous(), condition_number(right, L), float(residual))
+
+
+def cholesky(S: Tensor) -> Tensor:
+    """Lower Cholesky factor of S (d, d); MaceError says what to add where S is not positive definite or not finite."""
+    if not torch.isfinite(S).all():
+        raise MaceError("The token statistics are not finite: the text encoder overflowed; load it in float32.")
+    L, info = torch.linalg.cholesky_ex(S)
+    if info.item():
+        raise MaceError(
+            f"The token statistics are singular (row {info.item()} of {len(S)}): raise λ0 (ridge) or add a prior."
+        )
+    return L
+
+
+def condition_number(S: Tensor, L: Tensor, steps: int = 25) -> float:
+    """2-norm condition number of S = L Lᵀ by power and inverse iteration: a lower estimate, within a few per cent."""
+    generator = torch.Generator().manual_seed(0)
+    high = low = torch.randn(len(S), 1, generator=generator, dtype=torch.float64).to(S)
+    for _ in range(steps):
+        high, low = (v / v.norm() for v in (S @ high, torch.cholesky_solve(low, L)))
+    return float((S @ high).norm() * torch.cholesky_solve(low, L).norm())
+
+
+@dataclass(frozen=True)
+class ConceptStatistics:
+    """One concept's sums in an orthonormal basis Q of k directions: X = Y Qᵀ, G = Q Gq Qᵀ, C = Q Cq Qᵀ."""
+
+    Q: Tensor  # (d, k)
+    Y: Tensor  # (d, k)
+    Gq: Tensor  # (k, k), co-existing tokens
+    Cq: Tensor  # (k, k), all T tokens of the concept's prompts (Eq. 7)
+    lost: float  # share of the trace of C outside the basis
+
+    def X(self) -> Tensor:
+        """Σ e^g e^fᵀ, (d, d) float64."""
+        return self.Y.double() @ self.Q.double().T
+
+    def G(self) -> Tensor:
+        """Σ e^f e^fᵀ, (d, d) float64."""
+        return self.Q.double() @ self.Gq.double() @ self.Q.double().T
+
+    def C(self) -> Tensor:
+        """Σ e eᵀ, (d, d) float64."""
+        return self.Q.double() @ self.Cq.double() @ self.Q.double().T
+
+    def times_C(self, M: Tensor) -> Tensor:
+        """M C in float64 without forming C; M: (m, d)."""
+        Q = self.Q.double()
+        return M.double() @ Q @ self.Cq.double() @ Q.T
+
+    def scaled(self, strength: float) -> "ConceptStatistics":
+        """The same prompts refined by a share: X becomes (1 − s) G + s X, so s = 0 maps every token onto itself."""
+        identity = self.Q.double() @ self.Gq.double()  # (d, k): G = (Q Gq) Qᵀ
+        return replace(self, Y=((1 - strength) * identity + strength * self.Y.double()).to(self.Y))
+
+    def to(self, *args) -> "ConceptStatistics":
+        """The factors on another device or in another dtype."""
+        return replace(self, **{name: getattr(self, name).to(*args) for name in ("Q", "Y", "Gq", "Cq")})
+
+
+def rank_for(d: int, budget: int = 250_000) -> int:
+    """The largest k for which the float32 factors Q, Y (d, k) and Gq, Cq (k, k) fit into `budget` bytes; at most d."""
+    return max(1, min(d, int((-d + (d * d + budget / 2) ** 0.5) / 2)))  # 4 (2 d k + 2 k²) = budget
+
+
+def compress(
+    X: Tensor, G: Tensor, C: Tensor, rank: int | None = None, tolerance: float = 1e-10, power: int = 2
+) -> ConceptStatistics:
+    """Factors of one concept's sums in the leading eigenvectors of C, float64 on C's device.
+
+    rank None or ≥ d: every direction whose eigenvalue exceeds `tolerance` times the largest (exact: the range of C
+    holds those of G and of Xᵀ). Else the first `rank`, by a randomized range finder with a fixed seed and power steps.
+    """
+    d = len(C)
+    if rank is None or rank >= d:
+        values, Q = torch.linalg.eigh(C)
+        Q = Q[:, values > tolerance * values[-1]]
+    else:
+        generator = torch.Generator().manual_seed(0)
+        Q = torch.randn(d, min(d, rank + 8), generator=generator, dtype=torch.float64).to(C)
+        for _ in range(power + 1):
+            Q = torch.linalg.qr(C @ Q).Q  # (d, rank + 8)
+        values, vectors = torch.linalg.eigh(Q.T @ C @ Q)
+        Q = (Q @ vectors)[:, -rank:]
+    Q = Q.flip(1).contiguous()  # largest first
+    Cq = Q.T @ C @ Q
+    lost = float((1 - Cq.trace() / C.trace()).clamp(0, 1))
+    return ConceptStatistics(Q, X @ Q, Q.T @ G @ Q, Cq, lost)
+
+
+def concept_sums(
+    pipe, concept: Concept, products: Products = torch.float64, cache: dict | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X, G, C (d, d) of one concept over its prompts and anchored prompts.
+
+    `cache` keeps the embeddings of the last few anchors, which concepts often share.
+    """
+    tokenizer, cache = tokenizers(pipe)[0], {} if cache is None else cache
+    alignments = [align(tokenizer, template, concept.name, concept.anchor) for template in templates(concept)]
+    key = tuple(anchored(concept))
+    if key not in cache:
+        while len(cache) >= 4:
+            cache.pop(next(iter(cache)))
+        cache[key] = encode(pipe, list(key))
+    e, a = encode(pipe, prompts(concept)), cache[key]  # (n, T, d) each
+    X, G = accumulate(
+        torch.cat([e[i, pair.source] for i, pair in enumerate(alignments)]),
+        torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),
+        products=products,
+    )
+    return X, G, all_tokens(e, alignments, G, products)
+
+
+def all_tokens(e: Tensor, alignments: list, G: Tensor, products: Products = torch.float64) -> Tensor:
+    """C = G + the tokens that Eq. 1 leaves out: the concept's own, padding beyond the shorter tail. e: (n, T, d)."""
+    rest = []
+    for row, pair in zip(e, alignments, strict=True):
+        left = torch.ones(len(row), dtype=torch.bool)
+        left[pair.source] = False
+        rest.append(row[left.to(row.device)])
+    return gram(torch.cat(rest), G.clone(), products)
+
+
+def concept_statistics(
+    pipe,
+    concept: Concept,
+    products: Products = torch.float64,
+    rank: int | None = None,
+    cache: dict | None = None,
+) -> ConceptStatistics:
+    """One concept's factors as they are stored: float32 on the CPU, of `rank`, or (None) of the rank that fits a file.
+
+    MaceError where a prompt is too long or the concept cannot be tokenised.
+    """
+    X, G, C = concept_sums(pipe, concept, products, cache)
+    return compress(X, G, C, rank or rank_for(len(C))).to("cpu", torch.float32)

@@ -1,0 +1,70 @@
+"""An erasure as one safetensors file: tensors by concept, everything else as JSON in the metadata; no pickle."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .concepts import Concept
+from .config import EraseConfig
+from .erasure import Erasure, Part
+from .errors import MaceError
+from .files import atomic
+from .refine import ConceptStatistics
+
+FORMAT = "macelib-erasure-1"
+FACTORS = ("Q", "Y", "Gq", "Cq")
+KEPT = ("layers", "width", "base", "prior_key", "versions")  # fields of Erasure that are JSON as they are
+
+
+def save(erasure: Erasure, path: str | Path) -> Path:
+    """Write the erasure: factors, B and D in float32, the prior's upper triangle in float64."""
+    tensors, parts = {}, []
+    for i, p in enumerate(erasure.parts):
+        tensors |= {f"{i}.{name}": getattr(p.statistics, name) for name in FACTORS} | {f"{i}.B": p.B, f"{i}.D": p.D}
+        fields = {"weight": p.weight, "strength": p.strength, "lost": p.statistics.lost}
+        parts.append({"concept": dataclasses.asdict(p.concept), **fields})
+    if erasure.P is not None:
+        tensors["P"] = erasure.P[tuple(torch.triu_indices(erasure.width, erasure.width))]
+    about = {"format": FORMAT, "parts": parts, "config": erasure.config.to_dict()}
+    about |= {name: getattr(erasure, name) for name in KEPT}
+    with atomic(path) as temporary:
+        whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, temporary, metadata={"macelib": json.dumps(about)})
+    return Path(path)
+
+
+def load(path: str | Path) -> Erasure:
+    """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("macelib", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise MaceError(
+            f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again."
+        ) from error
+    if about.get("format") != FORMAT:
+        raise MaceError(f"{path} is not an erasure that this version reads ({FORMAT}): make one with `mace erase`.")
+    try:
+        return _assemble(about, tensors)
+    except (KeyError, TypeError, IndexError, RuntimeError) as error:
+        raise MaceError(f"{path} is damaged ({error!r}): copy or make it again.") from error
+
+
+def _assemble(about: dict, tensors: dict[str, torch.Tensor]) -> Erasure:
+    parts = []
+    for i, p in enumerate(about["parts"]):
+        concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in p["concept"].items()})
+        statistics = ConceptStatistics(*(tensors[f"{i}.{name}"] for name in FACTORS), lost=p["lost"])
+        parts.append(Part(concept, statistics, tensors[f"{i}.B"], tensors[f"{i}.D"], p["weight"], p["strength"]))
+    P, d = None, about["width"]
+    if "P" in tensors:
+        P = torch.zeros(d, d, dtype=tensors["P"].dtype)
+        P[tuple(torch.triu_indices(d, d))] = tensors["P"]
+        P = P + P.triu(1).T
+    config = EraseConfig.from_dict(about["config"])
+    return Erasure(tuple(parts), P=P, config=config, **{name: about[name] for name in KEPT})

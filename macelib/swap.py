@@ -1,0 +1,56 @@
+"""What stands in the model's to_k and to_v: the original weights are kept beside an applied erasure."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from .pipelines import kv_weights, model_hash
+
+
+def originals(unet) -> dict[str, Tensor]:
+    """The weights of every to_k and to_v as they were before an erasure was applied: kept ones, else copies."""
+    kept = getattr(unet, "_macelib_originals", None)
+    return kept if kept is not None else {name: w.detach().clone() for name, w in kv_weights(unet).items()}
+
+
+@torch.no_grad()
+def remove(pipe) -> None:
+    """Give the pipeline its original weights back, bit for bit; nothing happens where no erasure is applied."""
+    kept = getattr(pipe.unet, "_macelib_originals", None)
+    if kept is not None:
+        weights = kv_weights(pipe.unet)
+        for name, w in kept.items():
+            weights[name].copy_(w)
+        del pipe.unet._macelib_originals
+
+
+@contextmanager
+def untouched(pipe) -> Iterator[None]:
+    """The pipeline with its original weights; whatever happens inside, it is left as it was found."""
+    kept = getattr(pipe.unet, "_macelib_originals", None)
+    before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
+    remove(pipe)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, w in kv_weights(pipe.unet).items():
+                w.copy_(before[name])
+        if hasattr(pipe.unet, "_macelib_originals"):
+            del pipe.unet._macelib_originals
+        if kept is not None:
+            pipe.unet._macelib_originals = kept
+
+
+def base_hash(pipe) -> str:
+    """`model_hash`, computed once while an erasure is applied (the originals are fixed then)."""
+    kept = getattr(pipe.unet, "_macelib_originals", None)
+    known = getattr(pipe.unet, "_macelib_base", None)
+    if kept is not None and known is not None and known[0] is kept:
+        return known[1]
+    value = model_hash(pipe)
+    if kept is not None:
+        pipe.unet._macelib_base = (kept, value)
+    return value

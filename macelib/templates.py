@@ -1,0 +1,28 @@
+"""Thirty prompt templates per kind of concept ("{}" stands for the name), and anchors for the paper's objects."""
+
+SAMPLE_TEMPLATE = {"object": "a photo of the {}", "style": "an image in the style of {}"}
+TEMPLATES = {
+    "object": (
+        "a photo of the {}", "a close-up photo of the {}", "a snapshot of the {}", "a bright photo of the {}",
+        "a dark photo of the {}", "a black and white photo of the {}", "a wide-angle shot of the {}",
+        "an old photo of the {}", "a picture of the {}", "an image of {}", "a drawing of the {}",
+        "a pencil sketch of the {}", "a painting of {}", "a watercolor of the {}", "an illustration of {}",
+        "a cartoon of the {}", "a digital rendering of the {}", "a portrait of the {}", "a poster with the {}",
+        "a postcard that shows the {}", "the {}", "{}", "{} on a plain background", "{} at sunset", "{} in the rain",
+        "the {} in the distance", "a scene with the {} in the middle", "the {}'s picture", "two views of the {}",
+        "all about {}",
+    ),
+    "style": (
+        "an image in the style of {}", "a picture in the style of {}", "a scene in the style of {}",
+        "a city in the style of {}", "a portrait in the style of {}", "artwork by {}", "a painting by {}",
+        "a drawing by {}", "a sketch by {}", "an illustration by {}", "a print by {}", "a portrait by {}",
+        "a landscape by {}", "a still life by {}", "a study by {}", "a famous work by {}", "a copy of a work by {}",
+        "an early work of {}", "a late work of {}", "a masterpiece of {}", "an exhibition of {}",
+        "a poster for an exhibition of {}", "a museum with works of {}", "a book about the art of {}",
+        "the colors of {}", "the brushwork of {}", "inspired by {}", "a picture in {}'s manner", "{}'s art", "{} style",
+    ),
+}  # fmt: skip
+OBJECT_ANCHORS = {
+    "airplane": "sky", "automobile": "street", "bird": "sky", "cat": "sofa", "deer": "forest", "dog": "grass",
+    "frog": "grass", "horse": "grass", "ship": "sea", "truck": "street",
+}  # fmt: skip

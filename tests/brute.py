@@ -1,0 +1,75 @@
+"""Slow, independent references for stages 1 and 3, and the tokenizers that the tests share."""
+
+import gzip
+import importlib.metadata
+
+import pytest
+import torch
+from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+
+
+def refine_reference(W, e_f, e_g, e_p=None, lambda1=0.0, lambda0=0.0):
+    """Eq. 1 for one layer by least squares on its rows (QR; no Gram matrix): min over W' (out, d)."""
+    W, e_f, e_g = W.double(), e_f.double(), e_g.double()
+    rows, targets = [e_f], [e_g @ W.T]
+    if lambda1:
+        rows, targets = [*rows, lambda1**0.5 * e_p.double()], [*targets, lambda1**0.5 * e_p.double() @ W.T]
+    return _least_squares(rows, targets, W, lambda0)
+
+
+def fuse_reference(W, W1, B, D, e, e_p=None, lambda2=0.0, lambda0=0.0):
+    """Eq. 7 for one layer by least squares on its rows: W1 = W' (out, d); B, D, e: one per concept, e (n, d)."""
+    W, W1 = W.double(), W1.double()
+    rows = [e_i.double() for e_i in e]
+    targets = [r @ (W1 + b.double() @ d.double()).T for r, b, d in zip(rows, B, D, strict=True)]
+    if lambda2:
+        rows, targets = [*rows, lambda2**0.5 * e_p.double()], [*targets, lambda2**0.5 * e_p.double() @ W.T]
+    return _least_squares(rows, targets, W1, lambda0)
+
+
+def _least_squares(rows, targets, towards, ridge):
+    if ridge:
+        rows = [*rows, ridge**0.5 * torch.eye(towards.shape[1], dtype=torch.float64)]
+        targets = [*targets, ridge**0.5 * towards.T]
+    return torch.linalg.lstsq(torch.cat(rows), torch.cat(targets), driver="gels").solution.T
+
+
+def relative(a, b):
+    """Largest absolute difference over the largest absolute value."""
+    return float((a.double() - b.double()).abs().max() / b.double().abs().max())
+
+
+def token_rows(n, d, seed=0, spread=0.3):
+    """(n, d) float32 rows shaped like text embeddings: one loud constant token, a common mean, a decaying rest."""
+    g = torch.Generator().manual_seed(seed)
+    scale = torch.arange(1, d + 1).float() ** -spread
+    rows = torch.randn(n, d, generator=g) * scale + 0.5 * torch.randn(1, d, generator=g)
+    rows[::77] = 3 * torch.randn(1, d, generator=torch.Generator().manual_seed(99))
+    return rows
+
+
+def real_tokenizer():
+    """The vocabulary of CLIP (SD v1.4's tokenizer) out of the package clip-anytorch, which is not imported."""
+    try:
+        files = importlib.metadata.distribution("clip-anytorch").files
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("clip-anytorch is not installed")
+    path = next(f for f in files if f.name == "bpe_simple_vocab_16e6.txt.gz").locate()
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    return _clip_tokenizer([tuple(line.split()) for line in lines[1 : 49152 - 256 - 2 + 1]], 77)
+
+
+def letter_tokenizer(length=77, pad=END):
+    """A CLIP tokenizer without merges: every letter is a token, so every word is a phrase of several tokens."""
+    return _clip_tokenizer([], length, pad)
+
+
+def _clip_tokenizer(merges, length, pad=END):
+    first = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, first), *(chr(256 + i) for i in range(256 - len(first)))]  # the byte alphabet, in CLIP's order
+    tokens = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), START, END]
+    vocab = {token: i for i, token in enumerate(dict.fromkeys([*tokens, pad]))}
+    special = {"unk_token": END, "bos_token": START, "eos_token": END, "pad_token": pad}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length, **special)

@@ -1,0 +1,44 @@
+"""The benchmark's two ways agree, and its report says what was measured."""
+
+import pytest
+import torch
+
+from macelib.bench import Shapes, per_layer, random_concept, random_erasure, run, streamed
+from macelib.errors import MaceError
+
+SHAPES = Shapes(out=(8, 8, 16), width=24, tokens=7, prompts=5)
+
+
+def results(dtype, products):
+    P, data = torch.eye(24, dtype=torch.float64), [random_concept(SHAPES, i) for i in range(19)]
+    ours, theirs = ([w.to(dtype) for w in SHAPES.weights()] for _ in range(2))
+    streamed(ours, data, P, 0.5, products)
+    per_layer(theirs, lambda: data, P, 0.5)
+    assert (ours[0] - SHAPES.weights()[0]).abs().max() > 1e-2
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_streamed_equals_per_layer_equations():
+    assert results(torch.float64, torch.float64) < 1e-9
+    assert results(torch.float32, torch.float64) < 1e-5
+    assert results(torch.float32, torch.float32) < 1e-5
+
+
+def test_report_has_times_memory_ratio_and_toggle():
+    lines = run(3, "both", 2, True, shapes=SHAPES)
+    text = "\n".join(lines)
+    for part in ("fp64, 3 concepts", "mixed, 3 concepts", "per layer, 2 concepts", "ratio:", "one of 3 concepts"):
+        assert part in text
+    assert len(run(2, "fp64", 0, False, shapes=SHAPES)) == 1
+
+
+def test_unknown_products_are_refused():
+    with pytest.raises(MaceError, match="fp16"):
+        run(1, "fp16", 0, False, shapes=SHAPES)
+
+
+def test_random_erasure_refuses_nothing_and_toggles():
+    erasure = random_erasure(SHAPES, 3)
+    W = {f"layer {i}": w for i, w in enumerate(SHAPES.weights())}
+    on, off = (dict(e.weights(W)) for e in (erasure, erasure.without("concept 0")))
+    assert any(not torch.equal(on[n], off[n]) for n in W)

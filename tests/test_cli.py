@@ -1,0 +1,114 @@
+"""The command line: help with examples, exit codes, sentences on standard error, and each command on a tiny model."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from macelib import cli
+from macelib.erasure import Erasure
+from macelib.tiny import tiny_pipeline
+
+SETTINGS = """
+images: {count: 1, steps: 1, masks: full}
+train: {steps: 2, concepts_per_pass: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tiny_pipeline("sd").save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
+
+
+def mace(capsys, *arguments):
+    """Exit code, standard output and standard error of the command."""
+    sys_argv, sys.argv = sys.argv, ["mace", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        sys.argv = sys_argv
+    captured = capsys.readouterr()
+    return stop.value.code or 0, captured.out, captured.err
+
+
+@pytest.mark.parametrize("command", ["erase", "generate", "evaluate", "export", "info", "bench"])
+def test_help_has_examples(command):
+    result = CliRunner().invoke(cli.app, [command, "--help"])
+    assert result.exit_code == 0 and "Examples" in result.output and f"mace {command}" in result.output
+
+
+def test_erase_generate_export_info(model, tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    out, common = tmp_path / "run", ["--model", model, "--device", "cpu"]
+    settings = ["--config", tmp_path / "settings.yaml", "--out", out, *common]
+    code, said, bars = mace(capsys, "erase", "ship=sea", "frog=grass", *settings, "--seed", 3)
+    assert code == 0 and "2 concepts" in said and "train" in bars
+    path = out / "erasure.safetensors"
+    assert Erasure.load(path).config.seed == 3
+
+    code, said, _ = mace(capsys, "info", path, "--json")
+    assert code == 0 and [c["name"] for c in json.loads(said)["concepts"]] == ["ship", "frog"]
+    assert "ship -> sea" in mace(capsys, "info", path)[1]
+
+    draw = ["generate", "a photo of the ship", "--steps", 1, "--seeds", "0-1", *common]
+    assert mace(capsys, *draw, "--out", tmp_path / "before")[0] == 0
+    assert mace(capsys, *draw, "--out", tmp_path / "after", "-e", path, "--without", "frog")[0] == 0
+    manifest = json.loads((tmp_path / "after" / "manifest.json").read_text())
+    assert [entry["seed"] for entry in manifest["images"]] == [0, 1] and manifest["erasure"]["strengths"] == {"ship": 1}
+    pictures = [Image.open(tmp_path / side / "0001.png").tobytes() for side in ("before", "after")]
+    assert pictures[0] != pictures[1]
+
+    code, said, _ = mace(capsys, "export", path, "--format", "weights", "--out", tmp_path / "export", *common)
+    assert code == 0 and (tmp_path / "export" / "unet.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["erase", "--out", "x"], "list of concepts is empty"),
+        (["erase", "ship", "--out", "x"], 'write "name=anchor"'),
+        (["erase", "ship=Ship", "--out", "x"], "anchor of 'ship' is the concept itself"),
+        (["erase", "ship=sea", "ship=art", "--out", "x"], "listed twice"),
+        (["erase", "ship=sea", "--model", "no-such-model", "--out", "x"], "mini-sd"),
+        (["erase", "ship=sea", "--kind", "thing", "--out", "x"], "object, style"),
+        (["erase", "ship=sea", "--seed", "-1", "--out", "x"], "seed is -1"),
+        (["info", "absent.safetensors"], "missing or cut short"),
+        (["generate", "a ship", "--strength", "ship=1", "--out", "x"], "--erasure"),
+        (["generate", "a ship", "--seeds", "one", "--out", "x"], "0-3 or 0,5,7"),
+        (["export", "absent.safetensors", "--format", "ckpt", "--out", "x"], "pipeline, weights, lora"),
+        (["bench", "--products", "fp8"], "fp64, mixed, both"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_exit_code_1(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, said = mace(capsys, *arguments)
+    assert code == 1 and sentence in said and "Traceback" not in said
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    assert mace(capsys, "erase", "ship=sea")[0] == 2  # no --out
+    assert mace(capsys, "erase", "ship=sea", "--out", "x", "--no-such-option")[0] == 2
+    assert mace(capsys, "paint")[0] == 2
+
+
+def test_no_traceback_from_the_real_program(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "macelib.cli", "erase", "--out", str(tmp_path)], capture_output=True, text=True
+    )
+    assert run.returncode == 1 and run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
+
+
+def test_numbers_and_strengths():
+    assert cli._seeds("0-2, 7") == [0, 1, 2, 7]
+    assert cli._strengths(["a=b=0.5"]) == {"a=b": 0.5}

@@ -1,0 +1,73 @@
+"""Settings: by kind, from YAML, and the sentence for what is not valid."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from macelib.config import KINDS, EraseConfig, ImagesConfig, RefineConfig, TrainOptions
+from macelib.errors import MaceError
+
+
+def test_a_set_field_holds_for_every_kind_and_an_unset_one_is_read_from_the_table():
+    config = EraseConfig(seed=5, train=TrainOptions(steps=7))
+    for kind in ("object", "style"):
+        training = config.training(kind)
+        assert training.steps == 7 and training.seed == 5 and training.lr == KINDS[kind]["train"]["lr"]
+    assert EraseConfig(defaults="celebrity").kind("object") is KINDS["celebrity"]
+    assert EraseConfig().image_count("object") == KINDS["object"]["count"]
+    assert EraseConfig(images=ImagesConfig(count=2)).image_count("object") == 2
+    assert EraseConfig(images=ImagesConfig(masks="grounding")).mask_source("style") == "full"
+
+
+def test_every_training_setting_can_be_set():
+    from macelib.lora import TrainConfig
+
+    ours = {f.name for f in dataclasses.fields(TrainOptions)} | {"seed"}
+    assert ours == {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def test_yaml_round_trip(tmp_path):
+    config = EraseConfig.from_dict({"seed": 2, "prior": {"domain": ["Ana"]}, "train": {"lr": "1e-4"}})
+    assert config.train.lr == 1e-4 and config.prior.domain == ("Ana",)
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(EraseConfig.to_dict(config) | {"prior": {"domain": ["Ana"]}}))
+    assert EraseConfig.load(path) == config
+    path.write_text("")
+    assert EraseConfig.load(path) == EraseConfig()
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"stepz": 1}, "stepz is not a setting; choose from seed"),
+        ({"train": {"stepz": 1}}, "train.stepz is not a setting; choose from train.rank"),
+        ({"train": {"steps": 1.5}}, "train.steps is 1.5; allowed: a whole number or nothing"),
+        ({"train": {"steps": True}}, "train.steps is True; allowed: a whole number"),
+        ({"train": {"lr": "fast"}}, "train.lr is 'fast'; allowed: a number"),
+        ({"train": {"timesteps": "all"}}, "train.timesteps is 'all'; allowed: cfis, uniform, adaptive"),
+        ({"train": 3}, "train is 3; allowed: a mapping"),
+        ({"refine": {"lambda1": -1}}, "refine.lambda1 is -1.0; allowed: 0 or more"),
+        ({"refine": {"lambda0": float("nan")}}, "refine.lambda0 is nan; allowed: a number"),
+        ({"images": {"count": 0}}, "images.count is 0; allowed: 1 or more"),
+        ({"prior": {"use": "no"}}, "prior.use is 'no'; allowed: true or false"),
+        ({"prior": {"domain": "Ana"}}, "prior.domain is 'Ana'; allowed: a list of text"),
+        ([1], "The settings is"),
+    ],
+)
+def test_what_is_not_valid_is_named(values, sentence):
+    with pytest.raises(MaceError) as error:
+        EraseConfig.from_dict(values)
+    assert sentence in str(error.value)
+
+
+def test_unreadable_file_and_direct_use(tmp_path):
+    with pytest.raises(MaceError, match="cannot be read"):
+        EraseConfig.load(tmp_path / "absent.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(MaceError, match="give a YAML file"):
+        EraseConfig.load(tmp_path / "bad.yaml")
+    with pytest.raises(MaceError, match="seed is -1"):
+        EraseConfig(seed=-1)
+    with pytest.raises(MaceError, match=r"refine\.lambda0"):
+        EraseConfig(refine=RefineConfig(lambda0=-0.5))

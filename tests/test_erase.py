@@ -1,0 +1,181 @@
+"""The main job on tiny pipelines: end to end, resumed, the pipeline left alone, bad input as sentences."""
+
+import dataclasses
+import errno
+import logging
+
+import pytest
+import torch
+
+import macelib
+from macelib import Concept, EraseConfig, Erasure, MaceError, erase, job
+from macelib.config import ImagesConfig, PriorConfig, TrainOptions
+from macelib.prior import Prior
+from macelib.tiny import tiny_pipeline
+
+FEW = ("a photo of the {}", "a drawing of {}", "{} at sunset")
+CONCEPTS = [
+    Concept("ship", "sea", templates=FEW),
+    Concept("noto", "art", kind="style", templates=FEW),
+    Concept("frog", "grass", templates=FEW),
+]
+CAPTIONS = ["a red dog", "a big cat on grass", "a photo of the ship"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline("sd")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
+    return EraseConfig(
+        images=ImagesConfig(count=1, steps=1, masks="full"),
+        train=TrainOptions(steps=2, lr=1e-2, concepts_per_pass=1),
+        prior=PriorConfig(captions=str(tmp_path / "captions.txt"), domain=("a green man",)),
+    )
+
+
+def weights(pipe):
+    return {name: w.detach().clone() for name, w in pipe.unet.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def equal(one, other):
+    """The same LoRAs, to rounding."""
+    pairs = list(zip(one.parts, other.parts, strict=True))
+    return all(torch.allclose(a.B, b.B, atol=1e-6) and torch.allclose(a.D, b.D, atol=1e-6) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd2", "sdxl"])
+def test_end_to_end_leaves_the_pipeline_as_it_was(kind, config, tmp_path):
+    pipe, calls = tiny_pipeline(kind), []
+    before, processors = weights(pipe), {n: type(p) for n, p in pipe.unet.attn_processors.items()}
+    erasure = erase(pipe, CONCEPTS, config, progress=lambda *a: calls.append(a), folder=tmp_path / "run")
+    assert same(weights(pipe), before)
+    assert {n: type(p) for n, p in pipe.unet.attn_processors.items()} == processors
+    assert erasure.concepts == CONCEPTS and all(p.B.abs().max() > 0 for p in erasure.parts)
+    for stage, total in [("statistics", 3), ("images", 3), ("train", 6)]:
+        done = [d for s, d, t, _ in calls if s == stage and t == total]
+        assert done == sorted(done) and done[-1] == total
+    erasure.apply(pipe)
+    assert not same(weights(pipe), before)
+    erasure.remove(pipe)
+    assert same(weights(pipe), before)
+    again = Erasure.load(erasure.save(tmp_path / "e.safetensors"))
+    assert equal(again, erasure) and again.versions["torch"] == torch.__version__
+
+
+def test_attention_masks(pipe, config):
+    config = dataclasses.replace(config, images=ImagesConfig(count=1, steps=2, masks="attention"))
+    assert len(erase(pipe, CONCEPTS[:1], config).parts) == 1
+
+
+def test_killed_half_way_goes_on_where_it_stopped(pipe, config, tmp_path, monkeypatch):
+    before, whole = weights(pipe), erase(pipe, CONCEPTS, config, folder=tmp_path / "whole")
+
+    def stop(stage, done, total, detail):
+        if stage == "train" and done == 3:  # of 6: in the second of three concepts
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        erase(pipe, CONCEPTS, config, folder=tmp_path / "run", progress=stop)
+    assert same(weights(pipe), before)
+
+    trained, drawn, train, draw = [], [], job.train, macelib.sample.generate
+    monkeypatch.setattr(job, "train", lambda p, ex, *a: trained.append(ex[0].name) or train(p, ex, *a))
+    monkeypatch.setattr(macelib.sample, "generate", lambda *a, **k: drawn.append(a[1]) or draw(*a, **k))
+    resumed = erase(pipe, CONCEPTS, config, folder=tmp_path / "run")
+    assert len(trained) == 2 and len(drawn) == 1  # the first is done; the second has its pictures
+    assert equal(resumed, whole)
+
+    trained.clear()
+    assert equal(erase(pipe, CONCEPTS, config, folder=tmp_path / "run"), whole) and not trained
+    kept = next((tmp_path / "run" / "loras").iterdir())
+    kept.write_bytes(kept.read_bytes()[:100])  # damaged: that one is trained again
+    assert equal(erase(pipe, CONCEPTS, config, folder=tmp_path / "run"), whole) and len(trained) == 1
+
+
+def test_concepts_in_one_pass_equal_those_alone(pipe, config):
+    both = dataclasses.replace(config, train=dataclasses.replace(config.train, concepts_per_pass=8))
+    assert equal(erase(pipe, CONCEPTS, both), erase(pipe, CONCEPTS, config))
+
+
+def test_an_applied_erasure_is_still_applied_afterwards_and_does_not_matter(pipe, config):
+    first = erase(pipe, CONCEPTS[:1], config)
+    first.apply(pipe)
+    applied = weights(pipe)
+    second = erase(pipe, CONCEPTS[:1], config)
+    assert same(weights(pipe), applied) and equal(first, second) and first.base == second.base
+    first.remove(pipe)
+
+
+def test_an_exception_leaves_the_pipeline_as_it_was(pipe, config, monkeypatch):
+    before = weights(pipe)
+    for error, sentence in [
+        (RuntimeError("CUDA out of memory. Tried"), "memory is full: lower train.concepts_per_pass"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: not enough memory"), "memory is full"),
+        (OSError(errno.ENOSPC, "No space left on device"), "disk is full: free some space"),
+    ]:
+
+        def fail(*_, error=error):
+            assert not same(weights(pipe), before)  # stage 1 is in the model now
+            raise error
+
+        monkeypatch.setattr(job, "train", fail)
+        with pytest.raises(MaceError, match=sentence):
+            erase(pipe, CONCEPTS[:1], config)
+        assert same(weights(pipe), before)
+
+
+@pytest.mark.parametrize(
+    "concepts, sentence",
+    [
+        ([], "empty"),
+        ([Concept("ship", "Ship ")], "concept itself"),
+        ([Concept("ship", "sea"), Concept("Ship", "art")], "listed twice"),
+        ([Concept("ship " * 90, "sea")], "tokens and the model reads 77: shorten it"),
+    ],
+)
+def test_bad_concepts_end_before_any_picture(pipe, config, concepts, sentence, tmp_path):
+    with pytest.raises(MaceError, match=sentence):
+        erase(pipe, concepts, config, folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_overlapping_concepts_are_said_and_erased(pipe, config, caplog):
+    with caplog.at_level(logging.WARNING):
+        erasure = erase(
+            pipe, [Concept("cat", "grass", templates=FEW), Concept("big cat", "dog", templates=FEW)], config
+        )
+    assert "'cat' is part of 'big cat'" in caplog.text and len(erasure.parts) == 2
+
+
+def test_what_is_no_pipeline_is_refused(config):
+    with pytest.raises(MaceError, match="load a Stable Diffusion"):
+        erase(object(), CONCEPTS, config)
+
+
+def test_priors(pipe, config):
+    none = dataclasses.replace(config, prior=PriorConfig(use=False))
+    assert erase(pipe, CONCEPTS[:1], none).P is None
+    given = Prior(torch.eye(32, dtype=torch.float64), "mine", 1)
+    assert erase(pipe, CONCEPTS[:1], config, prior=given).prior_key == "mine"
+    a, b = erase(pipe, CONCEPTS[:1], config), erase(pipe, CONCEPTS[2:], config)
+    total = a + b
+    assert a.prior_key != b.prior_key and torch.allclose(total.P, (a.P + b.P) / 2)
+
+
+def test_lazy_names():
+    assert macelib.erase is job.erase and macelib.Concept is Concept and "trace" in dir(macelib)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = macelib.nothing

@@ -1,0 +1,48 @@
+import pytest
+import torch
+
+from macelib.errors import MaceError, need
+from macelib.files import atomic, cache_folder, data_folder, hash_tensors, hash_text
+
+
+def test_atomic_writes_all_or_nothing(tmp_path):
+    target = tmp_path / "new" / "a.txt"
+    with atomic(target) as temporary:
+        temporary.write_text("one")
+        assert temporary.suffix == ".txt" and not target.exists()
+    with pytest.raises(KeyError), atomic(target) as temporary:
+        temporary.write_text("tw")
+        raise KeyError
+    assert target.read_text() == "one" and list(target.parent.iterdir()) == [target]
+    with pytest.raises(MaceError, match="could not be written"), atomic(target / "below" / "b.txt"):
+        pass
+
+
+def test_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "c"))
+    assert cache_folder() == tmp_path / "c" and cache_folder().is_dir()
+    monkeypatch.delenv("MACELIB_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_folder() == tmp_path / "x" / "macelib"
+    assert (data_folder() / "protocols" / "objects.json").exists()
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path))
+    assert data_folder() == tmp_path
+
+
+def test_hashes_see_names_shapes_dtypes_and_values():
+    a = {"x": torch.arange(6.0), "y": torch.ones(2, dtype=torch.bfloat16)}
+    different = [
+        {"x": torch.arange(6.0), "z": a["y"]},
+        {"x": torch.arange(6.0).reshape(2, 3), "y": a["y"]},
+        {"x": torch.arange(6), "y": a["y"]},
+        {"x": torch.arange(6.0) + 1e-6, "y": a["y"]},
+    ]
+    assert len({hash_tensors(t) for t in (a, *different)}) == 5
+    assert hash_tensors(dict(reversed(a.items()))) == hash_tensors(a)
+    assert hash_tensors({"x": torch.arange(12.0)[::2]}) == hash_tensors({"x": torch.arange(0.0, 12, 2)})
+    assert hash_text("ab") != hash_text("a", "b") and hash_text(1, "a") == hash_text("1", "a")
+
+
+def test_a_missing_package_names_its_extra():
+    with pytest.raises(MaceError, match=r"macelib\[explicit\]"):
+        need("no_such_module", "explicit")

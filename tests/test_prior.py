@@ -1,0 +1,122 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from brute import relative
+
+import macelib.prior as module
+from macelib.concepts import Concept
+from macelib.errors import MaceError
+from macelib.files import cache_folder
+from macelib.prior import captions_for, names, prior, read_captions
+from macelib.text import embedding_size, encode
+from macelib.tiny import tiny_pipeline
+
+CAPTIONS = ["a ship", "two Ships at sea", "a shipyard", "a red car", "the frog", "a kitty", "a blue sky"]
+SHIP, CAT = Concept("ship", "sea"), Concept("cat", "sofa", synonyms=("kitty",))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+def mean(pipe, captions):
+    """The mean over captions of the sum over all T tokens, one outer product at a time."""
+    total = torch.zeros(embedding_size(pipe), embedding_size(pipe), dtype=torch.float64)
+    for caption in captions:
+        for e in encode(pipe, [caption])[0].double():
+            total += torch.outer(e, e) / len(captions)
+    return total
+
+
+def test_per_caption_without_those_that_name_a_concept(pipe):
+    assert names(CAPTIONS, [SHIP, CAT]) == [True, True, False, False, False, True, False]
+    assert relative(prior(pipe, CAPTIONS).P, mean(pipe, CAPTIONS)) <= 1e-6
+    kept = prior(pipe, CAPTIONS, exclude=[SHIP, CAT])
+    assert (
+        kept.count == 4 and relative(kept.P, mean(pipe, ["a shipyard", "a red car", "the frog", "a blue sky"])) <= 1e-6
+    )
+    assert torch.equal(kept.P, kept.P.T) and kept.P.dtype == torch.float64
+    assert relative(prior(pipe, CAPTIONS * 2).P, prior(pipe, CAPTIONS).P) == 0  # a caption counts once
+
+
+def test_domain(pipe):
+    found = prior(pipe, CAPTIONS, domain=["by Amy", "by a ship"], lambda3=2.0, exclude=[SHIP])
+    expected = mean(pipe, ["a shipyard", "a red car", "the frog", "a kitty", "a blue sky"]) + 2 * mean(pipe, ["by Amy"])
+    assert found.count == 6 and relative(found.P, expected) <= 1e-6
+
+
+def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):
+    groups = [["ship"], ["ship"], ["yard"], ["car"], ["frog", "noto"], ["cat"], ["sky"]]
+    first = prior(pipe, CAPTIONS, groups)
+    calls = []
+    monkeypatch.setattr(module, "encode", lambda *args: calls.append(args[1]) or encode(*args))
+    again = prior(pipe, CAPTIONS, groups)
+    assert not calls and torch.equal(again.P, first.P) and again.key == first.key
+    without = prior(pipe, CAPTIONS, groups, exclude=[SHIP, Concept("noto", "art", "style")])
+    assert not calls and without.key != first.key
+    assert relative(without.P, mean(pipe, ["a shipyard", "a red car", "a kitty", "a blue sky"])) <= 1e-6
+    pairs = list(zip(CAPTIONS, groups, strict=True))
+    assert torch.equal(prior(pipe, pairs).P, first.P) and not calls
+    some = prior(pipe, CAPTIONS, exclude=[SHIP])  # no groups: only what leaves is read again, and that once
+    assert calls == [sorted(CAPTIONS), ["a ship", "two Ships at sea"]]
+    assert torch.equal(prior(pipe, CAPTIONS, exclude=[SHIP]).P, some.P) and len(calls) == 2
+
+
+def test_a_broken_cache_is_made_anew_and_other_encoders_have_their_own(pipe, caplog):
+    first = prior(pipe, CAPTIONS)
+    (file,) = (cache_folder() / "prior").iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    assert torch.equal(prior(pipe, CAPTIONS).P, first.P) and "made anew" in caplog.text
+    other = tiny_pipeline()
+    with torch.no_grad():
+        next(other.text_encoder.parameters()).mul_(1.5)
+    assert prior(other, CAPTIONS).key != first.key and len(list((cache_folder() / "prior").iterdir())) == 2
+
+
+def test_caption_files(tmp_path, pipe):
+    files = {
+        "a.txt": "a ship\n\nthe sky\n",
+        "b.csv": "id,caption\n1,a ship\n2,the sky\n",
+        "c.json": json.dumps({"images": [], "annotations": [{"caption": "a ship "}, {"caption": "the sky"}]}),
+        "d.json": json.dumps(["a ship", "the sky"]),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        assert read_captions(tmp_path / name) == ["a ship", "the sky"], name
+    (tmp_path / "e.json").write_text('{"annotations": 3}')
+    (tmp_path / "f.csv").write_text("id\n1\n")
+    for name, message in (("e.json", "holds no captions"), ("f.csv", "holds no captions"), ("g.txt", "cannot be read")):
+        with pytest.raises(MaceError, match=message):
+            read_captions(tmp_path / name)
+    assert prior(pipe, str(tmp_path / "a.txt")).count == 2
+
+
+def test_refusals_and_long_captions(pipe, caplog):
+    with pytest.raises(MaceError, match="No caption is left"):
+        prior(pipe, ["a ship"], exclude=[SHIP])
+    with pytest.raises(MaceError, match="one entry per caption"):
+        prior(pipe, CAPTIONS, groups=["ship"])
+    with pytest.raises(MaceError, match="λ3"):
+        prior(pipe, CAPTIONS, lambda3=-1.0)
+    assert prior(pipe, ["a car", "b " * 90]).count == 1 and "1 captions are longer" in caplog.text
+
+
+def test_built_in_captions(pipe, caplog):
+    captions = captions_for(pipe)
+    assert len(set(captions)) == len(captions) > 100 and "COCO" in caplog.text
+    assert prior(pipe, captions).count == len(captions)
+
+
+def test_the_mini_world_s_captions_say_what_they_are_about():
+    pytest.importorskip("macelib.world.captions", exc_type=ImportError)
+    captions = captions_for(SimpleNamespace(config={"_name_or_path": "/somewhere/mini-sd"}))
+    about = names(["\n".join(labels) for _, labels in captions], [SHIP])
+    assert len(captions) > 1000 and 0 < sum(about) < len(captions) / 10
