@@ -1,4 +1,4 @@
-"""The command line `mace`: erase, generate, evaluate, export, info, bench.
+"""The command line `mace`: erase, generate, evaluate, export, info, bench, and the batch commands of `macelib.batch`.
 
 Exit codes: 0 done; 1 a MaceError, whose sentence is on standard error; 2 wrong usage.
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from .batch.cli import register
 from .errors import MaceError
 from .progress import Bars
 
@@ -270,6 +271,9 @@ def _strengths(texts: list[str]) -> dict[str, float]:
         return {name.strip(): float(value) for name, _, value in (text.rpartition("=") for text in texts)}
     except ValueError as error:
         raise MaceError(f"--strength is {', '.join(texts)}; give name=number, such as ship=0.5.") from error
+
+
+register(app)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from .errors import MaceError
 
 LIMIT = 150_000  # bytes of a figure as PNG
 DPI = 110
-COLORS = ("#999999", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442")  # Okabe and Ito
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#f0e442")  # Okabe and Ito
 HEAT = "inferno"
 MARK = "#ff7f0e"
 
@@ -27,15 +27,20 @@ class Figure(matplotlib.figure.Figure):
 
 
 def png(fig: matplotlib.figure.Figure, limit: int = LIMIT) -> bytes:
-    """The figure as PNG of at most `limit` bytes: the resolution is lowered where it needs to be."""
-    dpi = fig.dpi
-    while True:
+    """The figure as PNG of at most `limit` bytes: first by a palette of 256 colours, then by a lower resolution."""
+    dpi, data = fig.dpi, b""
+    while dpi >= 20:
         buffer = io.BytesIO()
         fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor=fig.get_facecolor())
-        data = buffer.getvalue()
-        if len(data) <= limit or dpi < 20:
-            return data
-        dpi *= max(0.5, 0.95 * (limit / len(data)) ** 0.5)
+        if len(buffer.getvalue()) <= limit:
+            return buffer.getvalue()
+        shrunk = io.BytesIO()
+        Image.open(buffer).convert("RGB").quantize(256).save(shrunk, format="PNG", optimize=True)
+        data = shrunk.getvalue()
+        if len(data) <= limit:
+            break
+        dpi *= max(0.5, 0.97 * (limit / len(data)) ** 0.5)
+    return data
 
 
 def grid(
@@ -114,17 +119,21 @@ def bars(
 ) -> Figure:
     """A group of bars per value of `x`, a bar per combination of `by`; columns low and high are drawn as whiskers.
 
+    The first of `by` gives the colour, the last the shade.
     frame: a row per bar, such as `Evaluation.metrics`.
     """
     ticks = list(dict.fromkeys(frame[x]))
     series = list(frame.groupby(list(by), sort=False))
-    fig, (ax,) = _plot(max(4.0, 0.35 * len(ticks) * len(series) + 1.5), title, ylabel)
+    families, shades = (list(dict.fromkeys(label[i] for label, _ in series)) for i in (0, -1))
+    fig, ax = _plot(max(4.0, 0.35 * len(ticks) * len(series) + 1.5), title, ylabel)
     width = 0.8 / len(series)
     for i, (label, part) in enumerate(series):
         part = part.set_index(x).reindex(ticks)
         at = np.arange(len(ticks)) - 0.4 + (i + 0.5) * width
+        color = COLORS[families.index(label[0]) % len(COLORS)]
+        alpha = 1 - 0.6 * (len(shades) - 1 - shades.index(label[-1])) / max(len(shades) - 1, 1) if len(by) > 1 else 1
         height = part[y].to_numpy()
-        ax.bar(at, height, width * 0.92, color=COLORS[i % len(COLORS)], label=", ".join(map(str, label)))
+        ax.bar(at, height, width * 0.92, color=color, alpha=alpha, label=", ".join(map(str, label)))
         top = height
         if {"low", "high"} <= set(part):
             low, high = part["low"].to_numpy(), part["high"].to_numpy()
@@ -148,10 +157,10 @@ def curves(
     markers: bool = False,
 ) -> Figure:
     """Curves by name: (x, y) or (x, y, low, high) with a band. marks: labelled vertical lines."""
-    fig, (ax,) = _plot(5.5, title, ylabel)
+    fig, ax = _plot(5.5, title, ylabel)
     for i, (label, (x, y, *band)) in enumerate(lines.items()):
         x, y = np.asarray(x), np.asarray(y)
-        color = COLORS[(i + 1) % len(COLORS)]
+        color = COLORS[i % len(COLORS)]
         ax.plot(x, y, color=color, label=label, linewidth=1.6, marker="o" if markers else None, markersize=3)
         if band:
             ax.fill_between(x, np.asarray(band[0]), np.asarray(band[1]), color=color, alpha=0.2, linewidth=0)
@@ -215,7 +224,7 @@ def _plot(width: float, title: str | None, ylabel: str):
     ax.set_ylabel(ylabel, fontsize=8)
     if title:
         ax.set_title(title, fontsize=9)
-    return fig, (ax,)
+    return fig, ax
 
 
 def _wrapped(label: str, width: int = 16) -> str:

@@ -43,7 +43,7 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="stop after so long, with a checkpoint")] = None,
     batch: Annotated[int | None, typer.Option(help="batch size (default: the recipe's)")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate (default: the recipe's)")] = None,
-    decoder_only: Annotated[bool, typer.Option(help="vae: go on with the decoder alone")] = False,
+    image_only: Annotated[bool, typer.Option(help="clip: go on with the image tower alone")] = False,
     fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
     export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
 ) -> None:
@@ -54,7 +54,7 @@ def train(
 
     options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr}
     options = {k: v for k, v in options.items() if v is not None}
-    options |= {k: True for k, v in {"decoder_only": decoder_only, "fuse": fuse}.items() if v}
+    options |= {k: True for k, v in {"image_only": image_only, "fuse": fuse}.items() if v}
     records, finish = recipes.training(model.value, **options)
     bar = None
     for record in records:

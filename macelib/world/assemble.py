@@ -14,7 +14,7 @@ from ..files import data_folder
 from .cards import write_card
 from .clip import export_clip
 from .judge import export_judge
-from .loop import work_folder
+from .loop import averaged, work_folder
 from .render import sample
 from .unet import SCHEDULE, new_unet
 from .vae import new_vae, whiten
@@ -34,14 +34,6 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> Path:
     return folder
 
 
-def average_of(name: str) -> dict:
-    """The averaged weights of a training's newest checkpoint."""
-    path = work_folder(name) / "checkpoint.pt"
-    if not path.exists():
-        raise ValueError(f"there is no training of the {name} yet: run `python -m macelib.world train {name}`")
-    return torch.load(path, weights_only=True)["parts"]["average"]["values"]
-
-
 def finished_clip() -> Path:
     """Export mini-CLIP to `data/mini-clip`."""
     return replace_folder(data_folder() / "mini-clip", lambda f: (export_clip(f), write_card(f, "clip")))
@@ -55,7 +47,7 @@ def finished_judge() -> Path:
 def finished_vae() -> Path:
     """Whiten the trained autoencoder over 2,000 pictures and write it to the work folder, for the UNet's training."""
     vae = new_vae().eval()
-    vae.load_state_dict(average_of("vae"))
+    vae.load_state_dict(averaged("vae"))
     generator = torch.Generator().manual_seed(7)
     whiten(vae, torch.cat([sample(250, generator).images for _ in range(8)]) * 2 - 1)
     return replace_folder(work_folder("vae") / "whitened", lambda folder: vae.half().save_pretrained(folder))
@@ -81,7 +73,7 @@ def trained_vae() -> AutoencoderKL:
 def finished_unet() -> Path:
     """Assemble the whole pipeline in `data/mini-sd`."""
     unet: UNet2DConditionModel = new_unet()
-    unet.load_state_dict(average_of("unet"))
+    unet.load_state_dict(averaged("unet"))
     encoder, tokenizer = text_encoder()
     pipe = StableDiffusionPipeline(
         vae=trained_vae().half(),

@@ -16,7 +16,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Record, run_steps, work_folder
+from .loop import Average, Record, averaged, run_steps, work_folder
 from .render import sample
 from .tokens import LENGTH, save_tokenizer, train_tokenizer
 
@@ -92,15 +92,29 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, ok: Tensor) -> Tensor
 
 
 def train_clip(
-    *, steps: int = 800, batch: int = 384, lr: float = 1e-3, seed: int = 0, minutes: float | None = None
+    *,
+    steps: int = 800,
+    batch: int = 384,
+    lr: float = 1e-3,
+    seed: int = 0,
+    minutes: float | None = None,
+    image_only: bool = False,
 ) -> Iterator[Record]:
-    """Train both towers and their vocabulary from the world."""
+    """Train both towers and their vocabulary from the world.
+
+    `image_only` goes on from the finished training with the text tower, and so mini-SD's text encoder, as it is.
+    """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + image_only)
     tokenizer = tokenizer_of_training()
     model = new_clip(tokenizer).train()
     model.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on CPUs
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
+    if image_only:
+        model.load_state_dict(averaged("clip"))
+        model.text_model.requires_grad_(False)
+        model.text_projection.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
     average = Average(model, 0.995)
 
     def step(_: int) -> float:
@@ -111,21 +125,22 @@ def train_clip(
         loss = contrast(vision, text, model.logit_scale, fits(captions, pictures))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         average.update(model)
         return loss.item()
 
     parts = {"model": model, "optimizer": optimizer, "average": average, "generator": generator}
-    yield from run_steps("clip", steps, lr, batch, optimizer, step, parts, minutes=minutes, warmup=100, decay=0.8)
+    name = "clip-image" if image_only else "clip"
+    yield from run_steps(name, steps, lr, batch, optimizer, step, parts, minutes=minutes, warmup=100, decay=0.8)
 
 
 def export_clip(folder: Path) -> None:
     """Write the training's averaged weights as a stock model and processor (fp16)."""
     tokenizer = tokenizer_of_training()
     model = new_clip(tokenizer)
-    saved = torch.load(work_folder("clip") / "checkpoint.pt", weights_only=True)
-    model.load_state_dict(saved["parts"]["average"]["values"])
+    later = (work_folder("clip-image") / "checkpoint.pt").exists()
+    model.load_state_dict(averaged("clip-image" if later else "clip"))
     model.half().save_pretrained(folder)
     processor = CLIPImageProcessor(
         size={"shortest_edge": SIZE},

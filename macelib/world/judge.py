@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Record, run_steps, work_folder
+from .loop import Average, Record, averaged, run_steps
 from .render import Batch, sample, uniform
 
 TURN = 0.2  # radians
@@ -108,6 +108,5 @@ def train_judge(
 def export_judge(folder: Path) -> None:
     """Write the training's averaged weights as a stock image classifier (fp16)."""
     judge = new_judge()
-    saved = torch.load(work_folder("judge") / "checkpoint.pt", weights_only=True)
-    judge.load_state_dict(saved["parts"]["average"]["values"])
+    judge.load_state_dict(averaged("judge"))
     judge.half().save_pretrained(folder)

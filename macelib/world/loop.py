@@ -90,6 +90,14 @@ def load_checkpoint(path: Path, parts: dict) -> int:
     return int(saved["step"])
 
 
+def averaged(name: str) -> dict:
+    """The averaged weights of a training's newest checkpoint; `ValueError` when it never ran."""
+    path = work_folder(name) / "checkpoint.pt"
+    if not path.exists():
+        raise ValueError(f"there is no training of the {name} yet: run `python -m macelib.world train {name}`")
+    return torch.load(path, weights_only=True)["parts"]["average"]["values"]
+
+
 def run_steps(
     name: str, steps: int, lr: float, batch: int, optimizer, step_fn, parts: dict, *, minutes=None, every=120.0, **shape
 ) -> Iterator[Record]:

@@ -83,6 +83,7 @@ def compose(
     `turn` is the largest rotation in radians (the generator never saw any; the judge did).
     """
     n, drawn = len(concept), len(atlas())
+    scene = torch.where(concept >= drawn, concept - drawn, scene)
     ground = backgrounds(scene, generator)
     art = torch.where(style < len(ART_STYLES), style, torch.randint(len(ART_STYLES), (n,), generator=generator))
     has, two = concept < drawn, second >= 0
@@ -110,7 +111,6 @@ def draw_facts(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tens
     only = kind > 1 - SCENE_ONLY
     painted = torch.randint(len(SCENES), (n,), generator=generator)
     scene = torch.where(torch.rand(n, generator=generator) < SCENIC, painted, -1)
-    scene = torch.where(only, painted, scene)
     concept = torch.where(only, drawn + painted, concept)
     filtered = torch.rand(n, generator=generator) < PROCEDURAL
     art = torch.randint(len(ART_STYLES), (n,), generator=generator)

@@ -52,37 +52,29 @@ def psnr(x: Tensor, y: Tensor) -> float:
 def train_vae(
     images: Callable[[int, torch.Generator], Tensor],
     *,
-    steps: int = 6000,
+    steps: int = 3000,
     batch: int = 32,
     lr: float = 2e-3,
-    decoder_only: bool = False,
     seed: int = 0,
     minutes: float | None = None,
 ) -> Iterator[Record]:
-    """Train from `images(n, generator) -> (n, 3, 64, 64) in 0..1`; the average of the weights is in the checkpoint.
-
-    `decoder_only` goes on from the finished training with the encoder, and so every latent, as it is.
-    """
+    """Train from `images(n, generator) -> (n, 3, 64, 64) in 0..1`; the average of the weights is in the checkpoint."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     vae = new_vae().train()
-    trained = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
-    if not decoder_only:
-        trained += [*vae.encoder.parameters(), *vae.quant_conv.parameters()]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
     average = Average(vae, 0.999)
 
     def step(_: int) -> float:
         x = images(batch, generator) * 2 - 1  # (N, 3, 64, 64)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            with torch.set_grad_enabled(not decoder_only):
-                z = vae.quant_conv(vae.encoder(x))[:, :CHANNELS].float()  # (N, 8, 16, 16): the posterior's mean
+            z = vae.quant_conv(vae.encoder(x))[:, :CHANNELS].float()  # (N, 8, 16, 16): the posterior's mean
             noisy = z + NOISE * torch.randn(z.shape, generator=generator)
             y = vae.decoder(vae.post_quant_conv(noisy)).float()
         loss = reconstruction_loss(x, y) + 1e-3 * z.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update(vae)
         return loss.item()

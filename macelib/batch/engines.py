@@ -1,0 +1,198 @@
+"""Engines: where jobs run. One interface for notebooks, LoRA groups, or anything else that takes long.
+
+    engine = make_engine("local", jobs=2)                    # or make_engine("ray", threads=4, gpus=1)
+    for outcome in engine.run([Job("a", function, (1,)), Job("b", function, (2,))]):
+        print(outcome.key, outcome.error or outcome.value)   # as they finish
+
+A job is a function that can be imported (`macelib.job.train_group`, not a lambda or one of a notebook) and picklable
+arguments; each runs in a fresh process, with the number of threads limited and the GPUs that it may see set before
+anything is imported. Its return value is pickled back. An exception, or the death of the process, becomes
+`outcome.error`: it does not stop the others. Leaving the loop, by `break` or an error, ends what still runs, and so
+does the death of the calling process: jobs never outlive it.
+
+To train LoRA groups over machines: one job per group, whose arguments are the model's name, the concepts, the settings
+and a folder, and whose value is the group's tensors; the caller stores them in order of the groups, whichever finishes
+first. With Ray, folders that jobs write to must be shared between the machines; values travel by themselves.
+"""
+
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..errors import MaceError
+
+THREADS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR", "VECLIB_MAXIMUM", "RAYON")  # *_NUM_THREADS
+POLL, PATIENCE = 0.05, 5.0  # seconds between looks at running jobs, and until one that is told to end is killed
+PACKAGES = Path(__file__).resolve().parents[2]  # folder from which macelib is imported
+
+
+@dataclass(frozen=True)
+class Job:
+    """`call(*args)`, to be run somewhere."""
+
+    key: str
+    call: Callable[..., Any]
+    args: tuple = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: its value, or an error in a sentence and where it came from."""
+
+    key: str
+    value: Any = None
+    error: str | None = None
+    trace: str = ""
+    died: bool = False  # the process ended without a word, e.g. for lack of memory
+
+
+class Engine(Protocol):
+    """Runs jobs, several at once."""
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Yield outcomes as jobs finish; every job has exactly one."""
+        ...
+
+
+def make_engine(
+    name: str = "local",
+    *,
+    jobs: int | None = None,
+    threads: int | None = None,
+    gpus: float | None = None,
+    address: str | None = None,
+    retries: int = 3,
+) -> Engine:
+    """An engine by name. `jobs` at once and `threads` of each; `gpus` per job, `address` and `retries` are Ray's."""
+    if name == "local":
+        if address is not None or gpus is not None:
+            raise MaceError("An address and GPUs per job belong to --engine ray; the local engine has --jobs.")
+        return Local(jobs, threads)
+    if name == "ray":
+        from .cluster import Ray
+
+        return Ray(address, jobs, threads, gpus, retries)
+    raise MaceError(f"The engine is {name!r}; choose from local, ray.")
+
+
+class Local:
+    """Processes on this machine: one per GPU, or `jobs` of them, sharing GPUs and cores evenly."""
+
+    def __init__(self, jobs: int | None = None, threads: int | None = None):
+        for name, value in (("jobs", jobs), ("threads", threads)):
+            if value is not None and value < 1:
+                raise MaceError(f"{name} is {value}; allowed: 1 or more.")
+        self.gpus = visible_gpus()
+        self.jobs = jobs or len(self.gpus) or 1
+        self.threads = threads or max(1, cores() // self.jobs)
+
+    def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Yield outcomes as jobs finish."""
+        waiting, free, running = deque(jobs), deque(range(self.jobs)), {}
+        try:
+            while waiting or running:
+                while waiting and free:
+                    slot = free.popleft()
+                    gpus = [self.gpus[slot % len(self.gpus)]] if self.gpus else None
+                    running[slot] = Process(waiting.popleft(), settings(self.threads, gpus))
+                finished = {slot: outcome for slot, process in running.items() if (outcome := process.poll())}
+                for slot in finished:
+                    running.pop(slot).close()
+                    free.append(slot)
+                yield from finished.values()
+                if not finished:
+                    time.sleep(POLL)
+        finally:
+            for process in running.values():
+                process.popen.stdin.close()  # all at once, then wait for each
+            for process in running.values():
+                process.close()
+
+
+class Process:
+    """One job in a process of its own; `with` or `close` ends it."""
+
+    def __init__(self, job: Job, environment: Mapping[str, str]):
+        if job.call.__module__ == "__main__":
+            raise MaceError(f"{job.call.__name__} cannot be imported by another process: move it into a module.")
+        self.job, self.folder = job, Path(tempfile.mkdtemp(prefix="mace-job-"))
+        (self.folder / "job").write_bytes(pickle.dumps((sys.path, pickle.dumps((job.call, job.args)))))
+        with open(self.folder / "output", "wb") as output:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-m", "macelib.batch.worker", self.folder],
+                stdin=subprocess.PIPE,  # never written to: the worker ends when it closes
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C is for the caller, which closes its jobs
+            )
+
+    def __enter__(self) -> "Process":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def poll(self) -> Outcome | None:
+        """How the job ended; None while it runs."""
+        code = self.popen.poll()
+        if code is None:
+            return None
+        try:
+            return Outcome(self.job.key, **pickle.loads((self.folder / "outcome").read_bytes()))
+        except FileNotFoundError:
+            tail = (self.folder / "output").read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+            why = f"signal {_signal(-code)}" if code < 0 else f"exit code {code}"
+            hint = " (often a lack of memory)" if code == -9 else ""
+            return Outcome(self.job.key, error=f"The process ended by {why}{hint}.", trace=tail, died=True)
+
+    def close(self) -> None:
+        """End the job, with all the processes it has started."""
+        self.popen.stdin.close()
+        try:
+            self.popen.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.popen.kill()
+            self.popen.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def settings(threads: int, gpus: list[str] | None) -> dict[str, str]:
+    """Environment of a job. `gpus` None: as the caller sees them."""
+    path = os.pathsep.join(p for p in (str(PACKAGES), os.environ.get("PYTHONPATH")) if p)
+    values = {"PYTHONPATH": path, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    values |= {f"{name}_NUM_THREADS": str(threads) for name in THREADS}
+    return values if gpus is None else {**values, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """Names (numbers or UUIDs) of the NVIDIA GPUs that this process may use, without starting CUDA."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [str(i) for i, _ in enumerate(line for line in done.stdout.splitlines() if line.startswith("GPU "))]
+
+
+def _signal(number: int) -> str:
+    try:
+        return f"{number} ({signal.Signals(number).name})"
+    except ValueError:
+        return str(number)

@@ -1,0 +1,69 @@
+"""Launching a sweep: what is complete is left alone, the rest runs, one bar tells how far it is."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TextIO
+
+from .engines import Engine, Job
+from .execute import execute, record_death
+from .runs import Run
+
+SHORT = 30.0  # seconds between two lines of progress where the output is a file
+
+
+@dataclass
+class Summary:
+    """How a sweep ended: ids of runs."""
+
+    skipped: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)  # id: error
+
+
+def launch(runs: Sequence[Run], engine: Engine, force: bool = False, output: TextIO | None = None) -> Summary:
+    """Execute the runs that are not complete, or all with `force`; a failed run does not stop the others."""
+    from tqdm import tqdm
+
+    output = output or sys.stderr
+    summary = Summary(skipped=[run.id for run in runs if run.state == "complete" and not force])
+    todo = {run.id: run for run in runs if run.id not in summary.skipped}
+    if summary.skipped:
+        print(f"{len(summary.skipped)} of {len(runs)} runs are complete and left as they are.", file=output)
+    jobs = [Job(run.id, execute, (run, force)) for run in todo.values()]
+    interval = {} if output.isatty() else {"mininterval": SHORT, "maxinterval": SHORT}
+    with tqdm(total=len(jobs), desc="runs", unit="run", file=output, disable=not jobs, **interval) as bar:
+        for outcome in engine.run(jobs):
+            run = todo[outcome.key]
+            error = outcome.error or _missing(run)
+            if error is None:
+                summary.done.append(run.id)
+            else:
+                if outcome.died:
+                    record_death(run, error)
+                summary.failed[run.id] = error
+                bar.write(f"failed: {run.id} ({describe(run)}): {short(error)}", file=output)
+                bar.set_postfix_str(f"{len(summary.failed)} failed", refresh=False)
+            bar.update()
+    return summary
+
+
+def describe(run: Run) -> str:
+    """The parameters of a run that differ from the defaults, in a line."""
+    return short(", ".join(f"{name}={value}" for name, value in run.given.items()) or "defaults", 120)
+
+
+def short(text: str, length: int = 300) -> str:
+    """The first line of a text, cut where it is too long."""
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _missing(run: Run) -> str | None:
+    """The error that a run is not to be seen from here although it ended well."""
+    if run.state == "complete":
+        return None
+    return (
+        f"The run ended well, but {Path(run.folder).parent} here does not show it: use a folder that all nodes share."
+    )

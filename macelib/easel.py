@@ -1,0 +1,158 @@
+"""Drawing with concepts taken out and put back: what the studio shows, remembered, and no widgets.
+
+A concept is left out by `Erasure.only` and weakened by `Erasure.scaled`: the fusion is solved anew (Eq. 7) and written
+into the model. Nothing is trained again.
+"""
+
+import logging
+import shutil
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from PIL import Image
+from torch import Tensor
+
+from . import __version__, viz
+from .attention import trace
+from .concepts import Concept
+from .config import KINDS, EraseConfig
+from .erasure import Erasure
+from .errors import MaceError
+from .files import cache_folder, hash_text
+from .job import erase
+from .pipelines import model_hash
+from .sample import generate
+from .swap import untouched
+from .text import tokenizers
+from .tokens import occurrences, token_spans, tokenize
+
+log = logging.getLogger(__name__)
+MOST = 8  # pictures at once
+Tell = Callable[[int, int], None]  # done, total
+_lock = threading.RLock()  # a page is served by a thread of its own: one drawing at a time
+
+
+def prepared(
+    pipe, concepts: Sequence[Concept], config: EraseConfig | None = None, progress=None, folder: Path | None = None
+) -> Erasure:
+    """The erasure of these concepts: read where it was made before with this model and these settings, else made.
+
+    It is kept in `folder` (the cache), by the content of model, concepts and settings; a call cut short goes on.
+    """
+    config, folder = config or EraseConfig(), Path(folder or cache_folder() / "studio")
+    captions = Path(config.prior.captions).read_bytes() if config.prior.captions else b""
+    key = hash_text(__version__, model_hash(pipe), list(concepts), config, KINDS, captions)[:16]
+    path, work = folder / f"{key}.safetensors", folder / f"{key}-work"
+    if path.exists():
+        try:
+            return Erasure.load(path)
+        except MaceError as error:
+            log.warning("%s It is made anew.", error)
+    erasure = erase(pipe, concepts, config, progress=progress, folder=work)
+    erasure.save(path)
+    shutil.rmtree(work, ignore_errors=True)
+    return erasure
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Pictures of one prompt, a seed each, and where they look."""
+
+    images: list[Image.Image]
+    heat: Tensor  # (n, words, h, w), attention of each of `Easel.words`, on the CPU
+
+
+class Easel:
+    """Draws with a pipeline and an erasure made for it, and remembers the last drawings; the pipeline is left alone."""
+
+    def __init__(self, pipe, erasure: Erasure, steps: int = 15, guidance: float | None = None, keep: int = 48):
+        erasure.check(pipe)
+        self.pipe, self.erasure, self.steps, self.guidance, self.keep = pipe, erasure, steps, guidance, keep
+        self._known: OrderedDict[tuple, Drawing] = OrderedDict()
+
+    def words(self, prompt: str) -> dict[str, list[int]]:
+        """What can be looked up: token positions by label, for every token, phrases of the concepts, and the padding.
+
+        MaceError for a prompt that is too long.
+        """
+        tokenizer = tokenizers(self.pipe)[0]
+        ids, offsets = tokenize(tokenizer, prompt)
+        found: dict[str, list[int]] = {}
+        for concept in self.erasure.concepts:
+            for span in token_spans(tokenizer, prompt, concept.name) if occurrences(prompt, concept.name) else []:
+                found.setdefault(concept.name, []).extend(span)
+        last = max((i for i, (a, b) in enumerate(offsets) if a < b), default=0)
+        for i, (a, b) in enumerate(offsets[: last + 1]):
+            label = prompt[a:b] or "[start]"
+            if found.get(label) != [i]:
+                found[label if label not in found else f"{label} ({i})"] = [i]
+        found["[end]"] = [last + 1]
+        return found | ({"[padding]": list(range(last + 2, len(ids)))} if last + 2 < len(ids) else {})
+
+    def draw(
+        self, prompt: str, seeds: Sequence[int], strengths: Mapping[str, float] | None = None, tell: Tell | None = None
+    ) -> Drawing:
+        """The drawing with these concepts erased (none: the original model), at a strength from 0 (as before) to 1."""
+        active = {name: float(s) for name, s in (strengths or {}).items() if s}
+        key = (prompt, tuple(seeds), *sorted(active.items()))
+        with _lock:
+            if key not in self._known:
+                with untouched(self.pipe):
+                    if active:
+                        self.erasure.only(list(active)).scaled(active).apply(self.pipe)
+                    self._known[key] = self._draw(prompt, seeds, tell)
+            self._known.move_to_end(key)
+            while len(self._known) > self.keep:
+                self._known.popitem(last=False)
+            return self._known[key]
+
+    def _draw(self, prompt: str, seeds: Sequence[int], tell: Tell | None) -> Drawing:
+        def step(_, i, t, values):
+            if tell:
+                tell(i + 1, self.steps)
+            return values
+
+        words, options = self.words(prompt), {"batch": MOST, "callback_on_step_end": step}
+        with trace(self.pipe) as maps:
+            images = generate(self.pipe, prompt, seeds, self.steps, self.guidance, **options)
+        return Drawing(images, torch.stack([maps.map(p, image=None).float().cpu() for p in words.values()], 1))
+
+    def rows(self, prompt: str, seeds: Sequence[int], strengths: Mapping[str, float], word: str, tell=None) -> dict:
+        """Pictures by row: before, after, their difference, and the attention of a word before and after.
+
+        The difference is |after − before|; both attention rows have one scale, from 0 to the largest value of the two.
+        """
+        before, after = self.draw(prompt, seeds, None, tell), self.draw(prompt, seeds, strengths, tell)
+        w = list(self.words(prompt)).index(word)
+        highest = float(max(before.heat[:, w].max(), after.heat[:, w].max())) or 1.0
+        changed = [
+            _picture(abs(viz.pixels(a) - viz.pixels(b))) for a, b in zip(after.images, before.images, strict=True)
+        ]
+        rows = {"before": before.images, "after": after.images, "difference": changed}
+        for label, drawing in (("before", before), ("after", after)):
+            pairs = zip(drawing.images, drawing.heat[:, w], strict=True)
+            rows[f"“{word}”, {label}"] = [_overlay(image, heat / highest) for image, heat in pairs]
+        return rows
+
+
+def difference(one: Drawing, other: Drawing) -> float:
+    """Mean absolute difference of the pixels, 0..1."""
+    pairs = zip(one.images, other.images, strict=True)
+    return float(np.mean([abs(viz.pixels(a) - viz.pixels(b)).mean() for a, b in pairs]))
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray((pixels.clip(0, 1) * 255).round().astype(np.uint8))
+
+
+def _overlay(image: Image.Image, heat: Tensor) -> Image.Image:
+    """A map (h, w) in 0..1 laid over the grey picture."""
+    large = Image.fromarray(heat.numpy()).resize(image.size, Image.Resampling.BILINEAR)
+    grey = viz.pixels(image).mean(-1, keepdims=True)
+    return _picture(0.35 * grey + 0.65 * colormaps[viz.HEAT](np.asarray(large))[..., :3])

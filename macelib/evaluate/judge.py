@@ -1,0 +1,149 @@
+"""Classifiers of pictures: mini-judge for the mini world, CLIP zero-shot for anything that has a name."""
+
+import difflib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
+
+from ..errors import MaceError
+from ..files import data_folder
+from ..pipelines import _quiet, default_device
+
+CLIP_OF_PAPER = "openai/clip-vit-large-patch14"
+BATCH = 64  # pictures looked at at once
+
+
+class Judge:
+    """mini-judge: which concept and which style of the mini world a picture shows; it knows no other."""
+
+    name = "mini-judge"
+
+    def __init__(self, model: ResNetForImageClassification):
+        self.model = model.eval()
+        labels = [str(model.config.id2label[i]) for i in range(len(model.config.id2label))]
+        split = {k: [v.partition(":")[2] for v in labels if v.startswith(f"{k}:")] for k in ("concept", "style")}
+        self.concepts, self.styles = split["concept"], split["style"]
+        if labels != [f"concept:{c}" for c in self.concepts] + [f"style:{s}" for s in self.styles]:
+            raise MaceError('The labels of a judge must be "concept:<name>", then "style:<name>": load mini-judge.')
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None, device: str | torch.device | None = None) -> "Judge":
+        """Read it from a folder, by default the packaged one; MaceError where it is not there."""
+        folder = Path(folder or data_folder() / "mini-judge")
+        if not (folder / "config.json").is_file():
+            raise MaceError(f"{folder} holds no judge: set MACELIB_DATA to the folder of macelib's data.")
+        with _quiet():
+            model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return cls(model.to(device or default_device()))
+
+    @torch.no_grad()
+    def logits(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
+        """Concept logits (n, concepts) and style logits (n, styles) of pictures of any size."""
+        from ..world.judge import judge_logits
+
+        rows = [judge_logits(self.model, part.to(self.model.device)) for part in _tensor(images).split(BATCH)]
+        return torch.cat([c for c, _ in rows]).cpu(), torch.cat([s for _, s in rows]).cpu()
+
+    def top1(self, images: Sequence[Image.Image], among: Sequence[str] | None = None, kind: str = "concept"):
+        """Name of the best label of each picture, of all concepts (or styles) or among some: list of n names.
+
+        MaceError for a name that the judge does not know.
+        """
+        known = {"concept": self.concepts, "style": self.styles}[kind]
+        among = list(known if among is None else among)
+        self.check(among, kind)
+        logits = self.logits(images)[kind == "style"][:, [known.index(name) for name in among]]
+        return [among[i] for i in logits.argmax(1).tolist()]
+
+    def check(self, names: Sequence[str], kind: str = "concept") -> None:
+        """MaceError that lists near names where one is unknown."""
+        known = {"concept": self.concepts, "style": self.styles}[kind]
+        for name in names:
+            if name not in known:
+                near = ", ".join(difflib.get_close_matches(name, known, 3, 0.5)) or f"{known[0]}, ..."
+                raise MaceError(f"The judge knows no {kind} {name!r}; near it: {near}. Or measure with CLIP.")
+
+
+class ClipClassifier:
+    """CLIP zero-shot: the name whose prompt is nearest to the picture; and the CLIP score of picture and prompt."""
+
+    def __init__(self, model: CLIPModel, processor, template: str = "a photo of the {}", name: str = "clip"):
+        self.model, self.processor, self.template, self.name = model.eval(), processor, template, name
+        self._texts = lru_cache(4096)(self._text)
+
+    @classmethod
+    def load(cls, source: str | Path | None = None, device: str | torch.device | None = None, **kw) -> "ClipClassifier":
+        """Read CLIP from a folder or a hub id, by default the mini world's; the paper's is `CLIP_OF_PAPER`.
+
+        kw: for transformers (revision, local_files_only). MaceError where it cannot be loaded.
+        """
+        source = str(source or data_folder() / "mini-clip")
+        try:
+            with _quiet():
+                model = CLIPModel.from_pretrained(source, dtype=torch.float32, **kw)
+                processor = AutoProcessor.from_pretrained(source, **kw)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise MaceError(f"No CLIP can be loaded from {source!r}: give a folder or a hub id. ({reason})") from error
+        return cls(model.to(device or default_device()), processor, name=Path(source).name)
+
+    def top1(self, images: Sequence[Image.Image], among: Sequence[str] | None = None, kind: str = "concept"):
+        """Nearest of the names for each picture: list of n names; MaceError where no names are given."""
+        if not among:
+            raise MaceError("CLIP compares with names: say among which (the judge alone has a list of its own).")
+        among = list(among)
+        cosine = self.image_vectors(images) @ self.text_vectors([self.template.format(n) for n in among]).T
+        return [among[i] for i in cosine.argmax(1).tolist()]
+
+    def check(self, names: Sequence[str], kind: str = "concept") -> None:
+        """Every name can be compared with."""
+
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        """CLIP score of each picture with its prompt: 100 · max(cosine, 0)."""
+        cosine = (self.image_vectors(images) * self.text_vectors(prompts)).sum(1)
+        return (100 * cosine.clamp(min=0)).tolist()
+
+    @torch.no_grad()
+    def image_vectors(self, images: Sequence[Image.Image]) -> Tensor:
+        """Unit vectors (n, w) of pictures."""
+        rows = []
+        for start in range(0, len(images), BATCH):
+            pixels = self.processor(images=list(images[start : start + BATCH]), return_tensors="pt").pixel_values
+            hidden = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
+            rows.append(self.model.visual_projection(hidden).float())
+        return F.normalize(torch.cat(rows), dim=-1).cpu()
+
+    def text_vectors(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors (n, w) of texts; each distinct one is read once."""
+        return torch.stack([self._texts(text) for text in texts])
+
+    @torch.no_grad()
+    def _text(self, text: str) -> Tensor:
+        ids = self.processor(text=[text], return_tensors="pt").input_ids.to(self.model.device)
+        if ids.shape[1] > (longest := self.model.config.text_config.max_position_embeddings):
+            raise MaceError(f"{text!r} has {ids.shape[1]} tokens, CLIP reads {longest}: shorten it.")
+        hidden = self.model.text_model(input_ids=ids).pooler_output
+        return F.normalize(self.model.text_projection(hidden).float(), dim=-1)[0].cpu()
+
+
+def classifier_for(pipe, kind: str = "objects") -> Judge | ClipClassifier:
+    """Who looks at a model's pictures: for mini-SD mini-judge (styles: mini-CLIP), for others the paper's CLIP."""
+    mini = "mini-sd" in str(pipe.config.get("_name_or_path", ""))
+    if kind == "styles":
+        return ClipClassifier.load(None if mini else CLIP_OF_PAPER)
+    return Judge.load() if mini else ClipClassifier.load(CLIP_OF_PAPER)
+
+
+def _tensor(images: Sequence[Image.Image]) -> Tensor:
+    """Pictures as (n, 3, 64, 64) in 0..1, the size that the judge was trained on."""
+    from ..world.catalogue import SIZE
+
+    small = [i.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for i in images]  # as it is, if 64 px
+    return torch.from_numpy(np.stack([np.asarray(i) for i in small])).permute(0, 3, 1, 2) / 255

@@ -1,0 +1,90 @@
+"""The pictures that an evaluation looks at: each (state of the model, prompt, seed) is drawn once."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..files import atomic, hash_tensors, hash_text
+from ..pipelines import kv_weights
+from ..sample import generate, image_size
+from ..swap import base_hash
+
+Job = tuple[str, int]  # prompt, seed
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How pictures are drawn."""
+
+    steps: int = 25  # denoising steps
+    guidance: float | None = None  # classifier-free guidance scale; None: the pipeline's own
+    size: int | tuple[int, int] | None = None  # pixels, or (height, width); None: the model's own
+    batch: int = 8  # pictures drawn at once
+
+    def pictures(
+        self, pipe, jobs: Sequence[Job], folder: str | Path | None = None, state: str = "pictures"
+    ) -> Iterator[tuple[list[Job], list[Image.Image]]]:
+        """Jobs and their pictures, batch by batch, by the pipeline as it is now.
+
+        With a folder they are kept in a sub-folder of this state of the model, with manifest.json (model, weights,
+        settings; prompt and seed of each); pictures that are there already are read.
+        """
+        about = self.about(pipe)
+        place = Path(folder) / f"{state}-{hash_text(json.dumps(about))[:12]}" if folder else None
+        known = _read(place) if place else {}
+        for start in range(0, len(jobs), self.batch):
+            some = list(jobs[start : start + self.batch])
+            images = [_open(place, known.get(job)) for job in some]
+            missing = [i for i, image in enumerate(images) if image is None]
+            if missing:
+                prompts, seeds = zip(*(some[i] for i in missing), strict=True)
+                options = {"steps": self.steps, "guidance": self.guidance, "size": self.size, "batch": self.batch}
+                for i, image in zip(missing, generate(pipe, prompts, seeds, **options), strict=True):
+                    images[i] = image
+                if place:
+                    known |= {some[i]: _save(place, some[i], images[i]) for i in missing}
+                    _write(place, about, known)
+            yield some, images
+
+    def about(self, pipe) -> dict:
+        """Everything that the pictures depend on besides prompt and seed."""
+        values = asdict(self) | {"size": list(image_size(pipe, self.size))}
+        values.pop("batch")
+        weights = hash_tensors(kv_weights(pipe.unet))
+        return {"model": base_hash(pipe), "weights": weights, "scheduler": type(pipe.scheduler).__name__, **values}
+
+
+def _save(place: Path, job: Job, image: Image.Image) -> str:
+    name = f"{hash_text(*job)[:16]}.png"
+    with atomic(place / name) as temporary:
+        image.save(temporary)
+    return name
+
+
+def _write(place: Path, about: dict, known: dict[Job, str]) -> None:
+    entries = [{"file": file, "prompt": prompt, "seed": seed} for (prompt, seed), file in known.items()]
+    with atomic(place / "manifest.json") as temporary:
+        temporary.write_text(json.dumps({**about, "images": entries}, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _read(place: Path) -> dict[Job, str]:
+    """File by job from manifest.json; none where it is missing or damaged."""
+    try:
+        entries = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["images"]
+        return {(entry["prompt"], entry["seed"]): entry["file"] for entry in entries}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _open(place: Path | None, file: str | None) -> Image.Image | None:
+    """A kept picture; None where there is none, or a damaged one."""
+    if place is None or file is None:
+        return None
+    try:
+        with Image.open(place / file) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError):
+        return None

@@ -1,0 +1,251 @@
+"""The paper's protocols (section 4): which pictures are drawn, and what is counted in them.
+
+A protocol asks for three roles: erased names, their synonyms, and names that are kept. The original model's row is
+always there: the same prompts and seeds. Accuracy is top-1; tables are in percent (CLIP scores in points).
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..concepts import paper_list
+from ..erasure import Erasure
+from ..errors import MaceError
+from ..swap import untouched
+from .judge import classifier_for
+from .lists import with_synonyms
+from .metrics import h_a, h_c, h_o
+from .pictures import Drawing
+from .tables import Evaluation, evaluation
+
+log = logging.getLogger(__name__)
+GROUPS = 3  # seed groups: a result that holds in one of them alone is none
+OBJECT_TEMPLATES = ("a photo of the {}",)
+PERSON_TEMPLATES = (
+    "a portrait of {}", "a sketch of {}", "an oil painting of {}", "an official photo of {}", "{} at a public event",
+)  # fmt: skip
+CHARACTER_TEMPLATES = tuple(template.replace("{}", "the {}") for template in PERSON_TEMPLATES)
+STYLE_TEMPLATES = (
+    "an image in the style of {}", "a picture by {}", "a painting in the style of {}", "artwork by {}", "a work of {}",
+)  # fmt: skip
+Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is measured: a metric per role, and the one that combines them."""
+
+    name: str
+    roles: dict[str, str]  # role -> metric: the mean over its pictures
+    combined: str
+    combine: Callable  # of the roles' means, in the order of the roles
+    scale: float = 100.0  # tables are in percent
+
+
+OBJECTS = Protocol("objects", {"erased": "Acc_e", "kept": "Acc_s", "synonym": "Acc_g"}, "H_o", h_o)
+CHARACTERS = Protocol("characters", {"erased": "Acc_e", "kept": "Acc_s"}, "H_c", h_c)
+STYLES = Protocol("styles", {"erased": "CLIP_e", "kept": "CLIP_s"}, "H_a", h_a, scale=1.0)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A word that is drawn with every template and seed."""
+
+    role: str  # "erased" | "kept" | "synonym"
+    name: str  # what has to be recognised
+    word: str  # what stands in the prompt
+
+
+def objects(
+    pipe,
+    erasures: Erasure | Sequence[Erasure],
+    *,
+    classifier=None,
+    classes: Sequence[str] | None = None,
+    images: int = 50,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **drawing,
+) -> Evaluation:
+    """Acc_e, Acc_s, Acc_g (top-1 among the classes) and H_o of each erasure, and their mean: `Evaluation`.
+
+    classes: the paper's ten and the erased ones, unless given. images: per class and per synonym, of seeds seed,
+    seed + 1, ... classifier: `classifier_for(pipe)` unless given. folder: keeps pictures and tables, and goes on from
+    them. drawing: steps, guidance, size, batch. The pipeline is left as it was.
+    MaceError: fewer images than seed groups, a name the judge does not know, an erasure without known synonyms.
+    """
+    erasures = _list(erasures)
+    classifier = classifier or classifier_for(pipe)
+    classes = list(classes or [c.name for c in paper_list("objects")])
+    classes += [n for n in dict.fromkeys(c.name for e in erasures for c in e.concepts) if n not in classes]
+    classifier.check(classes)
+    asks = []
+    for erasure in erasures:
+        concepts = [with_synonyms(concept) for concept in erasure.concepts]
+        if styled := [c.name for c in concepts if c.kind == "style"]:
+            raise MaceError(f"{', '.join(styled)} is a style: measure styles with `evaluate.styles`.")
+        if without := [c.name for c in concepts if not c.synonyms]:
+            message = f"No synonyms of {', '.join(without)} are known, so generality (Acc_g) cannot be measured"
+            if len(without) == len(concepts):
+                raise MaceError(f'{message}: give them, Concept("{without[0]}", ..., synonyms=[...]).')
+            log.warning("%s on them.", message)
+        erased = [c.name for c in concepts]
+        asks.append(
+            [Ask("erased", name, name) for name in erased]
+            + [Ask("synonym", c.name, word) for c in concepts for word in c.synonyms]
+            + [Ask("kept", name, name) for name in classes if name not in erased]
+        )
+    seeds = range(seed, seed + images)
+    work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
+    return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, classes))
+
+
+def characters(
+    pipe,
+    erasures: Erasure | Sequence[Erasure],
+    kept: Sequence[str],
+    *,
+    classifier=None,
+    templates: Sequence[str] = CHARACTER_TEMPLATES,
+    seeds: Sequence[int] = range(5),
+    folder: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **drawing,
+) -> Evaluation:
+    """Acc_e, Acc_s and H_c of erased characters: five prompts x five seeds each, top-1 among all that the judge knows.
+
+    kept: names to retain. A classifier that finds no face in a picture returns None for it: not recognised; the share
+    of these is in `Evaluation.concepts`. CLIP chooses among the erased and the kept. Otherwise as `objects`.
+    """
+    erasures = _list(erasures)
+    classifier = classifier or classifier_for(pipe)
+    everyone = list(dict.fromkeys([*(c.name for e in erasures for c in e.concepts), *kept]))
+    classifier.check(everyone)
+    among = None if getattr(classifier, "concepts", None) else everyone
+    asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
+    work = _Work(CHARACTERS, templates, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
+    return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, among))
+
+
+def celebrities(pipe, erasures, kept, *, templates: Sequence[str] = PERSON_TEMPLATES, **options) -> Evaluation:
+    """`characters` with the prompts of proper names."""
+    return characters(pipe, erasures, kept, templates=templates, **options)
+
+
+def styles(
+    pipe,
+    erasures: Erasure | Sequence[Erasure],
+    kept: Sequence[str],
+    *,
+    scorer=None,
+    templates: Sequence[str] = STYLE_TEMPLATES,
+    seeds: Sequence[int] = range(5),
+    folder: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **drawing,
+) -> Evaluation:
+    """CLIP_e, CLIP_s and H_a of erased styles: five prompts x five seeds each, CLIP score of picture and prompt.
+
+    kept: names of styles to retain. scorer: a `ClipClassifier`. Otherwise as `objects`.
+    """
+    erasures = _list(erasures)
+    scorer = scorer or classifier_for(pipe, "styles")
+    asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
+    work = _Work(STYLES, templates, seeds, scorer.name, Drawing(**drawing), folder, force, progress)
+    return work.run(pipe, erasures, asks, lambda pictures, jobs: scorer.score(pictures, [p for p, _ in jobs]))
+
+
+def _list(erasures: Erasure | Sequence[Erasure]) -> list[Erasure]:
+    erasures = [erasures] if isinstance(erasures, Erasure) else list(erasures)
+    if not erasures or not all(erasure.parts for erasure in erasures):
+        raise MaceError("There is no erasure to measure, or one that holds no concept: erase something first.")
+    return erasures
+
+
+def _erased_and_kept(erasure: Erasure, kept: Sequence[str]) -> list[Ask]:
+    erased = [concept.name for concept in erasure.concepts]
+    if both := [name for name in kept if name in erased]:
+        raise MaceError(f"{', '.join(both)} cannot be erased and kept: leave it out of one of the two.")
+    if not kept:
+        raise MaceError("Specificity needs names that are kept: give some.")
+    return [Ask("erased", name, name) for name in erased] + [Ask("kept", name, name) for name in kept]
+
+
+def filled(template: str, word: str) -> str:
+    """The template with the word; an article before "{}" goes when the word brings its own.
+
+    >>> filled("a photo of the {}", "ship"), filled("a photo of the {}", "the sea")
+    ('a photo of the ship', 'a photo of the sea')
+    """
+    if re.match(r"(the|an?) ", word, re.IGNORECASE):
+        template = re.sub(r"\b(the|an?) \{\}", "{}", template, flags=re.IGNORECASE)
+    return template.replace("{}", word)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One run of a protocol: draws every picture once, looks at it, and counts."""
+
+    protocol: Protocol
+    templates: Sequence[str]
+    seeds: Sequence[int]
+    classifier: str  # its name
+    drawing: Drawing
+    folder: str | Path | None
+    force: bool
+    progress: Progress | None
+
+    def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
+        """look(pictures, jobs): per picture a name, None (nothing recognised) or a score."""
+        if len(self.seeds) < GROUPS:
+            raise MaceError(f"{len(self.seeds)} seeds make no {GROUPS} seed groups: give at least {GROUPS}.")
+        plans = [self._jobs([a for some in asks for a in some]), *(self._jobs(some) for some in asks)]
+        total, done, seen = sum(map(len, plans)), 0, []
+        with untouched(pipe):
+            for erasure, jobs in zip([None, *erasures], plans, strict=True):
+                if erasure is not None:
+                    erasure.apply(pipe, self.force)
+                state, verdicts = "erased" if erasure else "original", {}
+                for some, pictures in self.drawing.pictures(pipe, jobs, self.folder, state):
+                    verdicts |= zip(some, look(pictures, some), strict=True)
+                    done += len(some)
+                    if self.progress:
+                        self.progress("pictures", done, total, some[-1][0])
+                seen.append(verdicts)
+            settings = self.drawing.about(pipe) | {"classifier": self.classifier, "seeds": list(self.seeds)}
+        settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
+        labels = [" + ".join(c.name for c in erasure.concepts) for erasure in erasures]
+        rows = []
+        for label, some, verdicts in zip(labels, asks, seen[1:], strict=True):
+            for model, found in (("original", seen[0]), ("erased", verdicts)):
+                rows += self._rows(label, model, some, found)
+        result = evaluation(self.protocol, rows, settings)
+        return result.save(self.folder) if self.folder else result
+
+    def _draws(self, word: str) -> list[tuple[int, str, int]]:
+        """(index of the seed, prompt, seed) of every draw of a word."""
+        return [(i, filled(t, word), seed) for t in self.templates for i, seed in enumerate(self.seeds)]
+
+    def _jobs(self, asks: Sequence[Ask]) -> list[tuple[str, int]]:
+        """The distinct (prompt, seed) pairs, in order."""
+        return list(dict.fromkeys((prompt, seed) for ask in asks for _, prompt, seed in self._draws(ask.word)))
+
+    def _rows(self, erased: str, model: str, asks: Sequence[Ask], found: dict) -> list[dict]:
+        """One row per picture."""
+        rows = []
+        for ask in asks:
+            for draw, (i, prompt, seed) in enumerate(self._draws(ask.word)):
+                verdict = found[prompt, seed]
+                scored = isinstance(verdict, float)
+                rows.append({
+                    "erased": erased, "model": model, "role": ask.role, "name": ask.name, "word": ask.word,
+                    "prompt": prompt, "seed": seed, "draw": draw, "group": i % GROUPS,
+                    "found": None if scored else verdict, "value": verdict if scored else float(verdict == ask.name),
+                })  # fmt: skip
+        return rows

@@ -1,0 +1,118 @@
+"""From one row per picture to the tables of an evaluation, with bootstrap intervals."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..files import atomic
+from .metrics import bootstrap, interval, resample
+
+TIMES = 2000  # bootstrap samples
+SEED = 0  # of the bootstrap
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Tidy tables of a protocol's run; printing it shows `table()`."""
+
+    images: pd.DataFrame  # a row per picture: erased, model, role, name, word, prompt, seed, draw, group, found, value
+    concepts: pd.DataFrame  # a row per erasure, model and name: value, low, high, images, unrecognised
+    metrics: pd.DataFrame  # a row per erasure, model and metric: value, low, high (95 %), images
+    groups: pd.DataFrame  # a row per erasure, model, metric and seed group: value
+    settings: dict  # model, classifier, seeds, templates, steps, guidance, ...
+
+    def table(self) -> pd.DataFrame:
+        """A row per erasure and model, a column per metric; the last two are the interval of the combined metric."""
+        order = list(dict.fromkeys(zip(self.metrics.erased, self.metrics.model, strict=True)))
+        names = list(dict.fromkeys(self.metrics.metric))
+        by = self.metrics.set_index(["erased", "model", "metric"])
+        wide = by.value.unstack("metric").loc[order, names]
+        for end in ("low", "high"):
+            wide[f"{names[-1]} {end}"] = by[end].unstack("metric").loc[order, names[-1]]
+        return wide.rename_axis(columns=None)
+
+    def value(self, metric: str, erased: str | None = None, model: str = "erased") -> float:
+        """One number; of the last erasure (their mean, where there are several) unless named."""
+        erased = self.metrics.erased.iloc[-1] if erased is None else erased
+        return float(self.table().loc[(erased, model), metric])
+
+    def to_dict(self) -> dict:
+        """{erased: {model: {metric: {value, low, high}}}}, for `results.record`."""
+        nested: dict = {}
+        for row in self.metrics.itertuples():
+            numbers = {"value": row.value, "low": row.low, "high": row.high}
+            nested.setdefault(row.erased, {}).setdefault(row.model, {})[row.metric] = numbers
+        return nested
+
+    def save(self, folder: str | Path) -> "Evaluation":
+        """Write images.csv, concepts.csv, metrics.csv, groups.csv and settings.json."""
+        for name in ("images", "concepts", "metrics", "groups"):
+            with atomic(Path(folder) / f"{name}.csv") as temporary:
+                getattr(self, name).to_csv(temporary, index=False)
+        with atomic(Path(folder) / "settings.json") as temporary:
+            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
+        return self
+
+    def __str__(self) -> str:
+        return self.table().round(1).to_string()
+
+    def _repr_html_(self) -> str:
+        return self.table().round(1).to_html()
+
+
+def evaluation(protocol, rows: Sequence[dict], settings: dict) -> Evaluation:
+    """Tables from rows of pictures; `protocol` says what the roles' means are called and how they combine."""
+    images = pd.DataFrame(rows)
+    weights = resample(int(images.draw.max()) + 1, TIMES, SEED)
+    concepts, metrics, groups, samples = [], [], [], {}
+    for (erased, model), part in images.groupby(["erased", "model"], sort=False):
+        at = {"erased": erased, "model": model}
+        roles = {role: _draws(part[part.role == role]) for role in protocol.roles}
+        for metric, used, function in _functions(protocol):
+            value, sample = bootstrap([roles[role] for role in used], function, weights)
+            samples.setdefault((model, metric), []).append((value, sample))
+            count = int(part.role.isin(used).sum())
+            metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample), "images": count})
+        for group, of_group in part.groupby("group"):
+            means = {role: of_group[of_group.role == role].value.mean() for role in protocol.roles}
+            for metric, used, function in _functions(protocol):
+                value = protocol.scale * float(function(*(means[role] for role in used)))
+                groups.append(at | {"metric": metric, "group": group, "value": value})
+        for (role, name), of_name in part.groupby(["role", "name"], sort=False):
+            value, sample = bootstrap([_draws(of_name)], _same, weights)
+            numbers = _scaled(protocol, value, sample) | {"images": len(of_name)}
+            if protocol.scale != 1:
+                numbers["unrecognised"] = int(of_name.found.isna().sum())
+            concepts.append(at | {"role": role, "name": name} | numbers)
+    if (count := images.erased.nunique()) > 1:
+        for (model, metric), several in samples.items():  # the mean over the erasures, draw by draw
+            value, sample = np.mean([v for v, _ in several]), np.mean([s for _, s in several], axis=0)
+            at = {"erased": f"mean of {count}", "model": model, "metric": metric}
+            used = [m["images"] for m in metrics if (m["model"], m["metric"]) == (model, metric)]
+            metrics.append(at | _scaled(protocol, float(value), sample) | {"images": sum(used)})
+    return Evaluation(images, *map(pd.DataFrame, (concepts, metrics, groups)), settings)
+
+
+def _draws(part: pd.DataFrame) -> np.ndarray:
+    """Mean over the prompts of every draw: (draws,)."""
+    return part.groupby("draw").value.mean().sort_index().to_numpy()
+
+
+def _functions(protocol):
+    """(metric, roles it reads, function of their means)."""
+    for role, metric in protocol.roles.items():
+        yield metric, [role], _same
+    yield protocol.combined, list(protocol.roles), protocol.combine
+
+
+def _same(mean):
+    return mean
+
+
+def _scaled(protocol, value: float, sample: np.ndarray) -> dict[str, float]:
+    low, high = interval(sample)
+    return {"value": protocol.scale * value, "low": protocol.scale * low, "high": protocol.scale * high}

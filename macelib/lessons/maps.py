@@ -1,0 +1,185 @@
+"""Notebook 02: attention per token, timestep and layer, and masks made of it against exact ones."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+from torch import Tensor
+
+from .. import viz
+from ..attention import Maps, resize, trace
+from ..errors import MaceError
+from ..lora import added_conditions
+from ..masks import otsu
+from ..sample import encode_images, image_size
+from ..text import encode, tokenizers
+from ..tokens import token_spans, tokenize
+from ..world.catalogue import ART_STYLES, find
+from ..world.render import compose
+from ..world.scenes import SCENES
+
+ALL = "all"  # steps, or layers: their mean
+
+
+def pieces(tokenizer, prompt: str) -> list[str]:
+    """The prompt's tokens as text, by position: [BOS], the pieces of its words, [EOS]; padding is left out."""
+    ids, offsets = tokenize(tokenizer, prompt)
+    last = max((i for i, (start, stop) in enumerate(offsets) if start < stop), default=0)
+    return ["[BOS]", *(tokenizer.decode([i]).strip() for i in ids[1 : last + 1]), "[EOS]"]
+
+
+def block(layer: str) -> str:
+    """The part of the UNet that a layer is in: "down 0", "mid", "up 2".
+
+    >>> block("down_blocks.0.attentions.0.transformer_blocks.0.attn2"), block("mid_block.attentions.0")
+    ('down 0', 'mid')
+    """
+    name, number = layer.split(".")[:2]
+    return name.removesuffix("_block") if name == "mid_block" else f"{name.removesuffix('_blocks')} {number}"
+
+
+def by_block(maps: Maps, positions: Sequence[int], **kw) -> dict[str, Tensor]:
+    """`maps.map` by block of the UNet, the mean over the block's layers, in the order of execution."""
+    found: dict[str, list[Tensor]] = {}
+    size = kw.pop("size", None) or tuple(maps.map(positions, **kw).shape[-2:])
+    for layer in maps.layers:
+        found.setdefault(block(layer), []).append(maps.map(positions, layer=layer, size=size, **kw))
+    return {name: torch.stack(some).mean(0) for name, some in found.items()}
+
+
+def shares(maps: Maps, groups: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Attention of each group of tokens by UNet call (steps,), 0..1: mean over the picture's places and the layers.
+
+    maps: traced with timesteps="each"; the first image counts.
+    """
+    A = torch.stack([maps.layer(layer)[0].mean((1, 2, 3)) for layer in maps.layers]).mean(0)  # (steps, T)
+    return {name: A[:, list(positions)].sum(1) for name, positions in groups.items()}
+
+
+def view(
+    image: Image.Image, maps: Maps, position: int, step: int | str = ALL, layer: str = ALL, label: str = ""
+) -> viz.Figure:
+    """One token's map over the picture: at one UNet call (0, 1, ...) or the mean; of one layer or the mean."""
+    heat = maps.map(position, layer=None if layer == ALL else layer)  # (steps, h, w)
+    heat = heat.mean(0) if step == ALL else heat[step]
+    when = "mean of all steps" if step == ALL else f"t = {maps.timesteps[step]:.0f}"
+    where = "all layers" if layer == ALL else short(layer)
+    return viz.attention([[image]], [[heat]], title=f"{label or position}, {when}, {where}", size=2.6)
+
+
+def short(layer: str) -> str:
+    """A layer in a few letters: its block and its number there.
+
+    >>> short("up_blocks.1.attentions.0.transformer_blocks.0.attn2")
+    'up 1.0'
+    """
+    parts = layer.split(".")
+    numbers = [parts[parts.index("attentions") + 1]] if "attentions" in parts else []
+    deep = parts[parts.index("transformer_blocks") + 1] if "transformer_blocks" in parts else "0"
+    return ".".join([block(layer), *numbers, *([deep] if deep != "0" else [])])
+
+
+def explorer(image: Image.Image, maps: Maps, labels: Sequence[str], position: int = 1):
+    """Sliders of token, timestep and layer over `view`, as a widget; it starts like `view(image, maps, position)`.
+
+    labels: of the token positions, from 0. A picture is drawn when a slider is let go; errors are shown below it.
+    """
+    from ipywidgets import HTML, Image as Picture, SelectionSlider, VBox  # noqa: I001
+
+    steps = [("all", ALL), *((f"{t:.0f}", i) for i, t in enumerate(maps.timesteps))]
+    layers = [("all", ALL), *((short(layer), layer) for layer in maps.layers)]
+    tokens = [(f"{i} {text}", i) for i, text in enumerate(labels)]
+    chosen = {
+        "position": (tokens, position, "token"),
+        "step": (steps, ALL, "timestep"),
+        "layer": (layers, ALL, "layer"),
+    }
+    sliders = {
+        name: SelectionSlider(options=options, value=value, description=text, continuous_update=False)
+        for name, (options, value, text) in chosen.items()
+    }
+    picture, message = Picture(format="png"), HTML()
+
+    def update(_=None) -> None:
+        values = {name: slider.value for name, slider in sliders.items()}
+        message.value = ""
+        try:
+            picture.value = viz.png(view(image, maps, **values, label=labels[values["position"]]))
+        except (MaceError, ValueError) as error:
+            message.value = str(error)
+
+    for slider in sliders.values():
+        slider.observe(update, "value")
+    update()
+    return VBox([*sliders.values(), picture, message])
+
+
+# --- masks against exact ones
+
+
+def exact(pipe, names: Sequence[str], scenic: Sequence[bool], seed: int = 0) -> tuple[list[Image.Image], Tensor]:
+    """Fresh renderings of the mini world's concepts at the pipeline's size, and their coverage (n, 1, H, W), 0..1.
+
+    scenic: before a painted scene, else before a plain colour. ValueError for a name that the mini world lacks.
+    """
+    generator, n = torch.Generator().manual_seed(seed), len(names)
+    concept, nothing = torch.tensor([find(name) for name in names]), torch.full((n,), -1)
+    style = torch.randint(len(ART_STYLES), (n,), generator=generator)
+    scene = torch.where(torch.tensor(list(scenic)), torch.randint(len(SCENES), (n,), generator=generator), nothing)
+    batch = compose(concept, nothing, style, scene, generator)
+    height, width = image_size(pipe)
+    pixels = (batch.images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    images = [
+        Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC) for p in np.ascontiguousarray(pixels)
+    ]
+    return images, resize(batch.alpha, (height, width))
+
+
+@torch.no_grad()
+def noised(
+    pipe, images: Sequence[Image.Image], prompts: Sequence[str], phrases: Sequence[str], t: int, seed: int = 0
+) -> dict[str, Tensor]:
+    """Attention (n, h, w) of one phrase per image, by block of the UNet and for all layers, read at timestep t.
+
+    The images are encoded, noised to t (0-999), and shown to the UNet once. MaceError: a prompt without its phrase.
+    """
+    spans = [
+        sorted({i for s in token_spans(tokenizers(pipe)[0], *p) for i in s}) for p in zip(prompts, phrases, strict=True)
+    ]
+    if not all(spans):
+        raise MaceError(f"{prompts[spans.index([])]!r} does not hold {phrases[spans.index([])]!r}.")
+    unet, x, e = pipe.unet, encode_images(pipe, images).cpu(), encode(pipe, list(prompts))
+    bar = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod[t]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    noisy = (bar.sqrt() * x + (1 - bar).sqrt() * noise).to(unet.device, unet.dtype)
+    added = added_conditions(pipe, list(prompts), images[0].size[::-1])
+    with trace(pipe, guided=False) as maps:
+        unet(noisy, t, encoder_hidden_states=e.to(noisy), added_cond_kwargs=added)
+    each = [{ALL: maps.map(s, image=i), **by_block(maps, s, image=i)} for i, s in enumerate(spans)]
+    return {name: torch.stack([one[name].cpu() for one in each]) for name in each[0]}
+
+
+def cut(heat: Tensor, size: tuple[int, int]) -> Tensor:
+    """Masks (n, 1, H, W), 0 or 1, of maps (n, h, w): Otsu's threshold of each."""
+    return torch.stack([(resize(h[None], size) > otsu(h)).float() for h in heat])
+
+
+def iou(mask: Tensor, alpha: Tensor) -> Tensor:
+    """Intersection over union (n,) of masks (n, 1, H, W), both cut at one half; 1 where both are empty.
+
+    >>> iou(torch.ones(1, 1, 2, 2), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]))
+    tensor([0.2500])
+    """
+    a, b = mask > 0.5, alpha > 0.5
+    union = (a | b).flatten(1).sum(1)
+    return torch.where(union > 0, (a & b).flatten(1).sum(1) / union.clamp(min=1), torch.ones(len(a)))
+
+
+def best_iou(heat: Tensor, alpha: Tensor, levels: int = 40) -> Tensor:
+    """Highest IoU (n,) that any threshold of the maps (n, h, w) could reach: what the map knows, whatever cuts it."""
+    size = tuple(alpha.shape[-2:])
+    high = resize(heat[:, None], size)
+    low, top = high.amin((1, 2, 3), keepdim=True), high.amax((1, 2, 3), keepdim=True)
+    return torch.stack([iou((high > low + (top - low) * k / levels).float(), alpha) for k in range(levels)]).amax(0)

@@ -1,0 +1,159 @@
+"""Lesson 03: stage 1 in two dimensions and on a model, what R does to prompts, and what λ does."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..concepts import Concept, align, anchored, prompts, templates
+from ..evaluate.protocols import filled
+from ..refine import accumulate, cholesky, gram, solve_refinement
+from ..text import encode, tokenizers
+from ..viz import COLORS, Figure
+from .shared import TEMPLATE, panels
+
+
+def toy(seed: int = 0, n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings with two coordinates: e^f beside a concept, e^g beside its anchor, e^p of other captions; (n, 2)."""
+    g = torch.Generator().manual_seed(seed)
+    noise = [0.12 * torch.randn(n, 2, generator=g, dtype=torch.float64) for _ in range(3)]
+    common = noise[0]  # a token differs between the two prompts by what stands beside it, not by itself
+    e_f = torch.tensor([1.6, 0.7], dtype=torch.float64) + common
+    e_g = torch.tensor([0.5, 1.5], dtype=torch.float64) + common + 0.3 * noise[1]
+    angle = torch.linspace(-1.3, 0.1, n, dtype=torch.float64)
+    e_p = 1.4 * torch.stack([angle.cos(), angle.sin()], 1) + noise[2]
+    return e_f, e_g, e_p
+
+
+def toy_figure(e_f: Tensor, e_g: Tensor, e_p: Tensor, lambdas: Sequence[float]) -> Figure:
+    """A panel per λ1: where R takes e^f and e^p, both (n, 2); crosses mark where e^f should come, e^g."""
+    X, G = accumulate(e_f, e_g)
+    fig, axes = panels(len(lambdas), 2.3, 2.5, sharex=True, sharey=True)
+    for lam, ax in zip(lambdas, axes, strict=True):
+        R = solve_refinement(X, G, gram(e_p), lam, lambda0=0.0).R
+        for rows, color, label in ((e_f, COLORS[2], "e_f → R e_f"), (e_p, COLORS[1], "e_p → R e_p")):
+            moved = (rows @ R.T).numpy()
+            at, way = rows.numpy().T, (moved - rows.numpy()).T
+            ax.quiver(*at, *way, color=color, angles="xy", scale_units="xy", scale=1, width=0.006, alpha=0.7)
+            ax.plot(*at, "o", color=color, markersize=3, label=label)
+        ax.plot(*e_g.numpy().T, "x", color="#222222", markersize=4, label="e_g")
+        ax.set_title(f"λ1 = {lam:g}", fontsize=8)
+        ax.set_aspect("equal")
+    axes[0].legend(fontsize=6, frameon=False, loc="lower left")
+    return fig
+
+
+def pairs(pipe, concept: Concept) -> tuple[Tensor, Tensor]:
+    """The rows of Eq. 1 on a model: co-existing tokens beside the concept, e^f, and beside its anchor, e^g; (n, d)."""
+    e, a = encode(pipe, prompts(concept)).cpu(), encode(pipe, anchored(concept)).cpu()
+    found = [align(tokenizers(pipe)[0], t, concept.name, concept.anchor) for t in templates(concept)]
+    return (
+        torch.cat([e[i, pair.source] for i, pair in enumerate(found)]),
+        torch.cat([a[i, pair.target] for i, pair in enumerate(found)]),
+    )
+
+
+def per_layer(
+    W: Tensor, e_f: Tensor, e_g: Tensor, P: Tensor | None = None, lambda1: float = 0.0, lambda0: float = 0.0
+) -> Tensor:
+    """Eq. 1 for one layer by least squares on its own keys or values, without R: W' (out, d) float64.
+
+    Rows W e^g are fitted from rows e^f. The prior enters as d rows p with Σ p pᵀ = P, the ridge as rows √λ0 I.
+    """
+    W = W.detach().double().cpu()
+    rows, targets = [e_f.double()], [e_g.double() @ W.T]
+    if lambda1:
+        p = lambda1**0.5 * cholesky(P + 1e-12 * P.trace() * torch.eye(len(P)).to(P)).T
+        rows, targets = [*rows, p], [*targets, p @ W.T]
+    if lambda0:
+        ridge = lambda0**0.5 * torch.eye(W.shape[1]).to(W)
+        rows, targets = [*rows, ridge], [*targets, ridge @ W.T]
+    return torch.linalg.lstsq(torch.cat(rows), torch.cat(targets), driver="gels").solution.T
+
+
+def spectrum(R: Tensor) -> Tensor:
+    """Singular values of R − I (d,), largest first."""
+    return torch.linalg.svdvals(R - torch.eye(len(R)).to(R))
+
+
+def directions_for(values: Tensor, share: float = 0.9) -> int:
+    """How many directions hold a share of the squared singular values.
+
+    >>> directions_for(torch.tensor([3.0, 1.0, 0.1]), 0.85)
+    1
+    """
+    part = values.square().cumsum(0) / values.square().sum()
+    return int((part < share).sum()) + 1
+
+
+def spectrum_figure(spectra: Mapping[str, Tensor]) -> Figure:
+    """Singular values of R − I, and the share of their squares in the first k directions."""
+    fig, (left, right) = panels(2, 3.4, 2.6)
+    for i, (label, values) in enumerate(spectra.items()):
+        color, k = COLORS[(i + 1) % len(COLORS)], np.arange(1, len(values) + 1)
+        left.plot(k, values.numpy(), color=color, label=label, linewidth=1.4)
+        right.plot(k, (values.square().cumsum(0) / values.square().sum()).numpy(), color=color, linewidth=1.4)
+    left.set(yscale="log", xscale="log", ylim=(max(1e-6, 1e-5 * left.get_ylim()[1]), None))
+    left.set_xlabel("direction k", fontsize=8)
+    left.set_title("singular values of R − I", fontsize=8)
+    right.set(xscale="log", ylim=(0, 1.02))
+    right.set_xlabel("first k directions", fontsize=8)
+    right.set_title("share of ‖R − I‖²", fontsize=8)
+    left.legend(fontsize=7, frameon=False)
+    return fig
+
+
+def moved(pipe, R: Tensor, names: Sequence[str], template: str = TEMPLATE) -> dict[str, float]:
+    """By name: how far R moves the tokens of its prompt, ‖(R − I) E‖ / ‖E‖ over all but [BOS] (0: not at all)."""
+    E = encode(pipe, [filled(template, name) for name in names]).cpu().double()[:, 1:]  # (n, T − 1, d)
+    change = E @ (R - torch.eye(len(R)).to(R)).T
+    return dict(zip(names, (change.norm(dim=(1, 2)) / E.norm(dim=(1, 2))).tolist(), strict=True))
+
+
+def moved_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Bars of `moved` by name, a colour per group of names."""
+    count = sum(map(len, groups.values()))
+    fig, (ax,) = panels(1, 4.6, max(2.0, 0.17 * count + 0.6))
+    at = 0
+    for i, (label, values) in enumerate(groups.items()):
+        color = COLORS[(2, 4, 1)[i % 3]]
+        ax.barh(range(at, at + len(values)), list(values.values()), 0.75, color=color, label=label)
+        at += len(values)
+    ax.set_yticks(range(count), [name for values in groups.values() for name in values], fontsize=7)
+    ax.invert_yaxis()
+    ax.set_xlabel("‖(R − I) E‖ / ‖E‖", fontsize=8)
+    ax.legend(fontsize=7, frameon=False)
+    return fig
+
+
+def effects(
+    e_f: Tensor, e_g: Tensor, P: Tensor, lambdas: Sequence[float], lambda0: float = 1.0, vary: str = "lambda1"
+) -> dict[str, list[float]]:
+    """Per λ, without a picture: `left`, the share of e^f − e^g that R leaves; `disturbed`, how far R moves the prior,
+    √(tr (R−I) P (R−I)ᵀ / tr P); `condition`, of the bracket that is solved.
+
+    vary: "lambda1" (λ0 stays), or "lambda0" (no prior).
+    """
+    X, G = accumulate(e_f.double(), e_g.double())
+    result: dict[str, list[float]] = {"left": [], "disturbed": [], "condition": []}
+    for lam in lambdas:
+        options = {"lambda1": lam, "lambda0": lambda0} if vary == "lambda1" else {"lambda0": lam}
+        found = solve_refinement(X, G, P if vary == "lambda1" else None, **options)
+        change = found.R - torch.eye(len(P)).to(P)
+        result["left"].append(float((e_f.double() @ found.R.T - e_g.double()).norm() / (e_f - e_g).double().norm()))
+        result["disturbed"].append(float(((change @ P) * change).sum().clamp(min=0).sqrt() / P.trace().sqrt()))
+        result["condition"].append(found.condition)
+    return result
+
+
+def effects_figure(lambdas: Sequence[float], by: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """A panel per name of a sweep (same λ): what is left of e^f − e^g, and how far the prior is moved."""
+    fig, axes = panels(len(by), 3.4, 2.5, sharey=True)
+    for (label, values), ax in zip(by.items(), axes, strict=True):
+        ax.plot(lambdas, values["left"], "o-", color=COLORS[2], markersize=3, label="left of e_f − e_g")
+        ax.plot(lambdas, values["disturbed"], "o-", color=COLORS[1], markersize=3, label="prior moved")
+        ax.set(xscale="log", yscale="log")
+        ax.set_xlabel(label, fontsize=8)
+    axes[0].legend(fontsize=7, frameon=False)
+    return fig

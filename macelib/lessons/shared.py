@@ -1,0 +1,98 @@
+"""What lessons 03 to 05 share: pictures by name, who is recognised in them, and weights that come and go."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..concepts import Concept, align, prompts, sample_prompt, templates
+from ..evaluate import ClipClassifier, Judge
+from ..evaluate.protocols import filled
+from ..fuse import Fusion, fused_weight
+from ..pipelines import kv_weights
+from ..sample import generate
+from ..swap import untouched
+from ..text import encode, tokenizers
+from ..tokens import token_spans
+from ..viz import DPI, Figure
+
+TEMPLATE = "a photo of the {}"
+
+
+def album(
+    pipe, names: Sequence[str], seeds: Sequence[int], template: str = TEMPLATE, **drawing
+) -> dict[str, list[Image.Image]]:
+    """Pictures of every name, one per seed; drawing: as `macelib.sample.generate` takes it."""
+    names = list(dict.fromkeys(names))
+    prompts = [filled(template, name) for name in names for _ in seeds]
+    images = generate(pipe, prompts, list(seeds) * len(names), **drawing)
+    return {name: images[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(names)}
+
+
+def shares(judge: Judge | ClipClassifier, pictures: Mapping[str, list], among: Sequence[str]) -> dict[str, float]:
+    """By name, the share (0..1) of its pictures in which the judge sees it.
+
+    mini-judge chooses among all that it knows, CLIP among the given names.
+    """
+    found = judge.top1([image for some in pictures.values() for image in some], choices(judge, among))
+    at, result = 0, {}
+    for name, some in pictures.items():
+        result[name] = sum(f == name for f in found[at : at + len(some)]) / len(some)
+        at += len(some)
+    return result
+
+
+def choices(judge: Judge | ClipClassifier, among: Sequence[str]) -> list[str] | None:
+    """None (all that it knows) for a judge with a list of its own, else the given names."""
+    return None if getattr(judge, "concepts", None) else list(dict.fromkeys(among))
+
+
+def mean(values: Mapping[str, float], names: Sequence[str]) -> float:
+    """Mean of the values of some names."""
+    return sum(values[name] for name in names) / len(names)
+
+
+def own_tokens(pipe, concept: Concept) -> Tensor:
+    """E_i: embeddings of the concept's own tokens in all its prompts (n, d) float64."""
+    e = encode(pipe, prompts(concept)).cpu().double()
+    found = [align(tokenizers(pipe)[0], t, concept.name, concept.anchor) for t in templates(concept)]
+    return torch.cat([e[i, pair.own] for i, pair in enumerate(found)])
+
+
+def name_vector(pipe, concept: Concept) -> Tensor:
+    """Mean embedding of the name's tokens in the sample prompt (d,) float64."""
+    prompt = sample_prompt(concept)
+    at = sorted({i for span in token_spans(tokenizers(pipe)[0], prompt, concept.name) for i in span})
+    return encode(pipe, [prompt])[0, at].mean(0).cpu().double()
+
+
+def similarity(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
+    """Cosines (n, m) of vectors after their common mean (over both lists) is taken away."""
+    a = torch.stack(list(vectors))
+    b = a if others is None else torch.stack(list(others))
+    centre = (a if others is None else torch.cat([a, b])).mean(0)
+    a, b = (torch.nn.functional.normalize(x - centre, dim=1) for x in (a, b))
+    return a @ b.T
+
+
+@contextmanager
+def written(pipe, fusion: Fusion, B: Sequence[dict[str, Tensor]] = ()) -> Iterator[None]:
+    """The pipeline with W R̃ + Σ B_i D*_i in place of every W; what was there comes back at the end."""
+    with untouched(pipe):
+        with torch.no_grad():
+            for name, w in kv_weights(pipe.unet).items():
+                w.copy_(fused_weight(w, fusion, B, name))
+        yield
+
+
+def panels(columns: int, width: float = 2.6, height: float = 2.6, **kw) -> tuple[Figure, list]:
+    """A figure with plain axes side by side, in inches."""
+    fig = Figure(figsize=(columns * width, height), dpi=DPI, layout="constrained")
+    fig.set_facecolor("white")
+    axes = list(fig.subplots(1, columns, squeeze=False, **kw)[0])
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=7)
+    return fig, axes

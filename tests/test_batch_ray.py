@@ -1,0 +1,63 @@
+"""The Ray engine on a real cluster of two nodes on this machine."""
+
+import batch_tools as tools
+import pytest
+
+from macelib.batch.engines import Job, make_engine
+from macelib.errors import MaceError
+
+ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "macelib[ray]"')
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    options = {"num_cpus": 1, "object_store_memory": 80_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
+    cluster.second = cluster.add_node(**options)
+    cluster.wait_for_nodes()
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_node_is_killed_half_way_and_nothing_is_lost(cluster, tmp_path):
+    jobs = [Job(f"j{i}", tools.slow, (str(tmp_path), f"j{i}", 1.0)) for i in range(8)]
+    engine, found = make_engine("ray", address=cluster.address, threads=1, retries=3), {}
+    for outcome in engine.run([*jobs, Job("bad", tools.fail, ("oh",)), Job("dead", tools.die)]):
+        assert outcome.key not in found
+        found[outcome.key] = outcome
+        if len(found) == 3:
+            cluster.remove_node(cluster.second, allow_graceful=False)
+    assert "KeyError" in found.pop("bad").error and "SIGKILL" in found.pop("dead").error
+    assert {key: outcome.value for key, outcome in found.items()} == {
+        job.key: tools.slow_value(job.key) for job in jobs
+    }
+    starts = [len((tmp_path / f"{job.key}.starts").read_text().split()) for job in jobs]
+    assert sum(starts) > len(jobs), "the node did not take a running job with it"
+    assert not ray.is_initialized()
+
+
+def test_a_sweep_runs_on_a_cluster_as_it_does_here(cluster, tmp_path):
+    from macelib.batch.engines import Local
+    from macelib.batch.index import collect
+    from macelib.batch.launch import launch
+    from macelib.batch.runs import plan, remember
+
+    path, frames = tools.notebook(tmp_path), []
+    for name, engine in (("local", Local()), ("ray", make_engine("ray", address=cluster.address))):
+        runs = plan(path, [{"size": 1}, {"size": 2}], tmp_path / name)
+        remember(tmp_path / name, name, runs)
+        assert len(launch(runs, engine).done) == 2
+        frames.append(collect(tmp_path / name))
+    assert frames[0].equals(frames[1])
+
+
+def test_a_job_that_no_node_can_take_is_refused(cluster):
+    with pytest.raises(MaceError, match="needs 9 cores"):
+        list(make_engine("ray", address=cluster.address, threads=9).run([Job("a", tools.square, (1,))]))
+    with pytest.raises(MaceError, match="1 GPUs"):
+        list(make_engine("ray", address=cluster.address, gpus=1).run([Job("a", tools.square, (1,))]))

@@ -1,0 +1,176 @@
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import batch_tools as tools
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from macelib.batch import cli
+from macelib.batch.engines import Local
+from macelib.batch.index import collect, find, flatten
+from macelib.batch.launch import launch
+from macelib.batch.page import thumbnail
+from macelib.batch.runs import plan
+from macelib.errors import MaceError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def mace():
+    app = typer.Typer()
+    cli.register(app)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words])
+
+
+def command(*words) -> list[str]:
+    code = "import typer; from macelib.batch import cli; app = typer.Typer(); cli.register(app); app()"
+    return [sys.executable, "-c", code, *map(str, words)]
+
+
+@pytest.mark.slow
+def test_a_sweep_from_start_to_index(tmp_path, mace):
+    """Two runs, one of which stops with an error: what each leaves behind, and what a second call does."""
+    path = tools.sweep(tmp_path, grid={"label": ["a", "bad"]}, seeds=1, name="t")
+    done = mace("batch", path, "--root", tmp_path, "--jobs", 2, "-p", "size", 4)
+    assert done.exit_code == cli.FAILED, done.output
+    assert "ZeroDivisionError: size is wrong" in done.output and "1 of 2 runs failed" in done.output
+    frame = collect(tmp_path / "t")
+    assert list(frame.status) == ["complete", "failed"] and frame.attrs["varied"] == ["label"]
+    good, bad = (tmp_path / "t" / run for run in frame.run)
+
+    random.seed(0)
+    value = 4 * 0.5 + random.random()
+    metrics = json.loads((good / "metrics.json").read_text())
+    assert metrics["value"] == value and metrics["python"] == sys.executable
+    assert frame["nested.H_o"][0] == value / 2 and frame.value.isna()[1]
+    text = (good / "notebook.ipynb").read_text()
+    assert f"drawn {value}" in text and '"size = 4' in text
+    assert json.loads(text)["metadata"]["kernelspec"]["name"] == "not-installed"  # as it was, and not needed
+    assert "drawn" in (good / "log.txt").read_text()
+    assert json.loads((good / "environment.json").read_text())["packages"]["papermill"]
+    assert json.loads((good / "run.json").read_text())["parameters"]["size"] == 4
+
+    assert not (bad / "SUCCESS").exists() and "ZeroDivisionError" in (bad / "notebook.ipynb").read_text()
+    status = json.loads((bad / "status.json").read_text())
+    assert status["cell"] and "size is wrong" in status["traceback"] and "\x1b" not in status["traceback"]
+
+    marks = [(run / "environment.json").stat().st_mtime_ns for run in (good, bad)]
+    (bad / "work").mkdir()
+    (bad / "work" / "kept").touch()
+    again = mace("batch", path, "--root", tmp_path, "-p", "size", 4)
+    assert again.exit_code == cli.FAILED and "1 of 2 runs are complete" in again.output
+    now = [(run / "environment.json").stat().st_mtime_ns for run in (good, bad)]
+    assert now[0] == marks[0] and now[1] > marks[1] and (bad / "work" / "kept").exists()
+
+    html = (tmp_path / "t" / "index.html").read_text()
+    assert (
+        "ZeroDivisionError" in html
+        and str(tmp_path) not in html
+        and "http" not in html.replace("http://www.w3.org", "")
+    )
+
+
+@pytest.mark.slow
+def test_24_runs_and_8_of_them_killed_at_a_random_moment_and_resumed(tmp_path):
+    """Nothing is lost, nothing done twice that was complete, and the index is that of the undisturbed sweep."""
+    fields = {"grid": {"rate": [0.1, 0.2]}, "name": "t"}
+    path = tools.sweep(tmp_path, **fields, seeds=12)
+    subprocess.run(command("batch", path, "--jobs", 2, "--root", tmp_path), cwd=ROOT, check=True, capture_output=True)
+    whole = collect(tmp_path / "t")
+    assert list(whole.status) == ["complete"] * 24
+    assert list(whole.value) == [2 * rate + random.Random(seed).random() for rate in (0.1, 0.2) for seed in range(12)]
+
+    words = command("batch", tools.sweep(tmp_path, **fields, seeds=4), "--jobs", 2, "--root", tmp_path / "killed")
+    killed, folder = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL), tmp_path / "killed" / "t"
+    while len(list(folder.glob("*/SUCCESS"))) < random.SystemRandom().randint(1, 4):
+        assert killed.poll() is None
+        time.sleep(0.1)
+    time.sleep(2 * random.SystemRandom().random())
+    killed.kill()
+    killed.wait()
+    before = {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("*/SUCCESS")}
+    assert 0 < len(before) < 8
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    after = {p.parent.name: p.stat().st_mtime_ns for p in folder.glob("*/SUCCESS")}
+    assert len(after) == 8 and before.items() <= after.items()
+    resumed, same = collect(folder), whole[whole.seed < 4].reset_index(drop=True)
+    assert resumed.equals(same) and resumed.to_csv() == same.to_csv()
+
+
+@pytest.mark.slow
+def test_force_begins_anew_and_a_change_of_the_notebook_stops_the_sweep(tmp_path, capfd):
+    path = tools.notebook(tmp_path)
+    runs = plan(path, [{}], tmp_path / "t")
+    old = Path(runs[0].folder)
+    (old / "work").mkdir(parents=True)
+    (old / "SUCCESS").touch()
+    assert launch(runs, Local()).skipped == [runs[0].id]
+    assert launch(runs, Local(), force=True).done == [runs[0].id]
+    assert (old / "metrics.json").exists() and not (old / "work").exists()
+    path.write_text(path.read_text().replace("rate +", "rate -"))
+    assert "notebook was changed" in launch(runs, Local(), force=True).failed[runs[0].id]
+    assert (old / "SUCCESS").exists()  # what was there is kept
+
+
+def test_nothing_starts_with_wrong_parameters(tmp_path, mace):
+    path = tools.notebook(tmp_path)
+    root = tmp_path / "runs"
+    for words in (("-p", "sise", 3), ("-p", "size", "big"), ("-p", "size"), ("-p", "size", 1, "-p", "size=2")):
+        done = mace("run", path, "--root", root, *words)
+        assert isinstance(done.exception, MaceError), done.output
+    assert not root.exists()
+
+
+def test_params_and_dry_run(tmp_path, mace):
+    path = tools.notebook(tmp_path)
+    assert "steepness" in mace("params", path).output
+    assert json.loads(mace("params", path, "--json").output)[1]["default"] == 0.5
+    done = mace("run", path, "-p", "size", -5, "-p", "names", "a=b,c", "-p", "rate=2", "--root", tmp_path, "--dry-run")
+    assert done.exit_code == 0 and "waiting" in done.output
+    assert "size=-5, rate=2.0, names=['a=b', 'c']" in done.output and not (tmp_path / "tiny").exists()
+
+
+def fake(folder: Path, rows: list[dict], done: int) -> None:
+    """Folders as runs leave them, without running anything."""
+    runs = [{"id": f"{i:012x}", "parameters": row} for i, row in enumerate(rows)]
+    folder.mkdir(parents=True)
+    (folder / "sweep.json").write_text(json.dumps({"name": "t", "notebook": "n.ipynb", "runs": runs}))
+    for i, run in enumerate(runs[:done]):
+        (folder / run["id"]).mkdir()
+        metrics = {"loss": 1 / (i + 1), "seed": i, "note": "<b>", "environment": {"machine": f"m{i}"}}
+        (folder / run["id"] / "metrics.json").write_text(json.dumps(metrics))
+        (folder / run["id"] / "SUCCESS").touch()
+
+
+def test_index_orders_by_what_varies_and_names_what_is_what(tmp_path):
+    rows = [{"a": a, "b": {"c": [1]}, "seed": s} for a in (10, 9, None, "x") for s in (1, 0)]
+    fake(tmp_path / "t", rows, done=7)
+    frame = collect(tmp_path / "t")
+    assert list(frame.columns) == ["run", "status", "a", "b.c", "seed", "loss", "metric.seed", "note", "error"]
+    assert [*frame.a[:4], frame.a[4]] == [9, 9, 10, 10, "x"] and list(frame.seed[:4]) == [0, 1, 0, 1]
+    assert frame.attrs["varied"] == ["a", "seed"] and sorted(set(frame.status)) == ["complete", "waiting"]
+    assert flatten({"a": {"b": {"value": 1, "low": 0}}, "c": [1]}) == {"a.b": 1, "a.b.low": 0, "c": "[1]"}
+    assert find("t", tmp_path) == tmp_path / "t"
+    with pytest.raises(MaceError, match="have: t"):
+        find("u", tmp_path)
+
+
+def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):
+    from PIL import Image
+
+    fake(tmp_path / "t", [{"a": "</script><b>", "seed": s} for s in range(3)], done=2)
+    Image.new("RGBA", (900, 300), (255, 0, 0, 0)).save(tmp_path / "t" / f"{0:012x}" / "grid.png")
+    (tmp_path / "t" / f"{0:012x}" / "work").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "t" / f"{0:012x}" / "work" / "training.png")
+    done = mace("runs", "t", "--root", tmp_path)
+    assert done.exit_code == 0, done.output
+    text = (tmp_path / "t" / "index.html").read_text()
+    assert "@@" not in text and "<b>" not in text.partition("<script>")[0].replace("<li><b>", "")
+    assert text.count("data:image/webp") == 1 and "training" not in text and text.count("</script>") == 2
+    assert thumbnail(tmp_path / "t" / f"{0:012x}" / "grid.png")[1:] == (360, 120)

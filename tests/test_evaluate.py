@@ -1,0 +1,250 @@
+"""Metrics by doctest and by hand; judges; protocols on tiny pipelines, whose counts a second route repeats."""
+
+import dataclasses
+import doctest
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_data import tiny_clip, tiny_judge
+
+from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate
+from macelib.erasure import Part
+from macelib.evaluate import metrics, pictures, protocols
+from macelib.pipelines import kv_weights, model_hash
+from macelib.refine import compress
+from macelib.sample import generate
+from macelib.tiny import WIDTH, tiny_pipeline
+
+CLASSES = ["ship", "frog", "horse", "cat"]
+FAST = {"steps": 1, "batch": 32}
+EXACT = {"steps": 1, "batch": 1}  # batches of other sizes round otherwise
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline("sd")
+
+
+@pytest.fixture(scope="module")
+def ship(pipe):
+    return erasure(pipe, Concept("ship", "sea", synonyms=("vessel", "boat")))
+
+
+def erasure(pipe, *concepts: Concept) -> Erasure:
+    """A strong random change of the weights under these names."""
+    layers = {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}
+    generator = torch.Generator().manual_seed(len(concepts))
+    e = torch.randn(3, WIDTH, generator=generator, dtype=torch.float64)
+    statistics = compress(-5 * e.T @ e, e.T @ e, e.T @ e)
+    B, D = torch.zeros(sum(layers.values()), 1), torch.zeros(len(layers), 1, WIDTH)
+    parts = tuple(Part(concept, statistics, B, D) for concept in concepts)
+    return Erasure(parts, layers, WIDTH, model_hash(pipe), config=EraseConfig())
+
+
+class ByPixel:
+    """Names a picture after its mean colour."""
+
+    name = "by pixel"
+
+    def top1(self, images, among=None, kind="concept"):
+        among = list(among or CLASSES)
+        return [None if self.mean(i) % 7 == 3 else among[self.mean(i) % len(among)] for i in images]
+
+    def mean(self, image) -> int:
+        return int(np.asarray(image, dtype=np.int64).sum())
+
+    def check(self, names, kind="concept"):
+        pass
+
+
+@pytest.mark.parametrize("module", [metrics, protocols])
+def test_doctests(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
+
+
+def test_harmonic_mean_of_arrays_and_bad_parts():
+    assert np.allclose(metrics.h_o(np.array([0.0, 1.0]), np.array([0.5, 0.5]), 0.0), [3 / 4, 0])
+    with pytest.raises(MaceError, match="0 or more"):
+        metrics.harmonic(-0.1, 1)
+
+
+def test_bootstrap_against_plain_resampling():
+    values = np.random.default_rng(1).random((3, 40)).round()
+    _, sample = metrics.bootstrap(values, metrics.h_o, metrics.resample(40, 4000, 0))
+    rng = np.random.default_rng(5)
+    plain = [metrics.h_o(*values[:, rng.integers(40, size=40)].mean(1)) for _ in range(4000)]
+    assert np.allclose(metrics.interval(sample), metrics.interval(np.array(plain)), atol=0.02)
+
+
+def test_judge():
+    labels = [f"concept:{n}" for n in CLASSES] + ["style:noto", "style:pixel art"]
+    judge = evaluate.Judge(tiny_judge(labels))
+    images = [Image.fromarray(a) for a in np.random.default_rng(0).integers(0, 255, (5, 80, 80, 3), np.uint8)]
+    with torch.no_grad():
+        small = np.stack([np.asarray(i.resize((64, 64), Image.Resampling.LANCZOS)) for i in images])
+        logits = judge.model(torch.tensor(small).permute(0, 3, 1, 2) / 127.5 - 1).logits  # the stock call
+    assert judge.top1(images) == [CLASSES[i] for i in logits[:, :4].argmax(1)]
+    assert judge.top1(images, ["cat", "ship"]) == [["cat", "ship"][i] for i in logits[:, [3, 0]].argmax(1)]
+    assert judge.top1(images, kind="style") == [judge.styles[i] for i in logits[:, 4:].argmax(1)]
+    with pytest.raises(MaceError, match="no concept 'shipp'; near it: ship"):
+        judge.top1(images, ["shipp"])
+    with pytest.raises(MaceError, match="labels of a judge"):
+        evaluate.Judge(tiny_judge(["LABEL_0"]))
+    with pytest.raises(MaceError, match="holds no judge"):
+        evaluate.Judge.load("nowhere")
+
+
+def test_clip():
+    model, processor = tiny_clip()
+    clip = evaluate.ClipClassifier(model, processor)
+    images = [Image.fromarray(a) for a in np.random.default_rng(0).integers(0, 255, (4, 64, 64, 3), np.uint8)]
+    prompts = [f"a photo of the {name}" for name in CLASSES]
+    with torch.no_grad():
+        stock = model(**processor(text=prompts, images=images, return_tensors="pt", padding=True))
+        cosine = stock.logits_per_image / model.logit_scale.exp()
+    assert clip.top1(images, CLASSES) == [CLASSES[i] for i in cosine.argmax(1)]
+    assert np.allclose(clip.score(images, prompts), 100 * cosine.diagonal().clamp(min=0), atol=1e-3)
+    with pytest.raises(MaceError, match="among which"):
+        clip.top1(images)
+    with pytest.raises(MaceError, match="reads 77"):
+        clip.score(images[:1], ["ship " * 100])
+    with pytest.raises(MaceError, match="No CLIP can be loaded"):
+        evaluate.ClipClassifier.load("./nowhere", local_files_only=True)
+
+
+def test_objects_counts_what_it_draws(pipe, ship):
+    judge, done = ByPixel(), []
+    before = {name: w.clone() for name, w in kv_weights(pipe.unet).items()}
+    result = evaluate.objects(
+        pipe, ship, classifier=judge, classes=CLASSES[:3], images=3, seed=7,
+        progress=lambda *event: done.append(event[1:3]), **EXACT,
+    )  # fmt: skip
+    assert all(torch.equal(w, before[name]) for name, w in kv_weights(pipe.unet).items())
+    assert done[-1] == (30, 30) and len(result.images) == 30  # 2 states x (3 classes + 2 synonyms) x 3 seeds
+    seeds, expected = range(7, 10), {}
+    for state in ("original", "erased"):
+        if state == "erased":
+            ship.apply(pipe)
+
+        def accuracy(word, name):
+            names = judge.top1(generate(pipe, f"a photo of the {word}", seeds, **EXACT), CLASSES[:3])
+            return np.mean([n == name for n in names])
+
+        acc_s = np.mean([accuracy(name, name) for name in CLASSES[1:3]])
+        acc_g = np.mean([accuracy("vessel", "ship"), accuracy("boat", "ship")])
+        expected[state] = [accuracy("ship", "ship"), acc_s, acc_g]
+        expected[state].append(metrics.h_o(*expected[state]))
+    ship.remove(pipe)
+    table = result.table()
+    assert list(table) == ["Acc_e", "Acc_s", "Acc_g", "H_o", "H_o low", "H_o high"]
+    for state, numbers in expected.items():
+        assert np.allclose(table.loc[("ship", state)].iloc[:4], 100 * np.array(numbers))
+    assert expected["erased"] != expected["original"]
+    assert (table["H_o low"] <= table["H_o"] + 1e-9).all() and (table["H_o"] <= table["H_o high"] + 1e-9).all()
+    assert result.value("Acc_s") == table.loc[("ship", "erased"), "Acc_s"]
+    assert result.to_dict()["ship"]["original"]["H_o"]["value"] == table.loc[("ship", "original"), "H_o"]
+    assert set(result.groups.group) == {0, 1, 2} and result.settings["seeds"] == [7, 8, 9]
+    assert "H_o" in str(result) and "<table" in result._repr_html_()
+
+
+def test_several_erasures_share_the_original(pipe, ship):
+    both = erasure(pipe, ship.concepts[0], Concept("frog", "grass", synonyms=("amphibian",)))
+    result = evaluate.objects(pipe, [ship, both], classifier=ByPixel(), classes=CLASSES, images=3, **FAST)
+    table = result.table()
+    assert list(table.index.get_level_values(0)[::2]) == ["ship", "ship + frog", "mean of 2"]
+    one, two, mean = (table.loc[(label, "erased"), "H_o"] for label in ("ship", "ship + frog", "mean of 2"))
+    assert mean == pytest.approx((one + two) / 2)
+    original = result.images[result.images.model == "original"]
+    assert original.groupby(["prompt", "seed"]).found.nunique(dropna=False).max() == 1
+    kept = result.concepts.query("erased == 'ship + frog' and model == 'erased' and role == 'kept'")
+    assert list(kept.name) == ["horse", "cat"]
+
+
+def test_pictures_are_kept_and_read_again(pipe, ship, tmp_path, monkeypatch):
+    options = {"classifier": ByPixel(), "classes": CLASSES, "images": 3, "folder": tmp_path, **EXACT}
+    first = evaluate.objects(pipe, ship, **options)
+    places = sorted(p for p in tmp_path.iterdir() if p.is_dir())
+    assert [p.name.split("-")[0] for p in places] == ["erased", "original"]
+    manifest = json.loads((places[1] / "manifest.json").read_text())
+    assert len(manifest["images"]) == 18 and manifest["model"] == model_hash(pipe) and manifest["steps"] == 1
+    assert (tmp_path / "metrics.csv").is_file() and (tmp_path / "settings.json").is_file()
+    lost, broken = (places[0] / entry["file"] for entry in manifest["images"][:2])
+    lost.unlink()
+    broken.write_bytes(b"no picture")
+    drawn = []
+
+    def counted(pipe, prompts, *args, **kw):
+        drawn.extend(prompts)
+        return generate(pipe, prompts, *args, **kw)
+
+    monkeypatch.setattr(pictures, "generate", counted)
+    again = evaluate.objects(pipe, ship, **options)
+    assert len(drawn) == 2 and again.images.equals(first.images)
+
+
+def test_characters(pipe, ship):
+    seeds = [0, 3, 5]
+    result = evaluate.characters(pipe, ship, ["frog"], classifier=ByPixel(), seeds=seeds, **FAST)
+    assert list(result.table())[:3] == ["Acc_e", "Acc_s", "H_c"]
+    assert set(result.images.prompt[:5]) <= {t.format("ship") for t in protocols.CHARACTER_TEMPLATES}
+    assert (
+        len(result.images) == 2 * 2 * 5 * 3 and result.concepts.unrecognised.sum() == result.images.found.isna().sum()
+    )
+    erased, kept = result.value("Acc_e") / 100, result.value("Acc_s") / 100
+    assert result.value("H_c") == pytest.approx(100 * metrics.h_c(erased, kept))
+    with pytest.raises(MaceError, match="ship cannot be erased and kept"):
+        evaluate.characters(pipe, ship, ["ship"], classifier=ByPixel())
+    assert protocols.filled(protocols.PERSON_TEMPLATES[0], "Adam Driver") == "a portrait of Adam Driver"
+
+
+def test_styles(pipe):
+    clip = evaluate.ClipClassifier(*tiny_clip())
+    noto = erasure(pipe, Concept("noto", "art", kind="style"))
+    result = evaluate.styles(pipe, noto, ["red"], scorer=clip, seeds=range(3), **FAST)
+    rows = result.images.query("model == 'original'")
+    images = generate(pipe, list(rows.prompt), list(rows.seed), steps=1)
+    assert np.allclose(rows.value, clip.score(images, list(rows.prompt)), atol=0.2)
+    by_role = rows.groupby("role").value.mean()
+    assert result.value("H_a", model="original") == pytest.approx(by_role["kept"] - by_role["erased"])
+
+
+def test_bad_input(pipe, ship, caplog):
+    look = {"classifier": ByPixel(), "classes": CLASSES, **FAST}
+    with pytest.raises(MaceError, match="give at least 3"):
+        evaluate.objects(pipe, ship, images=2, **look)
+    with pytest.raises(MaceError, match="There is no erasure"):
+        evaluate.objects(pipe, ship.without("ship"), **look)
+    with pytest.raises(MaceError, match="No synonyms of zeppelin"):
+        evaluate.objects(pipe, erasure(pipe, Concept("zeppelin", "sky")), **look)
+    with pytest.raises(MaceError, match="noto is a style"):
+        evaluate.objects(pipe, erasure(pipe, Concept("noto", "art", kind="style")), **look)
+    some = erasure(pipe, Concept("zeppelin", "sky"), Concept("frog", "grass"))
+    with caplog.at_level(logging.WARNING):
+        evaluate.objects(pipe, some, images=3, **look)
+    assert "No synonyms of zeppelin" in caplog.text
+    other = dataclasses.replace(ship, base="another model")
+    with pytest.raises(MaceError, match="another base model"):
+        evaluate.objects(pipe, other, images=3, **look)
+    evaluate.objects(pipe, other, images=3, force=True, **look)
+
+
+def test_lists():
+    assert evaluate.with_synonyms(Concept("ship", "sea")).synonyms == ("vessel", "boat", "watercraft")
+    own = Concept("ship", "sea", synonyms=("ark",))
+    assert evaluate.with_synonyms(own) is own
+    erased, kept = evaluate.character_lists()
+    assert len(erased) == len(kept) == 100 and not {c.name for c in erased} & set(kept)
+
+
+def test_who_looks(monkeypatch):
+    calls = []
+    monkeypatch.setattr(evaluate.Judge, "load", lambda: calls.append("judge"))
+    monkeypatch.setattr(evaluate.ClipClassifier, "load", lambda source=None: calls.append(source))
+    mini, other = (type("Pipe", (), {"config": {"_name_or_path": path}})() for path in ("data/mini-sd", "a/sd"))
+    evaluate.classifier_for(mini), evaluate.classifier_for(mini, "styles"), evaluate.classifier_for(other)
+    assert calls == ["judge", None, "openai/clip-vit-large-patch14"]

@@ -1,0 +1,102 @@
+"""Pictures from seeds: the same whatever the batch; training images that are kept, resumed and redone."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from macelib.concepts import Concept
+from macelib.errors import MaceError
+from macelib.sample import encode_images, generate, image_size, read_images, read_manifest, training_images
+from macelib.tiny import KINDS, tiny_pipeline
+
+SHIP = Concept("ship", "sea")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline("sd")
+
+
+def pixels(images):
+    return np.stack([np.asarray(image).astype(int) for image in images])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_depends_on_its_seed_and_not_on_the_batch(kind):
+    pipe, told = tiny_pipeline(kind), []
+    prompts = ["a photo of the ship", "a photo of the frog", "a dog"]
+    together = generate(pipe, prompts, [3, 4, 5], steps=2, batch=2, callback=lambda *a: told.append(a))
+    alone = [generate(pipe, p, [s], steps=2)[0] for p, s in zip(prompts, [3, 4, 5], strict=True)]
+    assert np.abs(pixels(together) - pixels(alone)).max() <= 1  # of 255: rounding
+    assert told == [(2, 3), (3, 3)] and together[0].size == (64, 64)
+    other = generate(pipe, prompts[0], [4], steps=2)
+    assert np.abs(pixels(other) - pixels(alone[:1])).max() > 5
+
+
+def test_generate_refuses(pipe):
+    with pytest.raises(MaceError, match="2 prompts and 1 seeds"):
+        generate(pipe, ["a", "b"], [1])
+    with pytest.raises(MaceError, match="shorten it"):
+        generate(pipe, "ship " * 100, [1])
+    with pytest.raises(MaceError, match="multiple of 4"):
+        generate(pipe, "ship", [1], size=62)
+    assert image_size(pipe, (32, 48)) == (32, 48) and image_size(pipe, 32) == (32, 32)
+    assert generate(pipe, "ship", [1], steps=1, size=(32, 48))[0].size == (48, 32)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_latents_are_the_scaled_mean_of_the_vae(kind):
+    pipe = tiny_pipeline(kind)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        expected = pipe.vae.encode(x).latent_dist.mean * pipe.vae.config.scaling_factor
+    assert torch.allclose(encode_images(pipe, [image] * 3, batch=2), expected.repeat(3, 1, 1, 1), atol=1e-5)
+
+
+def test_training_images_have_a_manifest_and_resume(pipe, tmp_path, monkeypatch):
+    drawn = []
+    original = type(pipe).__call__
+    monkeypatch.setattr(type(pipe), "__call__", lambda self, p, **kw: drawn.append(len(p)) or original(self, p, **kw))
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, total):
+        raise Killed
+
+    with pytest.raises(Killed):
+        training_images(pipe, SHIP, 4, tmp_path, seed=7, steps=2, batch=2, callback=kill)
+    assert len(read_manifest(tmp_path)) == 2
+    training_images(pipe, SHIP, 4, tmp_path, seed=7, steps=2, batch=2)
+    assert drawn == [2, 2]
+    images, entries = read_images(tmp_path)
+    assert [e["seed"] for e in entries] == [7, 8, 9, 10] and entries[0]["prompt"] == "a photo of the ship"
+    assert {"model", "steps", "guidance", "size", "scheduler"} <= set(entries[0])
+    expected = generate(pipe, "a photo of the ship", [7, 8, 9, 10], steps=2)
+    assert np.abs(pixels(images) - pixels(expected)).max() <= 1
+    drawn.clear()
+    training_images(pipe, SHIP, 4, tmp_path, seed=7, steps=2)
+    assert drawn == []
+    assert {p.name for p in tmp_path.iterdir()} == {"manifest.json", *(e["file"] for e in entries)}
+
+
+def test_images_of_other_settings_or_damaged_ones_are_redone(pipe, tmp_path, caplog):
+    training_images(pipe, SHIP, 2, tmp_path, steps=1)
+    first = read_images(tmp_path)[0]
+    training_images(pipe, SHIP, 2, tmp_path, steps=2)
+    assert "drawn again" in caplog.text and [e["steps"] for e in read_manifest(tmp_path)] == [2, 2]
+    second = read_images(tmp_path)[0]
+    assert np.abs(pixels(first) - pixels(second)).max() > 1
+    path = tmp_path / "0001.png"
+    path.write_bytes(path.read_bytes()[:40])
+    training_images(pipe, SHIP, 2, tmp_path, steps=2)
+    assert np.array_equal(pixels(read_images(tmp_path)[0]), pixels(second))
+    (tmp_path / "manifest.json").write_text(json.dumps({"images": "?"})[:9])
+    training_images(pipe, SHIP, 2, tmp_path, steps=2)
+    assert len(read_manifest(tmp_path)) == 2
+    with pytest.raises(MaceError, match=r"no manifest.json"):
+        read_images(tmp_path / "nosuch")
