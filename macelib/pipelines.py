@@ -59,7 +59,10 @@ def _locate(model: str | Path) -> tuple[str, bool]:
     if str(model) in SHIPPED:
         folder = data_folder() / str(model)
         if not (folder / "model_index.json").is_file():
-            raise MaceError(f"{folder} does not hold {model}: set MACELIB_DATA to the folder of macelib's data.")
+            raise MaceError(
+                f"{folder} does not hold {model}: set MACELIB_DATA to the folder of macelib's data, or train it with "
+                "`make world`."
+            )
         return str(folder), False
     if Path(model).expanduser().is_dir():
         return str(Path(model).expanduser()), False

@@ -191,7 +191,7 @@ def tiny_grounding():
             )
         ).eval()
     processor = GroundingDinoProcessor(
-        GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 64}), tokenizer
+        GroundingDinoImageProcessor(size={"shortest_edge": 128, "longest_edge": 128}), tokenizer
     )
     sam_processor = SamProcessor(SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}))
     return processor, detector, sam_processor, sam

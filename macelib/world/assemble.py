@@ -14,7 +14,7 @@ from ..files import data_folder
 from .cards import write_card
 from .clip import export_clip
 from .judge import export_judge
-from .loop import averaged, work_folder
+from .loop import averaged
 from .render import sample
 from .unet import SCHEDULE, new_unet
 from .vae import new_vae, whiten
@@ -45,12 +45,13 @@ def finished_judge() -> Path:
 
 
 def finished_vae() -> Path:
-    """Whiten the trained autoencoder over 2,000 pictures and write it to the work folder, for the UNet's training."""
+    """Whiten the trained autoencoder over 2,000 pictures and write it to `data/mini-vae`, where mini-SD takes it."""
     vae = new_vae().eval()
     vae.load_state_dict(averaged("vae"))
     generator = torch.Generator().manual_seed(7)
     whiten(vae, torch.cat([sample(250, generator).images for _ in range(8)]) * 2 - 1)
-    return replace_folder(work_folder("vae") / "whitened", lambda folder: vae.half().save_pretrained(folder))
+    vae.half()
+    return replace_folder(data_folder() / "mini-vae", lambda f: (vae.save_pretrained(f), write_card(f, "vae")))
 
 
 def text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
@@ -64,10 +65,8 @@ def text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
 
 
 def trained_vae() -> AutoencoderKL:
-    """The autoencoder: of the work folder if its training is there, else the shipped one."""
-    own = work_folder("vae") / "whitened"
-    folder = own if own.exists() else data_folder() / "mini-sd" / "vae"
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    """The finished autoencoder."""
+    return AutoencoderKL.from_pretrained(data_folder() / "mini-vae", torch_dtype=torch.float32).eval()
 
 
 def finished_unet() -> Path:

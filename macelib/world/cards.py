@@ -18,6 +18,7 @@ LICENCE = """## Licence
 The weights are Apache-2.0. Pictures drawn by the model can resemble the artwork: give its four attributions when you
 publish them."""
 LIMITS = {
+    "vae": "It keeps the world's 64 px pictures (about 30 dB); nothing else was tried.",
     "clip": "It knows the world's words and pictures, in English, and nothing else; 64 px.",
     "sd": (
         "64 px; the world's concepts in the world's drawings; captions of the kinds that `macelib/world/captions.py` "
@@ -33,15 +34,20 @@ WHAT = {
         "Contrastive, symmetric cross-entropy in which every caption of the batch that is true of a picture counts "
         "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`).",
     ),
+    "vae": (
+        "mini-vae",
+        "A stock `AutoencoderKL`, 64 px to 16x16x8, whitened latents: mini-SD's autoencoder alone.",
+        "L1 and edges on nearly deterministic latents, then whitened (`macelib/world/vae.py`); the shipped one also "
+        "saw the drawings that the four sets share and the catalogue leaves out (1,363 in all).",
+    ),
     "sd": (
         "mini-sd",
         "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen), an `AutoencoderKL` (64 px to 16x16x8), a "
         "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
         "checker.",
-        "Autoencoder: L1 and edges on nearly deterministic latents, then whitened (`macelib/world/vae.py`); the "
-        "shipped one also saw the drawings that the four sets share and the catalogue leaves out (1,363 in all). UNet: "
-        "v-prediction, min-SNR weighting, 10 % empty captions, 35 % context dropout, Muon and AdamW, averaged weights "
-        "(`macelib/world/unet.py`).",
+        "Autoencoder: mini-vae. UNet: "
+        "v-prediction, min-SNR weighting, 10 % empty captions, 35 % context dropout, Muon and AdamW, "
+        "averaged weights (`macelib/world/unet.py`).",
     ),
     "judge": (
         "mini-judge",
@@ -72,7 +78,7 @@ def write_card(folder: Path, model: str) -> None:
         f"# {name}",
         what,
         data,
-        f"## Recipe\n\n{recipe}\n\nTrained on two CPU cores (no GPU); hours in `make world`'s notes.\n\n{trained}",
+        f"## Recipe\n\n{recipe}\n\nTrained on two CPU cores, without a GPU.\n\n{trained}",
         "## Quality\n\nMeasured from these weights by `python -m macelib.world report`: `data/world/report.json`.",
         f"## Limits\n\n{LIMITS[model]}",
         LICENCE,
