@@ -1,5 +1,8 @@
 """The Ray engine on a real cluster of two nodes on this machine."""
 
+import os
+from pathlib import Path
+
 import batch_tools as tools
 import pytest
 
@@ -15,6 +18,8 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    here = Path(__file__).resolve().parent  # the nodes import the jobs' functions from here
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (here, here.parent))))
     options = {"num_cpus": 1, "object_store_memory": 80_000_000}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     cluster.second = cluster.add_node(**options)
