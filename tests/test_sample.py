@@ -94,7 +94,8 @@ def test_images_of_other_settings_or_damaged_ones_are_redone(pipe, tmp_path, cap
     path = tmp_path / "0001.png"
     path.write_bytes(path.read_bytes()[:40])
     training_images(pipe, SHIP, 2, tmp_path, steps=2)
-    assert np.array_equal(pixels(read_images(tmp_path)[0]), pixels(second))
+    # redrawn alone, not in a batch of two: the sums round otherwise, by one level of a pixel at most
+    assert np.abs(pixels(read_images(tmp_path)[0]) - pixels(second)).max() <= 1
     (tmp_path / "manifest.json").write_text(json.dumps({"images": "?"})[:9])
     training_images(pipe, SHIP, 2, tmp_path, steps=2)
     assert len(read_manifest(tmp_path)) == 2
