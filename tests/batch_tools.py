@@ -71,11 +71,12 @@ def surroundings() -> dict[str, str | None]:
     return {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES")}
 
 
-def slow(folder: str, key: str, seconds: float) -> tuple[str, int]:
-    """Note the start, work for a while, return something that depends on the key alone."""
+def slow(folder: str, key: str, seconds: float, stuck: str | None = None) -> tuple[str, int]:
+    """Note the start, work for a while, return something that depends on the key alone; on the node `stuck`, hang."""
+    node = os.environ.get("RAY_NODE_ID")
     with open(Path(folder) / f"{key}.starts", "a") as file:
-        file.write(f"{os.getpid()}\n")
-    time.sleep(seconds)
+        file.write(f"{os.getpid() if stuck is None else node}\n")
+    time.sleep(600 if stuck is not None and node == stuck else seconds)
     return slow_value(key)
 
 

@@ -8,7 +8,7 @@ import batch_tools as tools
 import psutil
 import pytest
 
-from macelib.batch.engines import Job, Local, Process, make_engine, settings, visible_gpus
+from macelib.batch.engines import Job, Local, make_engine, pack, settings, visible_gpus
 from macelib.errors import MaceError
 
 
@@ -81,4 +81,4 @@ def test_wrong_use_is_told():
 
     main.__module__ = "__main__"
     with pytest.raises(MaceError, match="move it into a module"):
-        Process(Job("a", main), {})
+        pack(Job("a", main))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import MaceError
-from .engines import POLL, Job, Outcome, Process, settings
+from .engines import POLL, Job, Outcome, Process, pack, settings
 
 LOOK = 1.0  # seconds that one wait for finished tasks lasts, so that Ctrl-C is heard
 
@@ -44,7 +44,7 @@ class Ray:
             while waiting or pending:
                 while waiting and (self.jobs is None or len(pending) < self.jobs):
                     job = waiting.pop()
-                    pending[task.remote(job, threads, gpus > 0)] = job
+                    pending[task.remote(job.key, pack(job), threads, gpus > 0)] = job
                 done, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK)
                 for reference in done:
                     yield self._outcome(reference, pending.pop(reference))
@@ -94,12 +94,17 @@ class Ray:
             return Outcome(job.key, error=f"Ray gave the job up: {first}", trace=str(error), died=True)
 
 
-def work(job: Job, threads: int, gpus: bool) -> Outcome:
-    """Body of a task: the job in a process that sees the GPUs that Ray gave the task, or none."""
+def work(key: str, packed: bytes, threads: int, gpus: bool) -> Outcome:
+    """Body of a task: the job in a process that sees the GPUs that Ray gave the task, or none.
+
+    The job comes packed, so that only this module has to be importable by Ray's own workers.
+    """
     import ray
 
-    chosen = [str(i) for i in ray.get_runtime_context().get_accelerator_ids()["GPU"]] if gpus else []
-    with Process(job, settings(threads, chosen)) as process:
+    context = ray.get_runtime_context()
+    chosen = [str(i) for i in context.get_accelerator_ids()["GPU"]] if gpus else []
+    environment = {**settings(threads, chosen), "RAY_NODE_ID": context.get_node_id()}
+    with Process(key, packed, environment) as process:
         while (outcome := process.poll()) is None:
             time.sleep(POLL)
     return outcome

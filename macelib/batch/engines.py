@@ -104,7 +104,8 @@ class Local:
                 while waiting and free:
                     slot = free.popleft()
                     gpus = [self.gpus[slot % len(self.gpus)]] if self.gpus else None
-                    running[slot] = Process(waiting.popleft(), settings(self.threads, gpus))
+                    job = waiting.popleft()
+                    running[slot] = Process(job.key, pack(job), settings(self.threads, gpus))
                 finished = {slot: outcome for slot, process in running.items() if (outcome := process.poll())}
                 for slot in finished:
                     running.pop(slot).close()
@@ -119,14 +120,19 @@ class Local:
                 process.close()
 
 
+def pack(job: Job) -> bytes:
+    """A job as a process anywhere can read it: the caller's import paths, then the call. MaceError for `__main__`'s."""
+    if job.call.__module__ == "__main__":
+        raise MaceError(f"{job.call.__name__} cannot be imported by another process: move it into a module.")
+    return pickle.dumps((sys.path, pickle.dumps((job.call, job.args))))
+
+
 class Process:
     """One job in a process of its own; `with` or `close` ends it."""
 
-    def __init__(self, job: Job, environment: Mapping[str, str]):
-        if job.call.__module__ == "__main__":
-            raise MaceError(f"{job.call.__name__} cannot be imported by another process: move it into a module.")
-        self.job, self.folder = job, Path(tempfile.mkdtemp(prefix="mace-job-"))
-        (self.folder / "job").write_bytes(pickle.dumps((sys.path, pickle.dumps((job.call, job.args)))))
+    def __init__(self, key: str, packed: bytes, environment: Mapping[str, str]):
+        self.key, self.folder = key, Path(tempfile.mkdtemp(prefix="mace-job-"))
+        (self.folder / "job").write_bytes(packed)
         with open(self.folder / "output", "wb") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, "-m", "macelib.batch.worker", self.folder],
@@ -149,12 +155,12 @@ class Process:
         if code is None:
             return None
         try:
-            return Outcome(self.job.key, **pickle.loads((self.folder / "outcome").read_bytes()))
+            return Outcome(self.key, **pickle.loads((self.folder / "outcome").read_bytes()))
         except FileNotFoundError:
             tail = (self.folder / "output").read_text(encoding="utf-8", errors="replace")[-2000:].strip()
             why = f"signal {_signal(-code)}" if code < 0 else f"exit code {code}"
             hint = " (often a lack of memory)" if code == -9 else ""
-            return Outcome(self.job.key, error=f"The process ended by {why}{hint}.", trace=tail, died=True)
+            return Outcome(self.key, error=f"The process ended by {why}{hint}.", trace=tail, died=True)
 
     def close(self) -> None:
         """End the job, with all the processes it has started."""

@@ -2,17 +2,20 @@
 
 import os
 import pickle
+import shutil
 import sys
+import tempfile
 import threading
 import traceback
 from pathlib import Path
 
 
-def watch() -> None:
+def watch(folder: Path) -> None:
     """Wait until standard input closes, which is when the caller dies or gives the job up; then end everything."""
     while os.read(0, 1024):
         pass
     end_children()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
@@ -29,7 +32,8 @@ def end_children() -> None:
 
 def main(folder: Path) -> None:
     """Run the job; whatever it does, leave an outcome."""
-    threading.Thread(target=watch, daemon=True).start()
+    tempfile.tempdir = str(folder)  # what the job leaves there goes with the folder
+    threading.Thread(target=watch, args=(folder,), daemon=True).start()
     paths, job = pickle.loads((folder / "job").read_bytes())
     sys.path += [path for path in paths if path not in sys.path]
     try:
