@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import matplotlib.figure
 import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL import Image
 
@@ -77,8 +78,9 @@ def attention(
             shown = pixels(image)
             ax.imshow(shown.mean(-1), cmap="gray", vmin=0, vmax=1)
             box = (-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5)
-            drawn = ax.imshow(heat, cmap=HEAT, norm=norm, alpha=0.65, extent=box, interpolation="bilinear")
-    bar = fig.colorbar(drawn, ax=axes, fraction=0.03, pad=0.02)
+            seen = 0.2 + 0.6 * norm(heat).filled().clip(0, 1)  # little attention, little colour
+            ax.imshow(heat, cmap=HEAT, norm=norm, alpha=seen, extent=box, interpolation="bilinear")
+    bar = fig.colorbar(ScalarMappable(norm, HEAT), ax=axes, fraction=0.03, pad=0.02)
     bar.ax.tick_params(labelsize=7)
     bar.set_label("attention (share of 1)", fontsize=7)
     return fig

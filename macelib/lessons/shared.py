@@ -3,19 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..concepts import Concept, align, prompts, sample_prompt, templates
 from ..evaluate import ClipClassifier, Judge
 from ..evaluate.protocols import filled
 from ..fuse import Fusion, fused_weight
 from ..pipelines import kv_weights
 from ..sample import generate
 from ..swap import untouched
-from ..text import encode, tokenizers
-from ..tokens import token_spans
 from ..viz import DPI, Figure
 
 TEMPLATE = "a photo of the {}"
@@ -54,27 +52,19 @@ def mean(values: Mapping[str, float], names: Sequence[str]) -> float:
     return sum(values[name] for name in names) / len(names)
 
 
-def own_tokens(pipe, concept: Concept) -> Tensor:
-    """E_i: embeddings of the concept's own tokens in all its prompts (n, d) float64."""
-    e = encode(pipe, prompts(concept)).cpu().double()
-    found = [align(tokenizers(pipe)[0], t, concept.name, concept.anchor) for t in templates(concept)]
-    return torch.cat([e[i, pair.own] for i, pair in enumerate(found)])
+def recognised(
+    judge: Judge | ClipClassifier, albums: Mapping[str, Mapping[str, list]], groups: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
+    """Percent of pictures in which the name is seen, mean over a group of names: a row per album, a column per group.
 
-
-def name_vector(pipe, concept: Concept) -> Tensor:
-    """Mean embedding of the name's tokens in the sample prompt (d,) float64."""
-    prompt = sample_prompt(concept)
-    at = sorted({i for span in token_spans(tokenizers(pipe)[0], prompt, concept.name) for i in span})
-    return encode(pipe, [prompt])[0, at].mean(0).cpu().double()
-
-
-def similarity(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
-    """Cosines (n, m) of vectors after their common mean (over both lists) is taken away."""
-    a = torch.stack(list(vectors))
-    b = a if others is None else torch.stack(list(others))
-    centre = (a if others is None else torch.cat([a, b])).mean(0)
-    a, b = (torch.nn.functional.normalize(x - centre, dim=1) for x in (a, b))
-    return a @ b.T
+    CLIP chooses among the names of all groups.
+    """
+    among = [name for names in groups.values() for name in names]
+    rows = {}
+    for label, pictures in albums.items():
+        found = shares(judge, {name: pictures[name] for name in dict.fromkeys(among)}, among)
+        rows[label] = {group: 100 * mean(found, names) for group, names in groups.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 @contextmanager

@@ -1,0 +1,169 @@
+"""Notebook 08: what an erasure needs at the shapes of a model, found without its weights, and routes out of it.
+
+Everything is counted on PyTorch's meta device: real layers, real shapes, no memory and no arithmetic. So the numbers
+are exact for the layers; what a GPU's allocator and its fused kernels make of them differs by some ten per cent.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from ..persample import per_sample
+from ..pipelines import kv_weights
+from ..prior import Prior, prior
+from ..refine import rank_for
+
+_V2 = {"use_linear_projection": True}
+LAYOUTS: dict[str, dict] = {  # unet: fields of UNet2DConditionModel; text: width, layers, heads of each encoder
+    "SD v1.4": {
+        "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+        "text": [(768, 12, 12)],
+    },
+    "SD v2.1": {
+        "unet": {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), **_V2},
+        "text": [(1024, 23, 16)],
+    },
+    "SDXL": {
+        "unet": {
+            "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), **_V2,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
+            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": 2816,
+        },
+        "text": [(768, 12, 12), (1280, 32, 20)],
+    },
+}  # fmt: skip
+VAE = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+
+
+def needs(
+    layout: Mapping, concepts: int = 8, rank: int = 1, images: int = 8, steps: int = 25, train: int = 50
+) -> dict[str, float]:
+    """What erasing takes at fp16: sizes in GB (1e9 bytes), work in TFLOP; layout: an entry of `LAYOUTS`.
+
+    "training" is the memory of all concepts in one forward pass; "drawing" is the work of a concept's training images
+    with classifier-free guidance, "steps" that of its LoRA.
+    """
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**layout["unet"]).half()
+        rest = [AutoencoderKL(**VAE), *(CLIPTextModel(_text(*shape)) for shape in layout["text"])]
+    W, weights = kv_weights(unet), [sum(p.numel() for p in part.parameters()) for part in (unet, *rest)]
+    activations, step = _training(unet, W, rank)
+    return {
+        "parameters (M)": weights[0] / 1e6,
+        "matrices": len(W),
+        "text width": next(iter(W.values())).shape[1],
+        "weights (GB)": 2 * sum(weights) / 1e9,
+        "per concept in a pass (GB)": activations / 1e9,
+        "training (GB)": (2 * sum(weights) + concepts * activations) / 1e9,
+        "file (MB)": file_size({name: w.shape for name, w in W.items()}, concepts, rank) / 1e6,
+        "UNet call (TFLOP)": (call := _call(unet)) / 1e12,
+        "drawing (TFLOP)": 2 * images * steps * call / 1e12,
+        "steps (TFLOP)": train * step / 1e12,
+    }
+
+
+def table(tflops: float, **kw) -> pd.DataFrame:
+    """`needs` of every layout, a column each, and the minutes of one concept at `tflops` TFLOP per second."""
+    found = {name: needs(layout, **kw) for name, layout in LAYOUTS.items()}
+    for values in found.values():
+        values["minutes per concept"] = (values["drawing (TFLOP)"] + values["steps (TFLOP)"]) / tflops / 60
+    return pd.DataFrame(found)
+
+
+def file_size(shapes: Mapping[str, tuple[int, int]], concepts: int, rank: int = 1) -> int:
+    """Bytes of a saved erasure: per concept its statistics and LoRA in float32, and the prior's triangle in float64."""
+    out, d = sum(out for out, _ in shapes.values()), next(iter(shapes.values()))[1]
+    k = rank_for(d)
+    lora = rank * (out + len(shapes) * d)
+    return concepts * 4 * (2 * d * k + 2 * k * k + lora) + 8 * d * (d + 1) // 2
+
+
+def _text(width: int, layers: int, heads: int) -> CLIPTextConfig:
+    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+    return CLIPTextConfig(vocab_size=49408, num_attention_heads=heads, projection_dim=width, **sizes)
+
+
+def _inputs(unet, T: int = 77) -> tuple:
+    """A UNet's inputs for one picture on the meta device: latents, timestep, text, and what SDXL reads besides."""
+    config, like = unet.config, {"device": "meta", "dtype": unet.dtype}
+    x = torch.empty(1, config.in_channels, config.sample_size, config.sample_size, **like)
+    added = None
+    if config.addition_embed_type == "text_time":
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        added = {"text_embeds": torch.empty(1, pooled, **like), "time_ids": torch.empty(1, 6, **like)}
+    return x, torch.zeros(1, device="meta"), torch.empty(1, T, config.cross_attention_dim, **like), added
+
+
+@torch.no_grad()
+def _call(unet) -> int:
+    """FLOP of one call for one picture."""
+    x, t, e, added = _inputs(unet)
+    with FlopCounterMode(display=False) as counter:
+        unet(x, t, e, added_cond_kwargs=added)
+    return counter.get_total_flops()
+
+
+def _training(unet, W: Mapping, rank: int) -> tuple[int, int]:
+    """Bytes that one training sample keeps for its backward pass, and FLOP of both passes.
+
+    Without the matrices (hw, hw) of self-attention, which fused kernels (PyTorch's own on CUDA) do not keep.
+    """
+    x, t, e, added = _inputs(unet)
+    like = {"device": "meta", "requires_grad": True}
+    B = {name: torch.empty(1, w.shape[0], rank, **like) for name, w in W.items()}
+    D = {name: torch.empty(1, rank, w.shape[1], **like) for name, w in W.items()}
+    side, S = 8 * unet.config.sample_size, [torch.zeros(2, dtype=torch.long, device="meta")]
+    fixed, kept = {p.untyped_storage()._cdata for p in unet.parameters()}, {}
+
+    def keep(tensor):
+        matrix = tensor.shape[-1:] == tensor.shape[-2:-1] and tensor.shape[-1] > unet.config.sample_size
+        if (storage := tensor.untyped_storage()._cdata) not in fixed and not matrix:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), per_sample(unet) as forward:
+        with FlopCounterMode(display=False) as counter:
+            forward(x, t, e, [torch.empty(1, side, side, device="meta")], S, B, D, added).sum().backward()
+        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()), counter.get_total_flops()
+
+
+def convergence(pipe, captions: list, sizes: list[int], exclude=()) -> tuple[list[int], list[float], Prior]:
+    """How far P of the first n captions is from P of all: n, ||P_n − P|| / ||P||, and the prior of all."""
+    whole = prior(pipe, captions, exclude=exclude)
+    sizes = [n for n in sizes if n < len(captions)]
+    parts = [prior(pipe, captions[:n], exclude=exclude).P for n in sizes]
+    return sizes, [float((P - whole.P).norm() / whole.P.norm()) for P in parts], whole
+
+
+def reopened(folder: str | Path, base: str | Path) -> dict:
+    """Pipelines from what was exported into `folder`, by format, with stock diffusers and without this library.
+
+    base: the folder of the original model. "lora": R̃ folded into the base, the fused LoRA on top; "standalone": one
+    LoRA on the original, which ComfyUI and A1111 read, too.
+    """
+    folder, found = Path(folder), {"pipeline": DiffusionPipeline.from_pretrained(Path(folder) / "pipeline")}
+    for label in ("weights", "lora", "standalone"):
+        pipe = DiffusionPipeline.from_pretrained(base)
+        if label == "weights":
+            pipe.unet.load_state_dict(load_file(folder / "weights" / "unet.safetensors"), strict=False)
+        elif label == "lora":
+            pipe.unet.load_state_dict(load_file(folder / "lora" / "base.safetensors"), strict=False)
+            pipe.load_lora_weights(folder / "lora", weight_name="lora.safetensors")
+        else:
+            pipe.load_lora_weights(folder / "lora", weight_name="lora_standalone.safetensors")
+        found[label] = pipe
+    for pipe in found.values():
+        pipe.set_progress_bar_config(disable=True)
+    return found
