@@ -58,6 +58,7 @@ DRAFTS = {
     "05_lora_fusion",
     "06_erase_and_evaluate",
     "07_studio",
+    "08_your_model",
 }
 
 
