@@ -58,7 +58,7 @@ class Studio:
         self.seeds = widgets.Text(", ".join(map(str, seeds)), description="seeds", **lazy)
         self.others = widgets.Button(description="other seeds", tooltip="as many seeds, after these")
         self.word = widgets.Dropdown(description="attention of")
-        self.all, self.none = (widgets.Button(description=f"tick {label}") for label in ("all", "none"))
+        self.all, self.none = (widgets.Button(description=f"erase {label}") for label in ("all", "none"))
         self.ticks, self.sliders = {}, {}
         for part in easel.erasure.parts:
             name, label = part.concept.name, f"{part.concept.name} → {part.concept.anchor}"
@@ -66,7 +66,7 @@ class Studio:
             scale = {"min": 0.0, "max": 1.0, "step": 0.05, "description": "strength"}
             self.sliders[name] = widgets.FloatSlider(min(part.strength, 1.0), **scale, **lazy)
         self.status, self.picture = widgets.HTML(), widgets.HTML()
-        self.bar = widgets.IntProgress(0, max=easel.steps, layout={"width": "8em"})
+        self.bar = widgets.IntProgress(0, max=easel.steps, layout={"width": "8em", "visibility": "hidden"})
         self.box = self._layout()
         self._controls = (self.prompt, self.seeds, self.word, *self.ticks.values(), *self.sliders.values())
         for widget in self._controls:
@@ -78,7 +78,7 @@ class Studio:
     def _layout(self) -> widgets.VBox:
         lines = [widgets.HBox([self.ticks[name], self.sliders[name]]) for name in self.ticks]
         concepts = widgets.VBox(lines, layout={"max_height": "16em", "overflow": "auto", "flex": "0 0 auto"})
-        rows = ([self.prompt], [self.seeds, self.others, self.word], [self.all, self.none], [self.bar, self.status])
+        rows = ([self.prompt], [self.seeds, self.others, self.word], [self.all, self.none], [self.status, self.bar])
         head = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
         box = widgets.VBox([widgets.HTML(STYLE), *head[:3], concepts, head[3], self.picture])
         box.add_class("macelib-studio")
@@ -94,7 +94,7 @@ class Studio:
         if self._closed:
             return
         start, self._timer, self.error, stopped = time.perf_counter(), None, "", False
-        self.status.value = message("drawing …")
+        self.status.value, self.bar.layout.visibility = message("drawing …"), "visible"
         self.picture.add_class("macelib-busy")
         try:
             with explained():
@@ -109,7 +109,7 @@ class Studio:
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}"
             log.exception("The studio could not draw.")
-        self.seconds, self.bar.value = time.perf_counter() - start, 0
+        self.seconds, self.bar.value, self.bar.layout.visibility = time.perf_counter() - start, 0, "hidden"
         self.picture.remove_class("macelib-busy")
         erased = ", ".join(f"{n} × {s:g}" for n, s in self.strengths.items() if s) or "nothing"
         done = "stopped" if stopped else f"ready in {self.seconds:.1f} s; erased: {erased}"

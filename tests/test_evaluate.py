@@ -187,6 +187,21 @@ def test_pictures_are_kept_and_read_again(pipe, ship, tmp_path, monkeypatch):
     assert len(drawn) == 2 and again.images.equals(first.images)
 
 
+def test_autocast_draws_nearly_the_same(pipe):
+    jobs = [("a photo of the ship", seed) for seed in range(2)]
+    drawn = {}
+    for autocast in (None, "bf16"):
+        drawing = pictures.Drawing(steps=1, autocast=autocast)
+        assert drawing.about(pipe)["autocast"] == autocast
+        drawn[autocast] = np.stack(
+            [np.asarray(i, dtype=float) for _, some in drawing.pictures(pipe, jobs) for i in some]
+        )
+    distance = np.abs(drawn[None] - drawn["bf16"]).mean()
+    assert 0 < distance < 0.2 * np.abs(drawn[None][0] - drawn[None][1]).mean()
+    with pytest.raises(MaceError, match="autocast is 'int8'"):
+        pictures.Drawing(autocast="int8")
+
+
 def test_characters(pipe, ship):
     seeds = [0, 3, 5]
     result = evaluate.characters(pipe, ship, ["frog"], classifier=ByPixel(), seeds=seeds, **FAST)

@@ -23,7 +23,7 @@ FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
     "--disable-background-networking", "--disable-component-update",
 ]  # fmt: skip
-WAIT = int(os.environ.get("WAIT", 240_000))  # milliseconds
+WAIT = 240_000  # milliseconds
 CONFIG = {
     "images": {"count": 1, "steps": 1, "masks": "full"},
     "train": {"steps": 2, "lr": 0.1},
@@ -68,7 +68,7 @@ def lab(playwright, tmp_path_factory):
     folders |= {"IPYTHONDIR": "ipython", "MACELIB_CACHE": "cache"}
     environment = {k: v for k, v in os.environ.items() if k != "MACELIB_RUN_FOLDER"}
     environment |= {name: str(place / folder) for name, folder in folders.items()} | {"HF_HUB_OFFLINE": "1"}
-    environment |= {"MACELIB_DATA": str(data(place)), "PYTHONPATH": str(NOTEBOOK.parent.parent)}
+    environment |= {"MACELIB_DATA": str(tiny_data(place / "data")), "PYTHONPATH": str(NOTEBOOK.parent.parent)}
     token = secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1"]
     command += ["--ServerApp.port=0", f"--IdentityProvider.token={token}", f"--ServerApp.root_dir={place / 'work'}"]
@@ -79,12 +79,6 @@ def lab(playwright, tmp_path_factory):
         finally:
             server.terminate()
             server.wait(60)
-
-
-def data(place: Path) -> Path:
-    """$MACELIB_SCREENSHOTS_DATA (to look at a trained model), or a folder of tiny random models."""
-    given = os.environ.get("MACELIB_SCREENSHOTS_DATA")
-    return Path(given) if given else tiny_data(place / "data")
 
 
 def address(place: Path, server: subprocess.Popen, seconds: int = 120) -> str:
@@ -204,13 +198,13 @@ def test_studio_in_the_browser(page, tmp_path):
     page.wait_for_timeout(1000)
     ready(page)
     assert studio.count() == 1 and sources(page, "before") == before
-    studio.get_by_role("button", name="tick none").click()
+    studio.get_by_role("button", name="erase none").click()
     page.locator(".macelib-studio .status", has_text="erased: nothing").wait_for()
     assert sources(page, "after") == before
 
     menu(page, "Settings", "Theme", "JupyterLab Dark")
     page.locator('body[data-jp-theme-light="false"]').wait_for(state="attached")
-    studio.get_by_role("button", name="tick all").click()
+    studio.get_by_role("button", name="erase all").click()
     ready(page)
     prompt.fill("frog " * 90)
     prompt.press("Enter")

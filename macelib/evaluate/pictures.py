@@ -4,15 +4,19 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+import torch
 from PIL import Image
 
+from ..errors import MaceError
 from ..files import atomic, hash_tensors, hash_text
 from ..pipelines import kv_weights
 from ..sample import generate, image_size
 from ..swap import base_hash
 
 Job = tuple[str, int]  # prompt, seed
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Drawing:
     guidance: float | None = None  # classifier-free guidance scale; None: the pipeline's own
     size: int | tuple[int, int] | None = None  # pixels, or (height, width); None: the model's own
     batch: int = 8  # pictures drawn at once
+    autocast: Literal["bf16", "fp16"] | None = None  # precision; None: as loaded. bf16 halves the time on new CPUs
+
+    def __post_init__(self):
+        if self.autocast not in (None, *DTYPES):
+            raise MaceError(f"autocast is {self.autocast!r}; allowed: {', '.join(DTYPES)} or None.")
 
     def pictures(
         self, pipe, jobs: Sequence[Job], folder: str | Path | None = None, state: str = "pictures"
@@ -42,7 +51,9 @@ class Drawing:
             if missing:
                 prompts, seeds = zip(*(some[i] for i in missing), strict=True)
                 options = {"steps": self.steps, "guidance": self.guidance, "size": self.size, "batch": self.batch}
-                for i, image in zip(missing, generate(pipe, prompts, seeds, **options), strict=True):
+                with torch.autocast(pipe.device.type, DTYPES.get(self.autocast), enabled=self.autocast is not None):
+                    drawn = generate(pipe, prompts, seeds, **options)
+                for i, image in zip(missing, drawn, strict=True):
                     images[i] = image
                 if place:
                     known |= {some[i]: _save(place, some[i], images[i]) for i in missing}

@@ -75,7 +75,7 @@ def objects(
 
     classes: the paper's ten and the erased ones, unless given. images: per class and per synonym, of seeds seed,
     seed + 1, ... classifier: `classifier_for(pipe)` unless given. folder: keeps pictures and tables, and goes on from
-    them. drawing: steps, guidance, size, batch. The pipeline is left as it was.
+    them. drawing: steps, guidance, size, batch, autocast. The pipeline is left as it was.
     MaceError: fewer images than seed groups, a name the judge does not know, an erasure without known synonyms.
     """
     erasures = _list(erasures)
