@@ -25,6 +25,7 @@ from .config import KINDS, EraseConfig
 from .erasure import Erasure
 from .errors import MaceError
 from .files import cache_folder, hash_text
+from .group import AUTOCAST
 from .job import erase
 from .pipelines import model_hash
 from .sample import generate
@@ -69,11 +70,19 @@ class Drawing:
 
 
 class Easel:
-    """Draws with a pipeline and an erasure made for it, and remembers the last drawings; the pipeline is left alone."""
+    """Draws with a pipeline and an erasure made for it, and remembers the last drawings; the pipeline is left alone.
 
-    def __init__(self, pipe, erasure: Erasure, steps: int = 15, guidance: float | None = None, keep: int = 48):
+    autocast: None (as loaded) or "bf16", twice as fast on processors that compute in it.
+    """
+
+    def __init__(
+        self, pipe, erasure: Erasure, steps: int = 15, guidance: float | None = None, keep: int = 48, autocast=None
+    ):
+        if autocast not in (None, *AUTOCAST):
+            raise MaceError(f"autocast is {autocast!r}; allowed: None, {', '.join(AUTOCAST)}.")
         erasure.check(pipe)
         self.pipe, self.erasure, self.steps, self.guidance, self.keep = pipe, erasure, steps, guidance, keep
+        self._cast = {"device_type": pipe.unet.device.type, "dtype": AUTOCAST.get(autocast), "enabled": bool(autocast)}
         self._known: OrderedDict[tuple, Drawing] = OrderedDict()
 
     def words(self, prompt: str) -> dict[str, list[int]]:
@@ -119,7 +128,7 @@ class Easel:
             return values
 
         words, options = self.words(prompt), {"batch": MOST, "callback_on_step_end": step}
-        with trace(self.pipe) as maps:
+        with trace(self.pipe) as maps, torch.autocast(**self._cast):
             images = generate(self.pipe, prompt, seeds, self.steps, self.guidance, **options)
         return Drawing(images, torch.stack([maps.map(p, image=None).float().cpu() for p in words.values()], 1))
 

@@ -229,6 +229,14 @@ def test_memory_is_bounded(pipe, erasure):
     assert [key[0] for key in small._known] == ["a dog", "a frog"]
 
 
+def test_autocast(pipe, erasure):
+    exact, fast = (Easel(pipe, erasure, steps=2, autocast=a).draw(PROMPT, SEEDS, {"frog": 1}) for a in (None, "bf16"))
+    assert 0 < difference(exact, fast) < 0.05
+    assert torch.allclose(exact.heat, fast.heat, atol=1e-3)
+    with pytest.raises(MaceError, match="autocast"):
+        Easel(pipe, erasure, autocast="int8")
+
+
 def test_prepared_erases_once(pipe, erasure, folder, monkeypatch, caplog):
     assert [p.suffix for p in folder.iterdir()] == [".safetensors"], "the work folder is gone"
     again = prepared(pipe, CONCEPTS, CONFIG, folder=folder)
@@ -270,10 +278,9 @@ def test_reaction_on_mini_sd():
     if not (data_folder() / "mini-sd" / "model_index.json").is_file():
         pytest.skip("data/mini-sd is not there")
     pipe = load_pipeline("mini-sd")
-    concept = Concept("frog", "grass", templates=FEW)
-    page = Studio(Easel(pipe, prepared(pipe, [concept], CONFIG), steps=15, guidance=5.0), PROMPT)
-    seconds = []
-    for strength in (0.25, 0.5, 0.75):
+    made = prepared(pipe, [Concept("frog", "grass", templates=FEW)], CONFIG)
+    page, seconds = Studio(Easel(pipe, made, steps=15, guidance=5.0), PROMPT), []
+    for strength in (0.25, 0.5, 0.75):  # each draws four pictures of 15 steps
         page.sliders["frog"].value = strength
         seconds.append(page.seconds)
     page.close()

@@ -80,7 +80,7 @@ def swap_figure(table: pd.DataFrame, xi: Tensor) -> Figure:
     t = np.arange(len(xi))
     ax.fill_between(t, (xi / xi.max()).numpy(), color="#dddddd", linewidth=0, label="ξ(t), scaled")
     for i, (pair, part) in enumerate(table.groupby("pair", sort=False)):
-        ax.plot(part.timestep, part["first"], "o-", color=COLORS[i + 1], markersize=3, label=f"{pair}: first")
+        ax.plot(part.timestep, part["first"], "o-", color=COLORS[i % len(COLORS)], markersize=3, label=f"{pair}: first")
     ax.set(xlim=(len(xi), 0), ylim=(-0.02, 1.05))
     ax.set_xlabel("timestep at which the prompt is swapped (drawing runs from left to right)", fontsize=8)
     ax.set_ylabel("share that shows it", fontsize=8)
@@ -126,7 +126,7 @@ def training_figure(records: Sequence[Record], xi: Tensor) -> Figure:
     for i, (name, values) in enumerate(losses.items()):
         relative = np.asarray(values) / np.mean(values[:5])
         smooth = pd.Series(relative).ewm(span=10).mean()
-        steps, color = np.arange(1, len(values) + 1), COLORS[i % 7 + 1]
+        steps, color = np.arange(1, len(values) + 1), COLORS[i % len(COLORS)]
         left.plot(steps, relative, ".", color=color, markersize=2, alpha=0.5)
         left.plot(steps, smooth, color=color, linewidth=1.5, label=name)
     left.set(xlim=(0, records[0].steps + 1), ylim=(0, None))
@@ -134,8 +134,8 @@ def training_figure(records: Sequence[Record], xi: Tensor) -> Figure:
     left.set_title("loss, relative to its start", fontsize=8)
     left.legend(fontsize=6, frameon=False)
     drawn = torch.cat([record.timesteps for record in records]).numpy()
-    right.hist(drawn, 25, (0, len(xi)), density=True, color=COLORS[6], label="drawn")
-    right.plot(np.arange(len(xi)), xi.numpy(), color=COLORS[2], linewidth=1.2, label="ξ(t)")
+    right.hist(drawn, 25, (0, len(xi)), density=True, color=COLORS[5], label="drawn")
+    right.plot(np.arange(len(xi)), xi.numpy(), color=COLORS[1], linewidth=1.2, label="ξ(t)")
     right.set_xlabel("timestep", fontsize=8)
     right.set_title("where the training looks", fontsize=8)
     right.set_yticks([])

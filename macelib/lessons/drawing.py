@@ -7,6 +7,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from ..viz import COLORS, DPI, Figure
 
+GREY = "#777777"
 STAGES = (  # title, what it does, notebooks
     ("Model", "text embeddings $e$;\n$W_k, W_v$ read them", "01, 02"),
     ("1  Refinement", "words around the concept:\n$W' = W R$", "01, 03"),
@@ -23,7 +24,7 @@ def method_map() -> Figure:
     ax.set(xlim=(0, len(STAGES)), ylim=(0, 1))
     ax.axis("off")
     for i, (title, does, where) in enumerate(STAGES):
-        color = COLORS[i if 0 < i < 4 else 0]
+        color = COLORS[i - 1] if 0 < i < 4 else GREY
         box = FancyBboxPatch(
             (i + 0.06, 0.22), 0.82, 0.7, "round,pad=0,rounding_size=0.05", fc="white", ec=color, lw=1.6
         )
@@ -34,7 +35,7 @@ def method_map() -> Figure:
             i + 0.47, 0.09, f"notebook{'s' if ',' in where else ''} {where}", ha="center", fontsize=7.5, color="#555555"
         )
         if i:
-            arrow = {"arrowstyle": "-|>", "color": "#777777"}
+            arrow = {"arrowstyle": "-|>", "color": GREY}
             ax.annotate("", (i + 0.06, 0.57), (i - 0.12, 0.57), arrowprops=arrow)
     return fig
 
@@ -49,7 +50,7 @@ def shifts(frames: Mapping[str, pd.DataFrame], first: int = 16, title: str | Non
             [x - 0.4 + (i + 0.5) * width for x in range(len(frame))],
             frame["value"],
             width,
-            color=COLORS[i + 1],
+            color=COLORS[i % len(COLORS)],
             label=label,
         )
     ax.set_xticks(range(len(frame)), frame["token"], rotation=60, fontsize=7)

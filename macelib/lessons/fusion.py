@@ -67,8 +67,8 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
     """Acc_e and Acc_s by the number of concepts, a line per method; dashes: the original model."""
     fig, axes = panels(2, 3.2, 2.6, sharey=True)
     for metric, ax in zip(("Acc_e", "Acc_s"), axes, strict=True):
-        ax.axhline(100 * rows[0][metric], color=COLORS[0], linestyle="--", linewidth=1, label="original")
-        for method, color in zip(METHODS, (COLORS[2], COLORS[1]), strict=True):
+        ax.axhline(100 * rows[0][metric], color=COLORS[6], linestyle="--", linewidth=1, label="original")
+        for method, color in zip(METHODS, (COLORS[1], COLORS[0]), strict=True):
             some = [row for row in rows if row["method"] == method]
             y = [100 * row[metric] for row in some]
             ax.plot([row["count"] for row in some], y, "o-", color=color, markersize=4, label=method)

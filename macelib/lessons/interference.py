@@ -159,7 +159,7 @@ def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[flo
     fig, (ax,) = panels(1, 5.5, 3.0)
     x, *y = zip(*points, strict=True)
     cx, *cy = zip(*curve, strict=True)
-    for label, dots, line, color in zip(("naive", "closed"), y, cy, (COLORS[2], COLORS[1]), strict=True):
+    for label, dots, line, color in zip(("naive", "closed"), y, cy, (COLORS[1], COLORS[0]), strict=True):
         ax.plot(x, dots, ".", color=color, markersize=3, alpha=0.35, linewidth=0)
         ax.plot(cx, line, "-", color=color, linewidth=1.8, label=f"{label}, prompts mixed by degrees")
     ax.axhline(tolerance, color="#555555", linestyle="--", linewidth=0.8)

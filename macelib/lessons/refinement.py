@@ -29,18 +29,18 @@ def toy(seed: int = 0, n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
 def toy_figure(e_f: Tensor, e_g: Tensor, e_p: Tensor, lambdas: Sequence[float]) -> Figure:
     """A panel per λ1: where R takes e^f and e^p, both (n, 2); crosses mark where e^f should come, e^g."""
     X, G = accumulate(e_f, e_g)
-    fig, axes = panels(len(lambdas), 2.3, 2.5, sharex=True, sharey=True)
+    fig, axes = panels(len(lambdas), 1.75, 2.9, sharex=True, sharey=True)
     for lam, ax in zip(lambdas, axes, strict=True):
         R = solve_refinement(X, G, gram(e_p), lam, lambda0=0.0).R
-        for rows, color, label in ((e_f, COLORS[2], "e_f → R e_f"), (e_p, COLORS[1], "e_p → R e_p")):
+        for rows, color, label in ((e_f, COLORS[1], "e_f → R e_f"), (e_p, COLORS[0], "e_p → R e_p")):
             moved = (rows @ R.T).numpy()
             at, way = rows.numpy().T, (moved - rows.numpy()).T
-            ax.quiver(*at, *way, color=color, angles="xy", scale_units="xy", scale=1, width=0.006, alpha=0.7)
+            ax.quiver(*at, *way, color=color, angles="xy", scale_units="xy", scale=1, width=0.012, alpha=0.7)
             ax.plot(*at, "o", color=color, markersize=3, label=label)
         ax.plot(*e_g.numpy().T, "x", color="#222222", markersize=4, label="e_g")
         ax.set_title(f"λ1 = {lam:g}", fontsize=8)
         ax.set_aspect("equal")
-    axes[0].legend(fontsize=6, frameon=False, loc="lower left")
+    axes[-1].legend(fontsize=6, frameon=False, loc="lower right")
     return fig
 
 
@@ -91,7 +91,7 @@ def spectrum_figure(spectra: Mapping[str, Tensor]) -> Figure:
     """Singular values of R − I, and the share of their squares in the first k directions."""
     fig, (left, right) = panels(2, 3.4, 2.6)
     for i, (label, values) in enumerate(spectra.items()):
-        color, k = COLORS[(i + 1) % len(COLORS)], np.arange(1, len(values) + 1)
+        color, k = COLORS[i % len(COLORS)], np.arange(1, len(values) + 1)
         left.plot(k, values.numpy(), color=color, label=label, linewidth=1.4)
         right.plot(k, (values.square().cumsum(0) / values.square().sum()).numpy(), color=color, linewidth=1.4)
     left.set(yscale="log", xscale="log", ylim=(max(1e-6, 1e-5 * left.get_ylim()[1]), None))
@@ -117,7 +117,7 @@ def moved_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
     fig, (ax,) = panels(1, 4.6, max(2.0, 0.17 * count + 0.6))
     at = 0
     for i, (label, values) in enumerate(groups.items()):
-        color = COLORS[(2, 4, 1)[i % 3]]
+        color = COLORS[(1, 4, 0)[i % 3]]
         ax.barh(range(at, at + len(values)), list(values.values()), 0.75, color=color, label=label)
         at += len(values)
     ax.set_yticks(range(count), [name for values in groups.values() for name in values], fontsize=7)
@@ -151,8 +151,8 @@ def effects_figure(lambdas: Sequence[float], by: Mapping[str, Mapping[str, Seque
     """A panel per name of a sweep (same λ): what is left of e^f − e^g, and how far the prior is moved."""
     fig, axes = panels(len(by), 3.4, 2.5, sharey=True)
     for (label, values), ax in zip(by.items(), axes, strict=True):
-        ax.plot(lambdas, values["left"], "o-", color=COLORS[2], markersize=3, label="left of e_f − e_g")
-        ax.plot(lambdas, values["disturbed"], "o-", color=COLORS[1], markersize=3, label="prior moved")
+        ax.plot(lambdas, values["left"], "o-", color=COLORS[1], markersize=3, label="left of e_f − e_g")
+        ax.plot(lambdas, values["disturbed"], "o-", color=COLORS[0], markersize=3, label="prior moved")
         ax.set(xscale="log", yscale="log")
         ax.set_xlabel(label, fontsize=8)
     axes[0].legend(fontsize=7, frameon=False)

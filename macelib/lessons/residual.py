@@ -52,7 +52,7 @@ class Case:
 def cases(concept: Concept) -> list[Case]:
     """The concept in every pattern, and in the first plain one as a plural and under its first synonym."""
     found = [Case(pattern, template, concept.name, concept.name) for pattern, template in PATTERNS.items()]
-    found.append(Case("plural", "a photo of two {}", concept.name + "s", concept.name))
+    found.append(Case("plural", PATTERNS["at the end"], concept.name + "s", concept.name))
     if concept.synonyms:
         found.append(Case("synonym", PATTERNS["at the end"], concept.synonyms[0], concept.name))
     return found
