@@ -14,7 +14,7 @@ CONCEPTS = {  # of the mini world: name and anchor, in the order in which the no
     "penguin": "an animal", "castle": "a landscape", "police car": "a road", "rose": "a plant",
     "dog": "a meadow", "hamburger": "food", "owl": "a forest", "rocket": "the sky",
     "sailboat": "the sea", "tiger": "an animal", "cupcake": "food", "umbrella": "an object",
-    "fox": "a forest", "lion": "an animal", "ice cream": "food", "soft ice cream": "food",
+    "fox": "a forest", "lion": "an animal", "ice cream": "food", "shortcake": "food",
     "taxi": "a road", "tulip": "a plant", "whale": "the sea", "dolphin": "the sea",
     "drum": "an object", "birthday cake": "food", "polar bear": "an animal", "panda": "an animal",
     "fire engine": "a road", "duck": "the sea", "swan": "the sea", "helicopter": "the sky",

@@ -170,5 +170,5 @@ def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[flo
     ax.set(yscale="log")
     ax.set_xlabel("similarity of the two names (cosine)", fontsize=8)
     ax.set_ylabel("interference", fontsize=8)
-    ax.legend(fontsize=7, frameon=False)
+    fig.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     return fig

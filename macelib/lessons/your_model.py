@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ..persample import per_sample
+from ..pipelines import _quiet as quiet
 from ..pipelines import kv_weights
 from ..prior import Prior, prior
 from ..refine import rank_for
@@ -147,23 +148,24 @@ def convergence(pipe, captions: list, sizes: list[int], exclude=()) -> tuple[lis
     return sizes, [float((P - whole.P).norm() / whole.P.norm()) for P in parts], whole
 
 
-def reopened(folder: str | Path, base: str | Path) -> dict:
-    """Pipelines from what was exported into `folder`, by format, with stock diffusers and without this library.
+def reopened(folder: str | Path, pipe) -> dict:
+    """Pipelines from what was exported into `folder`, by route, with stock diffusers and without this library.
 
-    base: the folder of the original model. "lora": R̃ folded into the base, the fused LoRA on top; "standalone": one
-    LoRA on the original, which ComfyUI and A1111 read, too.
+    pipe: the original, which is written into `folder`/base. "lora": R̃ folded into the base, the fused LoRA on top;
+    "standalone": one LoRA on the original, which ComfyUI and A1111 read, too.
     """
-    folder, found = Path(folder), {"pipeline": DiffusionPipeline.from_pretrained(Path(folder) / "pipeline")}
-    for label in ("weights", "lora", "standalone"):
-        pipe = DiffusionPipeline.from_pretrained(base)
-        if label == "weights":
-            pipe.unet.load_state_dict(load_file(folder / "weights" / "unet.safetensors"), strict=False)
-        elif label == "lora":
-            pipe.unet.load_state_dict(load_file(folder / "lora" / "base.safetensors"), strict=False)
-            pipe.load_lora_weights(folder / "lora", weight_name="lora.safetensors")
-        else:
-            pipe.load_lora_weights(folder / "lora", weight_name="lora_standalone.safetensors")
-        found[label] = pipe
-    for pipe in found.values():
-        pipe.set_progress_bar_config(disable=True)
+    folder, found = Path(folder), {}
+    with quiet():
+        pipe.save_pretrained(folder / "base")
+        for route in ("pipeline", "weights", "lora", "standalone"):
+            opened = DiffusionPipeline.from_pretrained(folder / ("pipeline" if route == "pipeline" else "base"))
+            opened.set_progress_bar_config(disable=True)
+            if route == "weights":
+                opened.unet.load_state_dict(load_file(folder / "weights" / "unet.safetensors"), strict=False)
+            if route == "lora":
+                opened.unet.load_state_dict(load_file(folder / "lora" / "base.safetensors"), strict=False)
+                opened.load_lora_weights(folder / "lora", weight_name="lora.safetensors")
+            if route == "standalone":
+                opened.load_lora_weights(folder / "lora", weight_name="lora_standalone.safetensors")
+            found[route] = opened.to(pipe.device, pipe.unet.dtype)
     return found

@@ -22,7 +22,7 @@ from .loop import Average, Record, run_steps, work_folder
 from .render import sample
 from .vae import CHANNELS
 
-POOL, PASSES = 48_000, 6  # pictures of a pool, and how often each is seen
+POOL, PASSES = 48_000, 12  # pictures of a pool, and how often each is seen
 EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
 MIN_SNR = 5.0
 SCHEDULE = {  # Stable Diffusion's noise schedule, with v-prediction
@@ -171,7 +171,7 @@ def train_unet(
     generator = torch.Generator().manual_seed(seed)
     unet = new_unet().train()
     unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
-    optimizer, average = Optimizer(unet, lr), Average(unet, 0.9995)
+    optimizer, average = Optimizer(unet, lr), Average(unet, 0.998)
     if fuse:
         unet.compile(dynamic=False)
     schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod

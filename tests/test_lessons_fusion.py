@@ -1,0 +1,110 @@
+"""Lesson 05: interference against the weights it is about, two ways of fusing, and a concept taken back."""
+
+import doctest
+
+import pytest
+import torch
+
+from macelib import Concept, EraseConfig, erase
+from macelib.lessons import fusion, interference
+from macelib.pipelines import kv_weights
+from macelib.tiny import tiny_pipeline
+from macelib.viz import Figure
+from macelib.world.catalogue import names
+
+CONFIG = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 3}}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline()
+
+
+@pytest.fixture(scope="module")
+def erasure(pipe):
+    concepts = [Concept("ship", "sea"), Concept("frog", "grass"), Concept("dog", "field")]
+    return erase(pipe, concepts, EraseConfig.from_dict(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def E(pipe, erasure):
+    return [interference.own_tokens(pipe, concept) for concept in erasure.concepts]
+
+
+def test_doctests():
+    assert doctest.testmod(fusion).failed == doctest.testmod(interference).failed == 0
+
+
+def test_concepts_are_of_the_mini_world():
+    assert len(fusion.CONCEPTS) == 32 and not set(fusion.CONCEPTS) - set(names())
+    assert not any(f" {a} " in f" {b} " for a in fusion.CONCEPTS for b in fusion.CONCEPTS if a != b)
+
+
+def change(erasure, part, D):
+    """B D of all layers, one below the other: (Σ out, d)."""
+    return torch.cat(
+        [b @ d for b, d in zip(part.B.double().split(list(erasure.layers.values())), D.double(), strict=True)]
+    )
+
+
+def test_interference_is_what_the_weights_do(erasure, E):
+    for method in fusion.METHODS:
+        fused = fusion.with_method(erasure, method)
+        M, D_star = interference.interference(fused, E), fused.fusion.D_star
+        for i, own in enumerate(fused.parts):
+            alone = change(fused, own, own.D.double()) @ E[i].T
+            for j, other in enumerate(fused.parts):
+                D = D_star[:, j : j + 1] - (own.D.double() if i == j else 0)
+                brute = (change(fused, other, D) @ E[i].T).norm() / alone.norm()
+                assert M[i, j] == pytest.approx(float(brute), rel=1e-6, abs=1e-9)
+        assert (M.diagonal().abs().max() < 1e-9) == (method == "naive")
+    table = interference.summary({method: M for method in fusion.METHODS})
+    assert table.shape == (3, 2) and isinstance(interference.matrix_figure({"M": M}, ["a", "b", "c"]), Figure)
+
+
+def test_pair_is_the_fusion_of_two(erasure, E):
+    own, other = erasure.parts[:2]
+    naive, closed = interference.pair(erasure, own, other, other.statistics.C(), E[0])
+    two, one = erasure.only("ship", "frog"), erasure.only("ship")
+    both = change(two, own, two.fusion.D_star[:, :1]) + change(two, other, two.fusion.D_star[:, 1:])
+    alone = change(one, own, one.fusion.D_star)
+    assert closed == pytest.approx(float(((both - alone) @ E[0].T).norm() / (alone @ E[0].T).norm()), rel=1e-6)
+    added = change(two, other, other.D.double()) @ E[0].T
+    assert naive == pytest.approx(float(added.norm() / (change(two, own, own.D.double()) @ E[0].T).norm()), rel=1e-6)
+
+
+def test_prompts_that_approach(pipe, erasure, E):
+    vectors = [interference.name_vector(pipe, concept) for concept in erasure.concepts]
+    curve = interference.approach(pipe, erasure, E[0], vectors, (0, 1))
+    own, other = erasure.parts[:2]
+    for (near, *found), part in zip(curve, (other, own), strict=True):  # as the other is; as the concept itself
+        assert found == pytest.approx(interference.pair(erasure, own, other, part.statistics.C(), E[0]), rel=1e-3)
+        assert (near > 0.999) == (part is own)
+    points = interference.all_pairs(erasure, E, interference.similarity(vectors))
+    assert len(points) == 3 and isinstance(interference.pairs_figure(points, curve, 0.2), Figure)
+
+
+def test_threshold():
+    assert interference.threshold([0, 1], [0.1, 0.2], 0.3) is None
+    assert interference.threshold([0, 1], [0.4, 0.5], 0.3) == 0.0
+    assert interference.threshold([0, 1, 2, 3], [0.1, 0.5, 0.1, 0.5], 0.3) == pytest.approx(2.5)
+
+
+def test_sweep_and_back(pipe, erasure):
+    class Seer:
+        concepts = ()
+
+        def top1(self, images, among=None):
+            return ["ship"] * len(images)
+
+    before = {n: w.clone() for n, w in kv_weights(pipe.unet).items()}
+    rows, pictures = fusion.sweep(pipe, Seer(), erasure, [2], ["cat"], [0], probes=2, steps=1)
+    assert [(r["count"], r["method"]) for r in rows] == [(0, "original"), (2, "naive"), (2, "closed")]
+    assert list(pictures["closed", 2]) == ["ship", "frog", "cat"]
+    assert [(r["Acc_e"], r["Acc_s"]) for r in rows] == [(0.5, 0.0)] * 3
+    assert isinstance(fusion.sweep_figure(rows), Figure)
+    albums = fusion.back(pipe, erasure, "ship", ["ship", "cat"], [0], steps=1)
+    assert list(albums) == ["original", "all erased", "ship at 0.5", "without ship"]
+    assert albums["original"]["cat"][0].tobytes() == pictures["original", 0]["cat"][0].tobytes()
+    assert all(w.equal(before[n]) for n, w in kv_weights(pipe.unet).items())
+    assert fusion.trace_left(erasure, "ship") < 1e-9

@@ -1,0 +1,27 @@
+"""The sizes that notebook 08 shows, against published ones and against a file."""
+
+import pytest
+
+from macelib.bench import Shapes, random_erasure
+from macelib.lessons.your_model import LAYOUTS, file_size, needs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "parameters", "matrices", "width"),
+    [("SD v1.4", 859.52, 32, 768), ("SD v2.1", 865.91, 32, 1024), ("SDXL", 2567.46, 140, 2048)],
+)
+def test_layouts_are_the_published_ones(name, parameters, matrices, width):
+    one, four = (needs(LAYOUTS[name], concepts) for concepts in (1, 4))
+    assert one["parameters (M)"] == pytest.approx(parameters, abs=0.01)
+    assert (one["matrices"], one["text width"]) == (matrices, width)
+    assert four["training (GB)"] - one["training (GB)"] == pytest.approx(3 * one["per concept in a pass (GB)"])
+    assert four["UNet call (TFLOP)"] == one["UNet call (TFLOP)"] > 0.5
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_file_size_is_that_of_a_file(count, tmp_path):
+    shapes = Shapes(out=(32, 32, 64, 64), width=192)
+    path = random_erasure(shapes, count).save(tmp_path / "erasure.safetensors")
+    predicted = file_size({str(i): (out, shapes.width) for i, out in enumerate(shapes.out)}, count)
+    assert predicted < path.stat().st_size < predicted + 20_000  # the header
