@@ -20,6 +20,8 @@ from .errors import MaceError
 from .fuse import fuse_sums
 from .refine import ConceptStatistics, accumulate, cholesky, gram, rank_for, solve_refinement
 
+ROWS = 600  # rows of a concept that are summed at once
+
 
 @dataclass(frozen=True)
 class Shapes:
@@ -66,19 +68,21 @@ def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: floa
     d = W[0].shape[1]
     X, G, C = (torch.zeros(d, d, dtype=torch.float64) for _ in range(3))
     M, waiting = [torch.zeros_like(w) for w in W], []
-    for data in concepts:
+
+    def add(data: Data) -> None:
         G_i = torch.zeros_like(G)
-        for f, g in zip(data.e_f.split(1200), data.e_g.split(1200), strict=True):
+        for f, g in zip(data.e_f.split(ROWS), data.e_g.split(ROWS), strict=True):
             accumulate(f, g, X, G_i, products)
-        G += G_i
+        G.add_(G_i)
         C_i = gram(data.own, G_i, products)
-        C += C_i
+        C.add_(C_i)
         waiting.append((data.B, (data.D.to(C_i) @ C_i).to(W[0])))  # D_i C_i, (L, d)
+
+    for _ in map(add, concepts):  # `map` lets go of a concept's rows before it asks for the next
         if len(waiting) == 16:
             _flush(M, waiting)
     _flush(M, waiting)
     R = solve_refinement(X, G, P, lambda_, lambda_).R
-    del X, G, G_i, C_i
     R_tilde = fuse_sums(R, C[:0], C, P, lambda_, lambda_).R_tilde.to(W[0])
     S = cholesky(C.add_(P, alpha=lambda_).add_(torch.eye(d).to(C), alpha=lambda_))
     for w, m in zip(W, M, strict=True):

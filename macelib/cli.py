@@ -30,6 +30,7 @@ Revision = Annotated[str | None, typer.Option(help="branch, tag or commit of a h
 Local = Annotated[bool, typer.Option("--local-files-only", help="load what is on disk, ask no server")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one there is by default")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
+Guidance = Annotated[float | None, typer.Option(help="classifier-free guidance scale; the model's own by default")]
 Force = Annotated[bool, typer.Option(help="use the erasure on a base model it was not made for")]
 
 
@@ -42,6 +43,7 @@ def example(*lines: str) -> str:
     epilog=example(
         'mace erase "ship=sea" "frog=grass" --model mini-sd --out runs/ship',
         "mace erase --list styles.csv --kind style --config settings.yaml --out runs/styles",
+        "mace erase --list hundreds.csv --engine ray --out /shared/runs/hundreds",
     )
 )
 def erase(
@@ -53,12 +55,21 @@ def erase(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the settings' seed")] = None,
     captions: Annotated[str | None, typer.Option(help="captions to preserve: .txt, .json (COCO) or .csv")] = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(help="local or ray: groups of concepts train in processes of their own, here or on a cluster"),
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="of an engine: groups at once", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="of an engine: cores of a group", min=1)] = None,
+    gpus: Annotated[float | None, typer.Option(help="of --engine ray: GPUs of a group", min=0)] = None,
+    address: Annotated[str | None, typer.Option(help="of --engine ray: the cluster")] = None,
     revision: Revision = None,
     local_files_only: Local = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
     """Erase concepts: stages 1-3. Cut short, the same command goes on where it stopped."""
+    from .batch.engines import make_engine
     from .concepts import check_concepts, parse_concept, read_concepts
     from .config import EraseConfig
 
@@ -70,11 +81,15 @@ def erase(
     if captions is not None:
         settings = dataclasses.replace(settings, prior=dataclasses.replace(settings.prior, captions=captions))
     check_concepts(chosen)  # before anything slow
+    if engine is None and (jobs, threads, gpus, address) != (None,) * 4:
+        raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
+    options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address}
+    where = make_engine(engine, **options) if engine else None
     from .job import erase as run
 
     pipe = _pipeline(model, revision, local_files_only, device, dtype)
     with Bars() as bars:
-        erasure = run(pipe, chosen, settings, progress=bars, folder=out)
+        erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
     path = erasure.save(out / "erasure.safetensors")
     typer.echo(f"{path}: {len(chosen)} concepts, {path.stat().st_size / 1e6:.2f} MB")
 
@@ -92,9 +107,7 @@ def generate(
     erasure: Annotated[Path | None, typer.Option("--erasure", "-e", help="none: the original model")] = None,
     seeds: Annotated[str, typer.Option(help="0-3 or 0,5,7: one picture per prompt and seed")] = "0",
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
-    guidance: Annotated[
-        float | None, typer.Option(help="classifier-free guidance; the pipeline's own by default")
-    ] = None,
+    guidance: Guidance = None,
     strength: Annotated[list[str] | None, typer.Option(help="name=0.5; 0 draws the concept as before")] = None,
     only: Annotated[list[str] | None, typer.Option(help="erase these of the erasure's concepts alone")] = None,
     without: Annotated[list[str] | None, typer.Option(help="leave these of the erasure's concepts out")] = None,
@@ -146,7 +159,10 @@ def evaluate(
     erasure: Annotated[Path, typer.Argument(help="an erasure file")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the results")] = ...,
     model: Model = "mini-sd",
-    images: Annotated[int, typer.Option(help="pictures per class", min=1)] = 50,
+    images: Annotated[int, typer.Option(help="pictures per class", min=3)] = 50,
+    steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
+    guidance: Guidance = None,
+    batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
     force: Force = False,
     revision: Revision = None,
     local_files_only: Local = False,
@@ -165,7 +181,10 @@ def evaluate(
     chosen = Erasure.load(erasure)
     pipe = _pipeline(model, revision, local_files_only, device, dtype)
     chosen.check(pipe, force)
-    typer.echo(protocols.objects(pipe, chosen, images=images, folder=out))
+    drawing = {"steps": steps, "guidance": guidance, "batch": batch}
+    with Bars() as bars:
+        result = protocols.objects(pipe, chosen, images=images, folder=out, force=force, progress=bars, **drawing)
+    typer.echo(result)
 
 
 @app.command(

@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import json
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import yaml
 
 from .errors import MaceError
 from .files import data_folder
-from .templates import OBJECT_ANCHORS, SAMPLE_TEMPLATE, TEMPLATES
+from .templates import OBJECT_ANCHORS, SAMPLE_TEMPLATE, TEMPLATES, fill
 from .tokens import Alignment, align, occurrences, token_spans
 
 __all__ = [
@@ -32,6 +31,7 @@ __all__ = [
     "sample_prompt",
     "templates",
     "token_spans",
+    "with_synonyms",
 ]  # fmt: skip
 KINDS = tuple(TEMPLATES)
 
@@ -70,32 +70,35 @@ class Concept:
 
 
 def templates(concept: Concept) -> list[str]:
-    """The concept's own templates, or those of its kind that do not name it outside of "{}".
-
-    An article before "{}" goes when the name or the anchor brings its own ("a person").
-    """
+    """The concept's own templates, or those of its kind that do not name it outside of "{}"."""
     chosen = concept.templates or [t for t in TEMPLATES[concept.kind] if not occurrences(t, concept.name)]
-    if any(re.match(r"(the|an?) ", phrase, re.IGNORECASE) for phrase in (concept.name, concept.anchor)):
-        chosen = [re.sub(r"\b(the|an?) \{\}", "{}", template, flags=re.IGNORECASE) for template in chosen]
-    return list(dict.fromkeys(chosen))
+    distinct = {(fill(t, concept.name), fill(t, concept.anchor)): t for t in reversed(chosen)}
+    return list(distinct.values())[::-1]
 
 
 def prompts(concept: Concept) -> list[str]:
     """The concept's templates filled with its name."""
-    return [template.replace("{}", concept.name) for template in templates(concept)]
+    return [fill(template, concept.name) for template in templates(concept)]
 
 
 def anchored(concept: Concept) -> list[str]:
     """The same templates, in the same order, filled with its anchor."""
-    return [template.replace("{}", concept.anchor) for template in templates(concept)]
+    return [fill(template, concept.anchor) for template in templates(concept)]
 
 
 def sample_prompt(concept: Concept) -> str:
     """The prompt of the concept's training images: "a photo of the ship"."""
-    template = SAMPLE_TEMPLATE[concept.kind]
-    if re.match(r"(the|an?) ", concept.name, re.IGNORECASE):
-        template = template.replace("the {}", "{}")
-    return template.replace("{}", concept.name)
+    return fill(SAMPLE_TEMPLATE[concept.kind], concept.name)
+
+
+def with_synonyms(concept: Concept) -> Concept:
+    """The concept with the paper's or the mini world's synonyms, where it has none of its own."""
+    from .world.catalogue import catalogue
+
+    if concept.synonyms or concept.kind == "style":
+        return concept
+    known = {entry.name: entry.synonyms for entry in (*catalogue(), *paper_list("objects"))}
+    return dataclasses.replace(concept, synonyms=tuple(known.get(concept.name, ())))
 
 
 def check_concepts(concepts: Sequence[Concept]) -> list[str]:

@@ -8,6 +8,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from . import prior as priors
-from .concepts import Concept, check_concepts
+from .concepts import Concept, check_concepts, with_synonyms
 from .config import KINDS, PRODUCTS, EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError
@@ -23,7 +24,7 @@ from .files import atomic, hash_text
 from .fuse import Fusion, fused_weight
 from .lora import Example, TrainConfig, example, train
 from .masks import make_masks
-from .pipelines import check_pipeline, kv_weights, model_hash
+from .pipelines import check_pipeline, kv_weights, load_pipeline, model_hash
 from .refine import concept_statistics
 from .sample import read_images, training_images
 from .swap import untouched
@@ -40,11 +41,14 @@ def erase(
     progress: Progress | None = None,
     folder: str | Path | None = None,
     prior: priors.Prior | None = None,
+    engine=None,
 ) -> Erasure:
     """Erase concepts from a text-to-image pipeline: stages 1-3 of MACE, Eq. 1-7.
 
     `progress(stage, done, total, detail)` is called as the work goes on. With a `folder`, training images and LoRAs are
     kept there, and a call that was cut short goes on where it stopped. `prior`: statistics made before.
+    `engine` (`macelib.batch.make_engine`): groups of concepts train in processes of their own, here or on a cluster;
+    each loads the model, so the pipeline must come from `load_pipeline`.
     The pipeline is left exactly as it was; `Erasure.apply` writes the result into it. MaceError says what is wrong.
     """
     config, tell, concepts = config or EraseConfig(), progress or (lambda *_: None), list(concepts)
@@ -66,19 +70,21 @@ def erase(
         P, key = (prior.P, prior.key) if prior else (None, "")
         erasure = Erasure(tuple(parts), layers, len(statistics.Q), model_hash(pipe), P, key, config, versions())
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
-        trained, groups = {}, list(_groups(parts, config))
-        for i, (group, training) in enumerate(groups):
-            trained |= _train(pipe, erasure, group, training, place, _counter(tell, i, groups, len(concepts)))
-    return erasure.of(trained[part.concept.name] for part in parts)
+        works = [Work.of(erasure, group, training, place) for group, training in _groups(parts, config)]
+        trained = {}
+        for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
+            for i, concept in enumerate(work.concepts):
+                trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
+    return erasure.of(dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]])
 
 
 def _prior(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
-    """The prior that the settings ask for, without the captions that name a concept."""
+    """The prior that the settings ask for, without the captions that name a concept or a known synonym of one."""
     if not config.prior.use or not (config.refine.lambda1 or config.fuse.lambda2):
         return None
     captions = config.prior.captions or priors.captions_for(pipe)
     domain, lambda3 = config.prior.domain, config.prior.lambda3
-    return priors.prior(pipe, captions, domain=domain, lambda3=lambda3, exclude=concepts)
+    return priors.prior(pipe, captions, domain=domain, lambda3=lambda3, exclude=[with_synonyms(c) for c in concepts])
 
 
 def _groups(parts: Sequence[Part], config: EraseConfig) -> Iterator[tuple[list[Part], TrainConfig]]:
@@ -89,45 +95,118 @@ def _groups(parts: Sequence[Part], config: EraseConfig) -> Iterator[tuple[list[P
             yield members[start : start + training.concepts_per_pass], training
 
 
-def _counter(tell: Progress, i: int, groups: list, concepts: int) -> Progress:
+@dataclass(frozen=True)
+class Work:
+    """Stage 2 of one group of concepts, as another process can do it."""
+
+    concepts: list[Concept]
+    training: TrainConfig
+    config: EraseConfig
+    layers: tuple[str, ...]
+    R: torch.Tensor  # (d, d): W' = W R, of all concepts together
+    base: str  # `model_hash` of the model
+    folder: Path
+    key: str  # what the LoRAs depend on
+
+    @classmethod
+    def of(cls, erasure: Erasure, group: Sequence[Part], training: TrainConfig, folder: Path) -> "Work":
+        """The work of some of an erasure's concepts."""
+        concepts, config = [part.concept for part in group], erasure.config
+        everything = [part.concept for part in erasure.parts]  # R is that of all of them
+        settings = (config.seed, config.defaults, config.prior, config.refine, config.images, KINDS, training)
+        names = [concept.name for concept in concepts]
+        key = hash_text(erasure.base, erasure.prior_key, everything, names, *settings)[:16]
+        return cls(concepts, training, config, tuple(erasure.layers), erasure.refinement.R, erasure.base, folder, key)
+
+    @property
+    def kept(self) -> Path:
+        """Where its LoRAs are kept."""
+        return self.folder / "loras" / f"{self.key}.safetensors"
+
+    def keep(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Write its LoRAs."""
+        with atomic(self.kept) as temporary:
+            save_file(tensors, temporary)
+
+
+def train_work(pipe, work: Work, tell: Callable[[str, int, str], None]) -> dict[str, torch.Tensor]:
+    """The LoRAs of a group: "i.B" (Σ out, r) and "i.D" (L, r, d) of its i-th concept; tell(stage, done, detail)."""
+    examples, running = [], work.kept.with_suffix(".part.safetensors")
+    for i, concept in enumerate(work.concepts):  # by the original model
+        examples.append(_example(pipe, concept, work))
+        tell("images", i + 1, concept.name)
+    names = ", ".join(concept.name for concept in work.concepts[:3])
+    with untouched(pipe):
+        _refine(pipe, work.R)
+        run = train(pipe, examples, work.training, running)
+        for record in run:
+            tell("train", record.step, f"{names}: loss {float(record.losses.mean()):.3g}")
+    tensors = {}
+    for i in range(len(work.concepts)):
+        B, D = run.loras.select(i)
+        tensors[f"{i}.B"] = torch.cat([B[n] for n in work.layers]).float().cpu()
+        tensors[f"{i}.D"] = torch.stack([D[n] for n in work.layers]).float().cpu()
+    work.keep(tensors)
+    running.unlink(missing_ok=True)
+    return tensors
+
+
+def _here(pipe, works: Sequence[Work], tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
+    """The groups one after the other; LoRAs that are in the folder already are read."""
+    for i, work in enumerate(works):
+        group = _counter(tell, works, i)
+        tensors = _read(work.kept)
+        if tensors is None:
+            tensors = train_work(pipe, work, group)
+        group("images", len(work.concepts), work.concepts[-1].name)
+        group("train", work.training.steps, work.concepts[-1].name)
+        yield work, tensors
+
+
+def _counter(tell: Progress, works: Sequence[Work], i: int) -> Callable[[str, int, str], None]:
     """`tell` for group i: its images and steps as part of those of all groups."""
     before = {
-        "images": (sum(len(group) for group, _ in groups[:i]), concepts),
-        "train": (sum(t.steps for _, t in groups[:i]), sum(t.steps for _, t in groups)),
+        "images": (sum(len(w.concepts) for w in works[:i]), sum(len(w.concepts) for w in works)),
+        "train": (sum(w.training.steps for w in works[:i]), sum(w.training.steps for w in works)),
     }
     return lambda stage, done, detail: tell(stage, before[stage][0] + done, before[stage][1], detail)
 
 
-def _train(pipe, erasure: Erasure, group: list[Part], training: TrainConfig, place: Path, tell) -> dict[str, Part]:
-    """Stage 2 of one group: the parts with their LoRAs, by name; read from the folder where they are there already."""
-    names, config = [part.concept.name for part in group], erasure.config
-    everything = [part.concept for part in erasure.parts]  # W' is that of all concepts together
-    settings = (config.seed, config.defaults, config.prior, config.refine, config.images, KINDS, training)
-    key = hash_text(erasure.base, erasure.prior_key, everything, names, *settings)[:16]
-    kept, running = place / "loras" / f"{key}.safetensors", place / "loras" / f"{key}.part.safetensors"
-    tensors = _read(kept)
-    if tensors is None:
-        examples = []
-        for i, name in enumerate(names):  # by the original model
-            examples.append(_example(pipe, group[i].concept, config, place))
-            tell("images", i + 1, name)
-        with untouched(pipe):
-            _refine(pipe, erasure)
-            run = train(pipe, examples, training, running)
-            for record in run:
-                tell("train", record.step, f"{', '.join(names[:3])}: loss {float(record.losses.mean()):.3g}")
-        tensors = {}
-        for i in range(len(group)):
-            B, D = run.loras.select(i)
-            tensors[f"{i}.B"] = torch.cat([B[n] for n in erasure.layers]).float().cpu()  # (Σ out, r)
-            tensors[f"{i}.D"] = torch.stack([D[n] for n in erasure.layers]).float().cpu()  # (L, r, d)
-        with atomic(kept) as temporary:
-            save_file(tensors, temporary)
-        running.unlink(missing_ok=True)
-    tell("images", len(group), names[-1])
-    tell("train", training.steps, names[-1])
-    pairs = {p.concept.name: (p, tensors[f"{i}.B"], tensors[f"{i}.D"]) for i, p in enumerate(group)}
-    return {name: dataclasses.replace(part, B=B, D=D) for name, (part, B, D) in pairs.items()}
+def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
+    """The groups as jobs of an engine, as they finish. MaceError names those that failed, when the others are done."""
+    from .batch.engines import Job
+
+    source = pipe.__dict__.get("_macelib_source")
+    if source is None:
+        raise MaceError("An engine loads the model in each of its processes: load it with macelib.load_pipeline.")
+    found = {work.key: _read(work.kept) for work in works}
+    waiting = {work.key: work for work in works if found[work.key] is None}
+    yield from ((work, found[work.key]) for work in works if work.key not in waiting)
+    done, total, failed = sum(len(w.concepts) for w in works if w.key not in waiting), 0, []
+    total = sum(len(work.concepts) for work in works)
+    for outcome in engine.run(Job(key, train_elsewhere, (source, work)) for key, work in waiting.items()):
+        work = waiting[outcome.key]
+        names = ", ".join(concept.name for concept in work.concepts)
+        if outcome.error:
+            failed.append(f"{names}: {outcome.error}")
+            log.warning("The training of %s failed: %s", names, outcome.error)
+            continue
+        done += len(work.concepts)
+        tell("concepts", done, total, names)
+        work.keep(outcome.value)
+        yield work, outcome.value
+    if failed:
+        raise MaceError(f"{len(failed)} groups failed ({'; '.join(failed)}); call again, the others are kept.")
+
+
+def train_elsewhere(source: tuple[str, dict], work: Work) -> dict[str, torch.Tensor]:
+    """`train_work` in a process of its own, which loads the model; MaceError where that is not the caller's."""
+    model, options = source
+    pipe = load_pipeline(model, **options)
+    if model_hash(pipe) != work.base:
+        raise MaceError(f"{model} has other weights on this machine than where the erasure began: copy the model.")
+    with explained():
+        return train_work(pipe, work, lambda *_: None)
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
@@ -142,20 +221,20 @@ def _read(path: Path) -> dict[str, torch.Tensor] | None:
 
 
 @torch.no_grad()
-def _refine(pipe, erasure: Erasure) -> None:
+def _refine(pipe, R: torch.Tensor) -> None:
     """Write W' = W R (Eq. 2) into the pipeline."""
     for name, w in kv_weights(pipe.unet).items():
-        w.copy_(fused_weight(w, Fusion(erasure.refinement.R, []), [], name, torch.float32))
+        w.copy_(fused_weight(w, Fusion(R, []), [], name, torch.float32))
 
 
-def _example(pipe, concept: Concept, config: EraseConfig, place: Path) -> Example:
+def _example(pipe, concept: Concept, work: Work) -> Example:
     """Training data of one concept: pictures by the original model (kept ones are used), masks, embeddings."""
-    safe = re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-")
-    folder = place / "images" / f"{safe}-{hash_text(concept.name, concept.kind)[:6]}"
+    config, safe = work.config, re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-")
+    folder = work.folder / "images" / f"{safe}-{hash_text(concept.name, concept.kind)[:6]}"
     digest = hashlib.sha256(f"{config.seed}|{concept.name}".encode()).digest()
     options = {"steps": config.images.steps, "guidance": config.images.guidance, "batch": config.images.batch}
     seed = int.from_bytes(digest[:4], "big") >> 1
-    training_images(pipe, concept, config.image_count(concept.kind), folder, seed, **options)
+    training_images(pipe, concept, config.image_count(concept.kind), folder, seed, model=work.base, **options)
     images, _ = read_images(folder)
     return example(pipe, concept, images, make_masks(config.mask_source(concept.kind), pipe, concept, images))
 

@@ -15,6 +15,7 @@ from .errors import MaceError
 from .files import data_folder, hash_tensors, hash_text
 
 SHIPPED = ("mini-sd",)  # models that come with the package
+MINI_GUIDANCE = 5.0  # classifier-free guidance scale that mini-SD draws best with (data/world/report.json)
 
 
 def default_device() -> torch.device:
@@ -39,6 +40,8 @@ def load_pipeline(
     """
     source, hub = _locate(model)
     dtype = dtype or torch.float32
+    options = {"revision": revision, "local_files_only": local_files_only, "dtype": dtype, "device": device, **kw}
+    again = (str(model) if hub or str(model) in SHIPPED else str(Path(source).resolve()), options)
     kw = {"use_safetensors": True, **kw}
     where = {"revision": revision, "local_files_only": local_files_only} if hub else {"local_files_only": True}
     try:
@@ -51,7 +54,18 @@ def load_pipeline(
         raise MaceError(f"{_unknown(model)} ({_first_line(error)})") from error
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
+    pipe._macelib_source = again  # for processes that load it, too
     return pipe.to(device or default_device())
+
+
+def is_mini(pipe) -> bool:
+    """Whether the pipeline is mini-SD, whose world has a judge and captions of its own."""
+    return "mini-sd" in str(pipe.config.get("_name_or_path", ""))
+
+
+def default_guidance(pipe) -> float | None:
+    """The guidance scale of a pipeline unless one is given; None: what its own call takes."""
+    return MINI_GUIDANCE if is_mini(pipe) else None
 
 
 def _locate(model: str | Path) -> tuple[str, bool]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .concepts import Concept
 from .errors import MaceError
 from .files import atomic, cache_folder, hash_text
+from .pipelines import is_mini
 from .refine import gram
 from .text import embedding_size, encode, text_hash, tokenizers
 from .tokens import phrase_pattern
@@ -110,7 +111,7 @@ def read_captions(source: Captions) -> list[str | tuple[str, Sequence[str]]]:
 
 def captions_for(pipe) -> list[str] | list[tuple[str, list[str]]]:
     """General captions for `prior`: the mini world's, with what they are about, for mini-SD; else a short list."""
-    if "mini-sd" in str(pipe.config.get("_name_or_path", "")):
+    if is_mini(pipe):
         try:
             from .world.captions import world_captions
         except ImportError as error:

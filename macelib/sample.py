@@ -12,7 +12,7 @@ from torch import Tensor
 from .concepts import Concept, sample_prompt
 from .errors import MaceError
 from .files import atomic, hash_tensors
-from .pipelines import kv_weights, model_hash
+from .pipelines import default_guidance, kv_weights, model_hash
 from .text import tokenizers
 from .tokens import tokenize
 
@@ -44,6 +44,7 @@ def generate(
         tokenize(tokenizers(pipe)[0], prompt)  # refuses what the model would cut
     height, width = image_size(pipe, size)
     options = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "pil", **kw}
+    guidance = default_guidance(pipe) if guidance is None else guidance
     if guidance is not None:
         options["guidance_scale"] = guidance
     images = []
@@ -108,6 +109,7 @@ def training_images(
     """
     folder, prompt = Path(folder), prompt or sample_prompt(concept)
     made_by = {"model": model or model_hash(pipe), "scheduler": type(pipe.scheduler).__name__, "steps": steps}
+    guidance = default_guidance(pipe) if guidance is None else guidance
     made_by |= {"guidance": guidance, "size": list(image_size(pipe, size))}
     if hasattr(pipe.unet, "_macelib_originals"):
         made_by["erased"] = hash_tensors(kv_weights(pipe.unet))

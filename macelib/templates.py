@@ -1,5 +1,24 @@
 """Thirty prompt templates per kind of concept ("{}" stands for the name), and anchors for the paper's objects."""
 
+import re
+
+
+def fill(template: str, phrase: str) -> str:
+    """The template with the phrase in every "{}" (see `fitted`).
+
+    >>> fill("a photo of the {}", "ship"), fill("a photo of the {}", "a person"), fill("a photo of the {}", "Amy Adams")
+    ('a photo of the ship', 'a photo of a person', 'a photo of Amy Adams')
+    """
+    return fitted(template, phrase).replace("{}", phrase)
+
+
+def fitted(template: str, phrase: str) -> str:
+    """The template without an article before "{}" where the phrase brings its own, or is a proper name."""
+    if re.match(r"(the|an?) ", phrase, re.IGNORECASE) or phrase[:1].isupper():
+        return re.sub(r"\b(the|an?) \{\}", "{}", template, flags=re.IGNORECASE)
+    return template
+
+
 SAMPLE_TEMPLATE = {"object": "a photo of the {}", "style": "an image in the style of {}"}
 TEMPLATES = {
     "object": (

@@ -8,6 +8,7 @@ import torch
 from torch import LongTensor
 
 from .errors import MaceError
+from .templates import fitted
 
 
 def occurrences(text: str, phrase: str, plural: bool = False) -> list[tuple[int, int]]:
@@ -99,7 +100,8 @@ def align(tokenizer, template: str, name: str, anchor: str) -> Alignment:
     """Pair the co-existing tokens of `template` filled with the name and filled with the anchor (Eq. 1: e^f and e^g).
 
     Tokens before the phrase pair one to one, tokens after it from the phrase's end, [EOS] and padding in order up to
-    the shorter tail; the phrase's tokens are left out on both sides, and so is a token that only one side has.
+    the shorter tail; the phrase's tokens are left out on both sides, and so is a token that only one side has, such as
+    the article that an anchor like "a person" brings itself.
     MaceError: no "{}", too long, not tokenisable.
     """
     if "{}" not in template:
@@ -119,7 +121,7 @@ def _segments(tokenizer, template: str, phrase: str) -> tuple[str, dict[tuple, i
     Where: characters from the phrase before (or from the start) for words, order for [BOS], and for [EOS] and padding.
     A token that runs from the phrase into its surroundings belongs to the phrase.
     """
-    texts = template.split("{}")
+    texts = fitted(template, phrase).split("{}")
     prompt = phrase.join(texts)
     ids, offsets = tokenize(tokenizer, prompt)
     starts = [sum(map(len, texts[: n + 1])) + n * len(phrase) for n in range(len(texts) - 1)]

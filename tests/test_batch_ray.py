@@ -65,6 +65,35 @@ def test_a_sweep_runs_on_a_cluster_as_it_does_here(cluster, tmp_path):
     assert frames[0].equals(frames[1])
 
 
+def test_an_erasure_trains_on_a_cluster_that_loses_a_node(cluster, tmp_path):
+    from macelib import Concept, EraseConfig, erase, load_pipeline
+    from macelib.config import ImagesConfig, PriorConfig, TrainOptions
+    from macelib.tiny import tiny_pipeline
+
+    tiny_pipeline("sd").save_pretrained(tmp_path / "model")
+    pipe = load_pipeline(tmp_path / "model", device="cpu")
+    concepts = [Concept(name, "grass") for name in ("ship", "frog", "horse", "cat", "dog", "deer")]
+    config = EraseConfig(
+        images=ImagesConfig(count=1, steps=1, masks="full"),
+        train=TrainOptions(steps=3, lr=1e-2, concepts_per_pass=1),
+        prior=PriorConfig(use=False),
+    )
+    done = []
+
+    def lose(stage, *rest):
+        if stage == "concepts" and not done:
+            cluster.remove_node(cluster.second, allow_graceful=False)
+        done.append((stage, *rest))
+
+    engine = make_engine("ray", address=cluster.address, threads=1)
+    there = erase(pipe, concepts, config, engine=engine, progress=lose, folder=tmp_path / "there")
+    here = erase(pipe, concepts, config, folder=tmp_path / "here")
+    assert [step for stage, step, *_ in done if stage == "concepts"] == [1, 2, 3, 4, 5, 6]
+    for one, other in zip(there.parts, here.parts, strict=True):
+        assert one.concept == other.concept and (one.B - other.B).abs().max() < 1e-6
+        assert (one.D - other.D).abs().max() < 1e-6
+
+
 def test_a_job_that_no_node_can_take_is_refused(cluster):
     with pytest.raises(MaceError, match="needs 9 cores"):
         list(make_engine("ray", address=cluster.address, threads=9).run([Job("a", tools.square, (1,))]))

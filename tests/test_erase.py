@@ -3,12 +3,14 @@
 import dataclasses
 import errno
 import logging
+import shutil
 
 import pytest
 import torch
 
 import macelib
-from macelib import Concept, EraseConfig, Erasure, MaceError, erase, job
+from macelib import Concept, EraseConfig, Erasure, MaceError, erase, job, load_pipeline
+from macelib.batch import make_engine
 from macelib.config import ImagesConfig, PriorConfig, TrainOptions
 from macelib.prior import Prior
 from macelib.tiny import tiny_pipeline
@@ -103,6 +105,25 @@ def test_killed_half_way_goes_on_where_it_stopped(pipe, config, tmp_path, monkey
     kept = next((tmp_path / "run" / "loras").iterdir())
     kept.write_bytes(kept.read_bytes()[:100])  # damaged: that one is trained again
     assert equal(erase(pipe, CONCEPTS, config, folder=tmp_path / "run"), whole) and len(trained) == 1
+
+
+def test_groups_in_processes_of_their_own_give_the_same(pipe, config, tmp_path):
+    with pytest.raises(MaceError, match="load_pipeline"):
+        erase(pipe, CONCEPTS, config, engine=make_engine("local", jobs=2))
+    pipe.save_pretrained(tmp_path / "model")
+    loaded, told = load_pipeline(tmp_path / "model", device="cpu"), []
+    options = {"folder": tmp_path / "run", "progress": lambda *a: told.append(a)}
+    apart = erase(loaded, CONCEPTS, config, engine=make_engine("local", jobs=2), **options)
+    assert equal(apart, erase(loaded, CONCEPTS, config, folder=tmp_path / "here"))
+    assert [a[1:3] for a in told if a[0] == "concepts"] == [(1, 3), (2, 3), (3, 3)]
+
+    kept = sorted((tmp_path / "run" / "loras").iterdir())
+    kept[0].unlink()
+    shutil.rmtree(tmp_path / "model")  # the one that is missing cannot be trained; the others are kept
+    with pytest.raises(MaceError, match="1 groups failed"):
+        erase(loaded, CONCEPTS, config, engine=make_engine("local", jobs=2), **options)
+    loaded.save_pretrained(tmp_path / "model")
+    assert equal(erase(loaded, CONCEPTS, config, engine=make_engine("local"), **options), apart)
 
 
 def test_concepts_in_one_pass_equal_those_alone(pipe, config):

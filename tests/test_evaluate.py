@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tiny_data import tiny_clip, tiny_judge
 
-from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate
+from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, templates
 from macelib.erasure import Part
 from macelib.evaluate import metrics, pictures, protocols
 from macelib.pipelines import kv_weights, model_hash
@@ -61,7 +61,7 @@ class ByPixel:
         pass
 
 
-@pytest.mark.parametrize("module", [metrics, protocols])
+@pytest.mark.parametrize("module", [metrics, templates])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
@@ -214,7 +214,7 @@ def test_characters(pipe, ship):
     assert result.value("H_c") == pytest.approx(100 * metrics.h_c(erased, kept))
     with pytest.raises(MaceError, match="ship cannot be erased and kept"):
         evaluate.characters(pipe, ship, ["ship"], classifier=ByPixel())
-    assert protocols.filled(protocols.PERSON_TEMPLATES[0], "Adam Driver") == "a portrait of Adam Driver"
+    assert templates.fill(protocols.PERSON_TEMPLATES[0], "Adam Driver") == "a portrait of Adam Driver"
 
 
 def test_styles(pipe):

@@ -14,7 +14,7 @@ from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
 
 from ..errors import MaceError
 from ..files import data_folder
-from ..pipelines import _quiet, default_device
+from ..pipelines import _quiet, default_device, is_mini
 
 CLIP_OF_PAPER = "openai/clip-vit-large-patch14"
 BATCH = 64  # pictures looked at at once
@@ -135,7 +135,7 @@ class ClipClassifier:
 
 def classifier_for(pipe, kind: str = "objects") -> Judge | ClipClassifier:
     """Who looks at a model's pictures: for mini-SD mini-judge (styles: mini-CLIP), for others the paper's CLIP."""
-    mini = "mini-sd" in str(pipe.config.get("_name_or_path", ""))
+    mini = is_mini(pipe)
     if kind == "styles":
         return ClipClassifier.load(None if mini else CLIP_OF_PAPER)
     return Judge.load() if mini else ClipClassifier.load(CLIP_OF_PAPER)

@@ -1,19 +1,6 @@
-"""Which concepts a protocol erases and keeps, and the synonyms that generality is measured on."""
+"""Which concepts the protocol of characters erases and keeps."""
 
-import dataclasses
-
-from ..concepts import Concept, paper_list
-
-
-def with_synonyms(concept: Concept) -> Concept:
-    """The concept with the paper's or the mini world's synonyms, where it has none of its own."""
-    from ..world.catalogue import catalogue
-
-    if concept.synonyms or concept.kind == "style":
-        return concept
-    known = {entry.name: entry.synonyms for entry in catalogue()}
-    known |= {entry.name: entry.synonyms for entry in paper_list("objects")}
-    return dataclasses.replace(concept, synonyms=tuple(known.get(concept.name, ())))
+from ..concepts import Concept
 
 
 def character_lists(count: int = 100) -> tuple[list[Concept], list[str]]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import MaceError
 from ..files import atomic, hash_tensors, hash_text
-from ..pipelines import kv_weights
+from ..pipelines import default_guidance, kv_weights
 from ..sample import generate, image_size
 from ..swap import base_hash
 
@@ -64,6 +64,7 @@ class Drawing:
         """Everything that the pictures depend on besides prompt and seed."""
         values = asdict(self) | {"size": list(image_size(pipe, self.size))}
         values.pop("batch")
+        values["guidance"] = default_guidance(pipe) if self.guidance is None else self.guidance
         weights = hash_tensors(kv_weights(pipe.unet))
         return {"model": base_hash(pipe), "weights": weights, "scheduler": type(pipe.scheduler).__name__, **values}
 

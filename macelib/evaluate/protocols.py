@@ -5,17 +5,16 @@ always there: the same prompts and seeds. Accuracy is top-1; tables are in perce
 """
 
 import logging
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..concepts import paper_list
+from ..concepts import paper_list, with_synonyms
 from ..erasure import Erasure
 from ..errors import MaceError
 from ..swap import untouched
+from ..templates import fill
 from .judge import classifier_for
-from .lists import with_synonyms
 from .metrics import h_a, h_c, h_o
 from .pictures import Drawing
 from .tables import Evaluation, evaluation
@@ -177,17 +176,6 @@ def _erased_and_kept(erasure: Erasure, kept: Sequence[str]) -> list[Ask]:
     return [Ask("erased", name, name) for name in erased] + [Ask("kept", name, name) for name in kept]
 
 
-def filled(template: str, word: str) -> str:
-    """The template with the word; an article before "{}" goes when the word brings its own.
-
-    >>> filled("a photo of the {}", "ship"), filled("a photo of the {}", "the sea")
-    ('a photo of the ship', 'a photo of the sea')
-    """
-    if re.match(r"(the|an?) ", word, re.IGNORECASE):
-        template = re.sub(r"\b(the|an?) \{\}", "{}", template, flags=re.IGNORECASE)
-    return template.replace("{}", word)
-
-
 @dataclass(frozen=True)
 class _Work:
     """One run of a protocol: draws every picture once, looks at it, and counts."""
@@ -230,7 +218,7 @@ class _Work:
 
     def _draws(self, word: str) -> list[tuple[int, str, int]]:
         """(index of the seed, prompt, seed) of every draw of a word."""
-        return [(i, filled(t, word), seed) for t in self.templates for i, seed in enumerate(self.seeds)]
+        return [(i, fill(t, word), seed) for t in self.templates for i, seed in enumerate(self.seeds)]
 
     def _jobs(self, asks: Sequence[Ask]) -> list[tuple[str, int]]:
         """The distinct (prompt, seed) pairs, in order."""

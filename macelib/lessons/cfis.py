@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..concepts import Concept
 from ..errors import MaceError
-from ..evaluate.protocols import filled
 from ..fuse import Fusion
 from ..lora import Example, Loras, Record, TrainConfig, example, train
 from ..masks import make_masks
 from ..sample import generate
+from ..templates import fill
 from ..text import encode, tokenizers
 from ..tokens import token_spans
 from ..viz import COLORS, Figure
@@ -44,7 +44,7 @@ def swaps(
     rows, pictures = [], {}
     for first, then in pairs:
         for k in points:
-            texts = (filled(TEMPLATE, name) for name in (first, then))
+            texts = (fill(TEMPLATE, name) for name in (first, then))
             images = swap(pipe, *texts, k, seeds, steps=steps, **drawing)
             found = judge.top1(images, choices(judge, [n for pair in pairs for n in pair]))
             pipe.scheduler.set_timesteps(steps)
@@ -92,9 +92,9 @@ def examples(pipe, concepts: Sequence[Concept], seeds: Sequence[int], source: st
     """Training data of stage 2 by the model as it is, and (images, masks) by name."""
     found, shown = [], {}
     for concept in concepts:
-        images = generate(pipe, filled(TEMPLATE, concept.name), seeds, **drawing)
+        images = generate(pipe, fill(TEMPLATE, concept.name), seeds, **drawing)
         masks = make_masks(source, pipe, concept, images)
-        found.append(example(pipe, concept, images, masks, [filled(TEMPLATE, concept.name)] * len(images)))
+        found.append(example(pipe, concept, images, masks, [fill(TEMPLATE, concept.name)] * len(images)))
         shown[concept.name] = (images, masks)
     return found, shown
 
@@ -160,7 +160,7 @@ def snapshots(
 
 def own_words(pipe, phrase: str, template: str = TEMPLATE) -> Tensor:
     """Embeddings (T, d) of the empty prompt in which the phrase's own tokens stand where its prompt has them."""
-    prompt = filled(template, phrase)
+    prompt = fill(template, phrase)
     full, empty = encode(pipe, [prompt, ""])
     at = sorted({i for span in token_spans(tokenizers(pipe)[0], prompt, phrase) for i in span})
     empty = empty.clone()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept, align, anchored, prompts, templates
-from ..evaluate.protocols import filled
 from ..refine import accumulate, cholesky, gram, solve_refinement
+from ..templates import fill
 from ..text import encode, tokenizers
 from ..viz import COLORS, Figure
 from .shared import TEMPLATE, panels
@@ -106,7 +106,7 @@ def spectrum_figure(spectra: Mapping[str, Tensor]) -> Figure:
 
 def moved(pipe, R: Tensor, names: Sequence[str], template: str = TEMPLATE) -> dict[str, float]:
     """By name: how far R moves the tokens of its prompt, ‖(R − I) E‖ / ‖E‖ over all but [BOS] (0: not at all)."""
-    E = encode(pipe, [filled(template, name) for name in names]).cpu().double()[:, 1:]  # (n, T − 1, d)
+    E = encode(pipe, [fill(template, name) for name in names]).cpu().double()[:, 1:]  # (n, T − 1, d)
     change = E @ (R - torch.eye(len(R)).to(R)).T
     return dict(zip(names, (change.norm(dim=(1, 2)) / E.norm(dim=(1, 2))).tolist(), strict=True))
 

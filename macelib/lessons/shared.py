@@ -9,11 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluate import ClipClassifier, Judge
-from ..evaluate.protocols import filled
 from ..fuse import Fusion, fused_weight
 from ..pipelines import kv_weights
 from ..sample import generate
 from ..swap import untouched
+from ..templates import fill
 from ..viz import DPI, Figure
 
 TEMPLATE = "a photo of the {}"
@@ -24,7 +24,7 @@ def album(
 ) -> dict[str, list[Image.Image]]:
     """Pictures of every name, one per seed; drawing: as `macelib.sample.generate` takes it."""
     names = list(dict.fromkeys(names))
-    prompts = [filled(template, name) for name in names for _ in seeds]
+    prompts = [fill(template, name) for name in names for _ in seeds]
     images = generate(pipe, prompts, list(seeds) * len(names), **drawing)
     return {name: images[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(names)}
 

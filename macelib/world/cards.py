@@ -45,9 +45,8 @@ WHAT = {
         "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen), an `AutoencoderKL` (64 px to 16x16x8), a "
         "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
         "checker.",
-        "Autoencoder: mini-vae. UNet: "
-        "v-prediction, min-SNR weighting, 10 % empty captions, 35 % context dropout, Muon and AdamW, "
-        "averaged weights (`macelib/world/unet.py`).",
+        "Autoencoder: mini-vae. UNet: v-prediction, a loss weight that falls where the signal prevails, 10 % empty "
+        "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`).",
     ),
     "judge": (
         "mini-judge",

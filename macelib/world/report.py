@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
 from ..files import data_folder
-from ..pipelines import load_pipeline
+from ..pipelines import MINI_GUIDANCE, load_pipeline
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, catalogue, names, styles, world_folder
 from .clip import pooled, seen
@@ -30,7 +30,7 @@ from .loop import work_folder
 from .render import Batch, compose, sample
 from .vae import psnr
 
-STEPS, GUIDANCE, BATCH = 25, 5.0, 40
+STEPS, BATCH = 25, 40
 TARGETS = {  # measure: (what it is, target)
     "judge_renderings": ("judge, top-1 on fresh renderings, all concepts", ">= 0.98"),
     "objects": ("ten objects, 50 pictures each, judge's top-1 among the ten", ">= 0.96"),
@@ -80,7 +80,7 @@ class Models:
                     prompt_embeds=part,
                     negative_prompt_embeds=empty.expand(len(part), -1, -1),
                     num_inference_steps=STEPS,
-                    guidance_scale=GUIDANCE,
+                    guidance_scale=MINI_GUIDANCE,
                     generator=[torch.Generator().manual_seed(s) for s in seeds],
                     output_type="pt",
                 )
@@ -311,7 +311,7 @@ def write_report(out: Path | None = None, quick: bool = False) -> str:
     report = {
         "weights_sha256": key,
         "steps": STEPS,
-        "guidance": GUIDANCE,
+        "guidance": MINI_GUIDANCE,
         "share_of_pictures": share,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

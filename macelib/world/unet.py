@@ -1,6 +1,6 @@
 """mini-SD's denoiser: a stock `UNet2DConditionModel` on 16x16x8 latents, text entering through cross-attention alone.
 
-v-prediction with min-SNR weighting, 10 % empty captions for guidance, and *context dropout*: for a share of the
+v-prediction, 10 % empty captions for guidance, and *context dropout*: for a share of the
 samples the embeddings of [EOS] and padding are the empty prompt's, so that the concept's own tokens carry it too.
 Latents and caption embeddings are computed once for a pool of pictures, which several passes share.
 """
@@ -24,7 +24,7 @@ from .vae import CHANNELS
 
 POOL, PASSES = 48_000, 12  # pictures of a pool, and how often each is seen
 EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
-MIN_SNR = 5.0
+MOST = 5.0  # weight of the error of the clean picture at most
 SCHEDULE = {  # Stable Diffusion's noise schedule, with v-prediction
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -140,13 +140,17 @@ class Optimizer:
 
 
 def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-    """min-SNR-weighted v-prediction loss; latents and noise (n, 8, 16, 16), schedule: alpha-bar (1000,)."""
+    """Weighted v-prediction loss; latents and noise (n, 8, 16, 16), schedule: alpha-bar (1000,).
+
+    The weight is 1 where noise prevails, for there the text alone says what to draw, and falls as in min-SNR where
+    the picture does. (min-SNR's own weight vanishes with the signal, and names were learned slowly.)
+    """
     bar = schedule[t].view(-1, 1, 1, 1)
     noisy, target = bar.sqrt() * latents + (1 - bar).sqrt() * noise, bar.sqrt() * noise - (1 - bar).sqrt() * latents
     with torch.autocast("cpu", dtype=torch.bfloat16):
         guess = unet(noisy, t, context, return_dict=False)[0].float()
     snr = schedule[t] / (1 - schedule[t])
-    weight = snr.clamp(max=MIN_SNR) / (snr + 1)
+    weight = (snr + 1).clamp(max=MOST) / (snr + 1)
     return (weight * (guess - target).square().mean((1, 2, 3))).mean()
 
 
