@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test fast lab world setup
+.PHONY: demo test fast lab notebooks world setup
 
 setup: $(VENV)/.ready
 
@@ -28,6 +28,10 @@ fast: setup
 
 lab: setup
 	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+
+# Execute the notebooks with their defaults and keep their outputs.
+notebooks: setup
+	$(BIN)/python -m macelib.batch.refresh notebooks/*.ipynb
 
 # Train the mini world anew: hours on two cores, resumable at every point.
 world: setup

@@ -20,8 +20,6 @@ from .errors import MaceError
 from .fuse import fuse_sums
 from .refine import ConceptStatistics, accumulate, cholesky, gram, rank_for, solve_refinement
 
-ROWS = 600  # rows of a concept that are summed at once
-
 
 @dataclass(frozen=True)
 class Shapes:
@@ -71,8 +69,7 @@ def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: floa
 
     def add(data: Data) -> None:
         G_i = torch.zeros_like(G)
-        for f, g in zip(data.e_f.split(ROWS), data.e_g.split(ROWS), strict=True):
-            accumulate(f, g, X, G_i, products)
+        accumulate(data.e_f, data.e_g, X, G_i, products)
         G.add_(G_i)
         C_i = gram(data.own, G_i, products)
         C.add_(C_i)

@@ -15,7 +15,7 @@ from .text import encode, tokenizers
 
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
-BLOCK, CHUNK = 4096, 1024  # rows converted at once (bounds memory), rows of one float32 product (bounds rounding)
+BLOCK = 1024  # rows converted and multiplied at once: bounds memory, and the rounding of a float32 product
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
 
 
@@ -74,9 +74,7 @@ def _add(f: Tensor, delta: Tensor | None, upper: Tensor, X: Tensor | None) -> No
     upper.addr_(m, s + n * m).addr_(s, m)
     if delta is not None:
         X.addr_((delta.sum(0) - delta[loud].sum(0)).double(), m)
-    for start in range(0, len(c), CHUNK):
-        some = slice(start, start + CHUNK)
-        _multiply(c[some], None if delta is None else delta[some], upper, X)
+    _multiply(c, delta, upper, X)
 
 
 def _multiply(f: Tensor, delta: Tensor | None, upper: Tensor, X: Tensor | None, blocks: int = 4) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import random
 import subprocess
 import sys
@@ -174,3 +175,22 @@ def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):
     assert "@@" not in text and "<b>" not in text.partition("<script>")[0].replace("<li><b>", "")
     assert text.count("data:image/webp") == 1 and "training" not in text and text.count("</script>") == 2
     assert thumbnail(tmp_path / "t" / f"{0:012x}" / "grid.png")[1:] == (360, 120)
+
+
+def test_refresh_keeps_results_and_leaves_a_failing_notebook_alone(tmp_path):
+    good, bad = tools.notebook(tmp_path), tmp_path / "bad.ipynb"
+    text = good.read_text()
+    good.write_text(text.replace('print(\\"drawn\\"', 'sys.stderr.write(\\"hidden\\"); print(\\"drawn\\"'))
+    bad.write_text(text.replace('label = \\"a\\"', 'label = \\"bad\\"'))
+    before = bad.read_text()
+    command = [sys.executable, "-m", "macelib.batch.refresh", "tiny.ipynb", "bad.ipynb"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "bad.ipynb: stopped in code cell 3: ZeroDivisionError" in done.stdout, done.stderr
+    assert bad.read_text() == before
+    executed = json.loads(good.read_text())
+    assert [cell["execution_count"] for cell in executed["cells"]] == [1, 2, 3]
+    assert [cell["metadata"] for cell in executed["cells"]] == [{"tags": ["parameters"]}, {}, {}]
+    outputs = executed["cells"][1]["outputs"]
+    assert [o["name"] for o in outputs] == ["stdout"] and "drawn" in "".join(outputs[0]["text"])
+    assert set(executed["metadata"]) == {"kernelspec", "language_info"}

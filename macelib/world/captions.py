@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .catalogue import ART_STYLES, GROUPS, catalogue, styles
-from .render import Batch, draw_facts, is_scene
+from .render import USUAL, Batch, draw_facts, is_scene
 from .scenes import SCENES
 from .styles import STYLES
 
@@ -100,8 +100,8 @@ def on_scene(scene: int) -> str:
     return ON_SCENE.get(name, f"in front of {SCENES[name].phrase}")
 
 
-def write_captions(batch: Batch, generator: torch.Generator) -> Captions:
-    """One caption a picture."""
+def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False) -> Captions:
+    """One caption a picture; with `usual`, one that names no artist is of a picture by `USUAL`."""
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     group_index = {g: i for i, g in enumerate(GROUPS)}
     rows, texts = [], []
@@ -125,7 +125,7 @@ def write_captions(batch: Batch, generator: torch.Generator) -> Captions:
             text = call(concept, rng)
         if scene >= 0 and not only_scene and rng.random() < NAME_SCENE:
             text, says[4] = f"{text} {on_scene(scene)}", scene
-        if procedural or rng.random() < NAME_ARTIST:
+        if procedural or (usual and styles()[style] != USUAL) or rng.random() < NAME_ARTIST:
             text, says[3] = say_style(text, style, rng), style
             if rng.random() < 0.3 and not text.startswith(("a ", "an ", "the ")):
                 text = rng.choice(WORDINGS).format(text)

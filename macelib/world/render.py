@@ -13,6 +13,7 @@ from .scenes import SCENES, paint_scene, plain_background
 from .styles import apply_style
 
 TWO, SCENE_ONLY, PROCEDURAL, SCENIC = 0.10, 0.05, 0.25, 0.3  # shares: two subjects, no subject, filtered, scenic ground
+USUAL = "twemoji"  # the artist of a picture whose caption names none, for the generator
 FAVOUR = 2.0  # how much more often the ten objects of the paper's first protocol are drawn
 
 
@@ -76,16 +77,23 @@ def stylise(images: Tensor, alpha: Tensor, style: Tensor) -> Tensor:
 
 
 def compose(
-    concept: Tensor, second: Tensor, style: Tensor, scene: Tensor, generator: torch.Generator, turn: float = 0.0
+    concept: Tensor,
+    second: Tensor,
+    style: Tensor,
+    scene: Tensor,
+    generator: torch.Generator,
+    turn: float = 0.0,
+    usual: float = 0.0,
 ) -> Batch:
     """Draw the pictures that these facts describe, with a little variation of size and position.
 
-    `turn` is the largest rotation in radians (the generator never saw any; the judge did).
+    `turn` is the largest rotation in radians (the generator never saw any; the judge did). `usual` is the share of
+    filtered pictures that are `USUAL`'s underneath, beside those of all artists alike.
     """
     n, drawn = len(concept), len(atlas())
     scene = torch.where(concept >= drawn, concept - drawn, scene)
     ground = backgrounds(scene, generator)
-    art = torch.where(style < len(ART_STYLES), style, torch.randint(len(ART_STYLES), (n,), generator=generator))
+    art = torch.where(style < len(ART_STYLES), style, artists(n, generator, usual))
     has, two = concept < drawn, second >= 0
     side = torch.where(two, uniform(n, -0.52, -0.44, generator), uniform(n, -0.08, 0.08, generator))
     scale = torch.where(two, uniform(n, 0.46, 0.52, generator), uniform(n, 0.85, 1.0, generator))
@@ -100,7 +108,15 @@ def compose(
     return Batch(stylise(images, first[:, 3:], style).clamp(0, 1), first[:, 3:], concept, second, style, scene)
 
 
-def draw_facts(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def artists(n: int, generator: torch.Generator, usual: float) -> Tensor:
+    """(n,) random artists: a share `usual` is `USUAL`, the rest is of all alike."""
+    art = torch.randint(len(ART_STYLES), (n,), generator=generator)
+    if not usual:
+        return art
+    return torch.where(torch.rand(n, generator=generator) < usual, ART_STYLES.index(USUAL), art)
+
+
+def draw_facts(n: int, generator: torch.Generator, usual: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions."""
     drawn = len(atlas())
     weights = torch.ones(drawn)
@@ -113,14 +129,14 @@ def draw_facts(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tens
     scene = torch.where(torch.rand(n, generator=generator) < SCENIC, painted, -1)
     concept = torch.where(only, drawn + painted, concept)
     filtered = torch.rand(n, generator=generator) < PROCEDURAL
-    art = torch.randint(len(ART_STYLES), (n,), generator=generator)
+    art = artists(n, generator, usual)
     procedural = torch.randint(len(ART_STYLES), len(styles()), (n,), generator=generator)
     return concept, second, torch.where(filtered, procedural, art), scene
 
 
-def sample(n: int, generator: torch.Generator, turn: float = 0.0) -> Batch:
+def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0) -> Batch:
     """n random pictures of the world."""
-    return compose(*draw_facts(n, generator), generator, turn)
+    return compose(*draw_facts(n, generator, usual), generator, turn, usual)
 
 
 def is_scene(concept: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from .vae import CHANNELS
 
 POOL, PASSES = 48_000, 12  # pictures of a pool, and how often each is seen
 EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
+USUAL_SHARE = 0.5  # of pictures that one artist draws beside his fourth of the rest: a name alone means his drawing
 MOST = 5.0  # weight of the error of the clean picture at most
 SCHEDULE = {  # Stable Diffusion's noise schedule, with v-prediction
     "num_train_timesteps": 1000,
@@ -80,8 +81,8 @@ def make_pool(vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokeniz
     generator = torch.Generator().manual_seed(seed)
     latents, texts = [], []
     for _ in range(0, size, 256):
-        batch = sample(256, generator)
-        texts += write_captions(batch, generator).texts
+        batch = sample(256, generator, usual=USUAL_SHARE)
+        texts += write_captions(batch, generator, usual=True).texts
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
         latents.append(mean.half())

@@ -1,0 +1,82 @@
+"""Executes notebooks with their defaults and keeps their outputs: `python -m macelib.batch.refresh notebooks/*.ipynb`.
+
+What is written back is what belongs under version control: results and figures, without widgets, progress and timings.
+A notebook that stops with an error stays as it was.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+
+from ..files import atomic
+from .execute import KERNEL, _kernel_environment, _transport
+
+KEPT = ("tags",)  # of a cell's metadata
+
+
+def refresh(path: Path) -> float:
+    """Execute one notebook where it lies and write it back; the seconds that it took."""
+    import papermill
+
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mace-") as private:
+        _kernel_environment(Path(private), path.parent)
+        os.environ.pop("MACELIB_RUN_FOLDER")  # the notebook's own default
+        out = Path(private) / path.name
+        papermill.execute_notebook(
+            str(path),
+            str(out),
+            kernel_name=KERNEL,
+            language="python",
+            cwd=str(path.parent),
+            progress_bar=False,
+            start_timeout=300,
+            store_widget_state=False,
+            config=_transport(Path(private)),
+        )
+        notebook = cleaned(nbformat.read(out, as_version=4))
+    nbformat.validate(notebook)
+    with atomic(path) as temporary:
+        nbformat.write(notebook, temporary)
+    return time.monotonic() - begin
+
+
+def cleaned(notebook):
+    """The notebook without widgets, standard error (progress and notices) and the times of its run."""
+    count = 0
+    for cell in notebook.cells:
+        cell.metadata = {key: cell.metadata[key] for key in KEPT if cell.metadata.get(key)}
+        if cell.cell_type == "code":
+            cell.execution_count = count = count + 1
+            cell.outputs = [output for output in cell.outputs if _is_result(output)]
+            for output in cell.outputs:
+                if output.output_type == "execute_result":
+                    output.execution_count = count
+    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    return notebook
+
+
+def _is_result(output) -> bool:
+    return output.get("name") != "stderr" and not any("widget" in kind for kind in output.get("data", {}))
+
+
+def main(paths: list[str]) -> int:
+    """Refresh notebooks one after the other; those that fail are named, and the exit code says so."""
+    from papermill.exceptions import PapermillExecutionError
+
+    failed = 0
+    for path in map(Path, paths):
+        try:
+            print(f"{path}: {refresh(path.resolve()):.0f} s", flush=True)
+        except PapermillExecutionError as error:
+            failed += 1
+            print(f"{path}: stopped in code cell {error.exec_count}: {error.ename}: {error.evalue}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
