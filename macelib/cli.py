@@ -229,6 +229,9 @@ def info(
         "base": chosen.base,
         "prior": chosen.prior_key or None,
         "versions": chosen.versions,
+        "stage 1": {"condition": chosen.refinement.condition, "residual": chosen.refinement.residual},
+        "stage 3": {"condition": chosen.fusion.condition},
+        "truncation": chosen.truncation,
         "config": chosen.config.to_dict(),
         "concepts": [
             {"name": p.concept.name, "anchor": p.concept.anchor, "kind": p.concept.kind, "strength": p.strength}
@@ -242,6 +245,12 @@ def info(
     typer.echo(f"{erasure}: {len(chosen.parts)} concepts, {about['megabytes']} MB, base {chosen.base[:12]}")
     for c in about["concepts"]:
         typer.echo(f"  {c['name']} -> {c['anchor']} ({c['kind']}, strength {c['strength']:g}, LoRA rank {c['rank']})")
+    one = about["stage 1"]
+    typer.echo(
+        f"  stage 1: condition {one['condition']:.1e}, residual {one['residual']:.1e}, "
+        f"R off by {chosen.truncation:.1e} of its change for what the file leaves out"
+    )
+    typer.echo(f"  stage 3: condition {about['stage 3']['condition']:.1e}")
     typer.echo("  made with " + ", ".join(f"{k} {v}" for k, v in chosen.versions.items()))
 
 
@@ -280,6 +289,8 @@ def _seeds(text: str) -> list[int]:
         first, _, last = part.strip().partition("-")
         if not first.isdigit() or not (last or first).isdigit():
             raise MaceError(f"--seeds is {text!r}; give numbers such as 0-3 or 0,5,7.")
+        if int(last or first) < int(first):
+            raise MaceError(f"--seeds is {text!r}: {part.strip()} runs backwards.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
 
@@ -302,6 +313,12 @@ def main() -> None:
         app()
     except MaceError as error:
         typer.echo(f"mace: {error}", err=True)
+        sys.exit(1)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
+            raise
+        cure = "lower --batch, or the settings' images.batch and train.concepts_per_pass"
+        typer.echo(f"mace: The memory is full: {cure}.", err=True)
         sys.exit(1)
 
 

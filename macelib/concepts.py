@@ -97,8 +97,13 @@ def with_synonyms(concept: Concept) -> Concept:
 
     if concept.synonyms or concept.kind == "style":
         return concept
-    known = {entry.name: entry.synonyms for entry in (*catalogue(), *paper_list("objects"))}
-    return dataclasses.replace(concept, synonyms=tuple(known.get(concept.name, ())))
+    try:
+        known = {_fold(entry.name): entry.synonyms for entry in (*catalogue(), *paper_list("objects"))}
+    except (OSError, ValueError) as error:
+        raise MaceError(
+            f"The known synonyms cannot be read ({error}): set MACELIB_DATA to macelib's data, or give synonyms."
+        ) from error
+    return dataclasses.replace(concept, synonyms=tuple(known.get(_fold(concept.name), ())))
 
 
 def check_concepts(concepts: Sequence[Concept]) -> list[str]:

@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from .errors import MaceError
 
 
@@ -31,7 +29,7 @@ class RefineConfig:
     """Stage 1, Eq. 2."""
 
     lambda0: float = 1.0  # ridge towards the original weights
-    lambda1: float = 1.0  # weight of the prior: as much as lambda1 captions
+    lambda1: float = 300.0  # weight of the prior: as much as lambda1 captions
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
 
@@ -71,10 +69,8 @@ class FuseConfig:
 
     method: Literal["closed", "naive"] = "closed"
     lambda0: float = 1.0  # ridge towards the refined weights
-    lambda2: float = 1.0  # weight of the prior: as much as lambda2 captions
+    lambda2: float = 300.0  # weight of the prior: as much as lambda2 captions
 
-
-PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # of refine.products
 
 # The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
 # (X, G, C) in Eq. 2 and Eq. 7: a kind that needs a weaker prior than the others has a larger weight.
@@ -98,6 +94,7 @@ class EraseConfig:
     fuse: FuseConfig = field(default_factory=FuseConfig)
 
     def __post_init__(self):
+        _check(self, "")
         for name, at_least in _RANGES.items():
             value = self
             for part in name.split("."):
@@ -164,6 +161,16 @@ def _build(cls, values: Any, prefix: str):
         if name not in hints:
             raise MaceError(f"{prefix}{name} is not a setting; choose from {', '.join(prefix + n for n in hints)}.")
     return cls(**{name: _value(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _check(config, prefix: str) -> None:
+    """MaceError for a field that its annotation does not allow, at any depth."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            _check(value, f"{prefix}{name}.")
+        else:
+            _value(hint, value, prefix + name)
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
@@ -49,16 +50,18 @@ def prepared(
     config, folder = config or EraseConfig(), Path(folder or cache_folder() / "studio")
     captions = Path(config.prior.captions).read_bytes() if config.prior.captions else b""
     key = hash_text(__version__, model_hash(pipe), list(concepts), config, KINDS, captions)[:16]
-    path, work = folder / f"{key}.safetensors", folder / f"{key}-work"
-    if path.exists():
-        try:
-            return Erasure.load(path)
-        except MaceError as error:
-            log.warning("%s It is made anew.", error)
-    erasure = erase(pipe, concepts, config, progress=progress, folder=work)
-    erasure.save(path)
-    shutil.rmtree(work, ignore_errors=True)
-    return erasure
+    path, work, locks = folder / f"{key}.safetensors", folder / f"{key}-work", folder / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{key}.lock"):  # a second process waits, and then finds it made
+        if path.exists():
+            try:
+                return Erasure.load(path)
+            except MaceError as error:
+                log.warning("%s It is made anew.", error)
+        erasure = erase(pipe, concepts, config, progress=progress, folder=work)
+        erasure.save(path)
+        shutil.rmtree(work, ignore_errors=True)
+        return erasure
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class Easel:
             if key not in self._known:
                 with untouched(self.pipe):
                     if active:
-                        self.erasure.only(list(active)).scaled(active).apply(self.pipe)
+                        some = self.erasure.only(list(active)).scaled(active)
+                        some.apply(self.pipe, force=True)  # the base was checked at the start
                     self._known[key] = self._draw(prompt, seeds, tell)
             self._known.move_to_end(key)
             while len(self._known) > self.keep:

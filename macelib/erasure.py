@@ -6,6 +6,7 @@ or scaling a concept needs no model pass.
 """
 
 import dataclasses
+import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from .fuse import Fusion, fuse_sums, fused_weight
 from .pipelines import kv_weights
 from .refine import ConceptStatistics, Refinement, solve_refinement
 from .swap import base_hash, originals, remove
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,6 +63,7 @@ class Erasure:
     prior_key: str = ""
     config: EraseConfig = field(default_factory=EraseConfig)
     versions: dict[str, str] = field(default_factory=dict)
+    truncation: float = 0.0  # of R as made: ||R − exact|| / ||exact − I||; the factors of wide models are not whole
 
     def __repr__(self) -> str:
         held = ", ".join(f"{p.concept.name} -> {p.concept.anchor} x {p.strength:g}" for p in self.parts[:8])
@@ -114,6 +118,10 @@ class Erasure:
         total = self.of([*self.parts, *other.parts])
         if self.prior_key == other.prior_key:
             return total
+        log.warning(
+            "The two priors differ: each still holds captions that name the other's concepts. Erase them together, or "
+            "give both one prior that names none of them."
+        )
         share = len(self.parts) / len(total.parts)
         zero = torch.zeros(self.width, self.width, dtype=torch.float64)
         P = share * (zero if self.P is None else self.P) + (1 - share) * (zero if other.P is None else other.P)
@@ -206,7 +214,8 @@ class Erasure:
         weights, W = kv_weights(pipe.unet), originals(pipe.unet)
         new = dict(self.weights({name: w.to(weights[name].device) for name, w in W.items()}))
         pipe.unet._macelib_originals = W
-        pipe.unet._macelib_base = (W, base_hash(pipe) if force else self.base)
+        if not force:
+            pipe.unet._macelib_base = (W, self.base)  # else found when it is asked for
         for name, w in new.items():
             weights[name].copy_(w)
         return self
@@ -225,8 +234,8 @@ class Erasure:
             )
         if not force and base_hash(pipe) != self.base:
             raise MaceError(
-                "This erasure was made for another base model (the weights differ): load that model, "
-                "or pass force=True to apply it all the same."
+                "This erasure was made for another base model, or for this one in another precision (the weights "
+                "differ): load that model in the dtype it was made with, or pass force=True to apply it all the same."
             )
 
     # --- on disk --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from torch import Tensor
 from .errors import MaceError
 from .files import atomic
 from .fuse import Fusion, fused_weight
+from .lora import save_peft
 from .swap import originals, untouched
 
 FORMATS = {
@@ -61,17 +62,16 @@ def _weights(erasure, pipe, folder: Path) -> None:
 def _lora(erasure, pipe, folder: Path) -> None:
     W, fusion = originals(pipe.unet), erasure.fusion
     left, right = low_rank(fusion.R_tilde - torch.eye(erasure.width, dtype=fusion.R_tilde.dtype))
-    base, plain, kohya = {}, {}, {}
+    base, kohya = {}, {}
     for name, (B, D) in erasure.lora.items():
         base[name] = fused_weight(W[name], Fusion(fusion.R_tilde, []), [], name, torch.float32)  # W R̃
-        plain |= {f"unet.{name}.lora_A.weight": D, f"unet.{name}.lora_B.weight": B}
         up = torch.cat([W[name].cpu().double() @ left, B.double()], 1)  # (out, ρ + Σr): W R̃ = W + (W left) right
         down = torch.cat([right, D.double()])  # (ρ + Σr, d)
         key = "lora_unet_" + name.replace(".", "_")
         kohya |= {f"{key}.lora_up.weight": up.float(), f"{key}.lora_down.weight": down.float()}
         kohya[f"{key}.alpha"] = torch.tensor(float(len(down)))  # alpha = rank: scale 1
     _save(base, folder / "base.safetensors")
-    save_file(plain, folder / "lora.safetensors")
+    save_peft(folder / "lora.safetensors", *({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1)))
     save_file(kohya, folder / "lora_standalone.safetensors")
 
 

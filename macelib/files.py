@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .errors import MaceError
@@ -29,7 +30,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary = holder / path.name
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise MaceError(f"{path} could not be written ({error}): free some space or choose another folder.") from error
     finally:
         if temporary is not None:

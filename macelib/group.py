@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -141,6 +142,7 @@ class Group:
 
     # --- checkpoint -----------------------------------------------------------------------------------------------
 
+    @cached_property
     def key(self) -> str:
         """What the result depends on besides the state: settings, data and W'."""
         parts = [f"{f}={v}" for f, v in sorted(vars(self.config).items()) if f != "concepts_per_pass"]
@@ -160,7 +162,7 @@ class Group:
             "generators": torch.stack([g.get_state() for g in self.generators]),
             **{name: getattr(self, name) for name in ("bins", "first", "recent")},
         }
-        about = json.dumps({"key": self.key(), "step": self.step, "names": [e.name for e in self.examples]})
+        about = json.dumps({"key": self.key, "step": self.step, "names": [e.name for e in self.examples]})
         with atomic(path) as temporary:
             save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"macelib": about})
 
@@ -176,7 +178,7 @@ class Group:
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             log.warning("The checkpoint %s cannot be read (%s): training starts anew.", path, error)
             return
-        if about.get("key") != self.key():
+        if about.get("key") != self.key:
             log.warning("The checkpoint %s is of other settings, data or weights: training starts anew.", path)
             return
         self.step = about["step"]

@@ -15,22 +15,25 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from . import __version__
 from . import prior as priors
-from .concepts import Concept, check_concepts, with_synonyms
-from .config import KINDS, PRODUCTS, EraseConfig
+from .concepts import Concept, anchored, check_concepts, prompts, with_synonyms
+from .config import KINDS, EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError
 from .files import atomic, hash_text
 from .fuse import Fusion, fused_weight
 from .lora import Example, TrainConfig, example, train
 from .masks import make_masks
-from .pipelines import check_pipeline, kv_weights, load_pipeline, model_hash
-from .refine import concept_statistics
+from .pipelines import check_pipeline, drawing_hash, kv_weights, load_pipeline, model_hash
+from .refine import compress, concept_sums, difference, rank_for, solve_refinement
 from .sample import read_images, training_images
 from .swap import untouched
+from .text import embedding_size
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
+PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
 
 
 def erase(
@@ -59,23 +62,46 @@ def erase(
         stack.enter_context(explained())
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="macelib-")))
         stack.enter_context(untouched(pipe))
-        layers = {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}
-        parts, cache = [], {}
+        layers, d = {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}, embedding_size(pipe)
+        parts, cache, exact = [], {}, torch.zeros(2, d, d, dtype=torch.float64)  # ΣX, ΣG
         for i, concept in enumerate(concepts):  # first, because a prompt that is too long ends here
-            statistics = concept_statistics(pipe, concept, PRODUCTS[config.refine.products], cache=cache)
-            empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, len(statistics.Q))
-            parts.append(Part(concept, statistics, *empty, weight=config.kind(concept.kind)["weight"]))
+            X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, cache))
+            weight = config.kind(concept.kind)["weight"]
+            exact += weight * torch.stack([X, G])
+            statistics = compress(X, G, C, _stored_rank(d, layers, config, concept)).to(torch.float32)
+            empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
+            parts.append(Part(concept, statistics, *empty, weight=weight))
             tell("statistics", i + 1, len(concepts), concept.name)
         prior = prior or _prior(pipe, concepts, config)
         P, key = (prior.P, prior.key) if prior else (None, "")
-        erasure = Erasure(tuple(parts), layers, len(statistics.Q), model_hash(pipe), P, key, config, versions())
+        erasure = Erasure(tuple(parts), layers, d, model_hash(pipe), P, key, config, versions())
+        erasure = dataclasses.replace(erasure, truncation=_truncation(erasure, *exact))
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
-        works = [Work.of(erasure, group, training, place) for group, training in _groups(parts, config)]
+        drawn = drawing_hash(pipe)
+        works = [Work.of(erasure, group, training, place, drawn) for group, training in _groups(parts, config)]
         trained = {}
         for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
             for i, concept in enumerate(work.concepts):
                 trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
-    return erasure.of(dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]])
+    done = erasure.of(dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]])
+    done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
+    return done
+
+
+def _stored_rank(d: int, layers: dict[str, int], config: EraseConfig, concept: Concept) -> int:
+    """Directions of a concept's factors that fit into half a megabyte beside its LoRA: all of them in small models."""
+    lora = 4 * config.training(concept.kind).rank * (sum(layers.values()) + len(layers) * d)  # bytes
+    return rank_for(d, max(PER_CONCEPT - lora, 250_000))
+
+
+def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
+    """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
+    refine, P = erasure.config.refine, erasure.P
+    exact = solve_refinement(X, G, P, refine.lambda1 if P is not None else 0.0, refine.lambda0).R
+    found = difference(erasure.refinement.R, exact)
+    if found > 0.01:
+        log.warning("What half a megabyte per concept keeps of its statistics is off by %.1f %% of R − I.", 100 * found)
+    return found
 
 
 def _prior(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
@@ -105,18 +131,19 @@ class Work:
     layers: tuple[str, ...]
     R: torch.Tensor  # (d, d): W' = W R, of all concepts together
     base: str  # `model_hash` of the model
+    drawn: str  # `drawing_hash` of the model
     folder: Path
     key: str  # what the LoRAs depend on
 
     @classmethod
-    def of(cls, erasure: Erasure, group: Sequence[Part], training: TrainConfig, folder: Path) -> "Work":
+    def of(cls, erasure: Erasure, group: Sequence[Part], training: TrainConfig, folder: Path, drawn: str) -> "Work":
         """The work of some of an erasure's concepts."""
         concepts, config = [part.concept for part in group], erasure.config
-        everything = [part.concept for part in erasure.parts]  # R is that of all of them
+        everything = [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]  # R is that of all
         settings = (config.seed, config.defaults, config.prior, config.refine, config.images, KINDS, training)
-        names = [concept.name for concept in concepts]
-        key = hash_text(erasure.base, erasure.prior_key, everything, names, *settings)[:16]
-        return cls(concepts, training, config, tuple(erasure.layers), erasure.refinement.R, erasure.base, folder, key)
+        base, names = erasure.base, [concept.name for concept in concepts]
+        key = hash_text(__version__, base, drawn, erasure.prior_key, everything, names, *settings)[:16]
+        return cls(concepts, training, config, tuple(erasure.layers), erasure.refinement.R, base, drawn, folder, key)
 
     @property
     def kept(self) -> Path:
@@ -138,7 +165,8 @@ def train_work(pipe, work: Work, tell: Callable[[str, int, str], None]) -> dict[
     names = ", ".join(concept.name for concept in work.concepts[:3])
     with untouched(pipe):
         _refine(pipe, work.R)
-        run = train(pipe, examples, work.training, running)
+        every = max(1, work.training.steps // len(examples))  # a kill loses one concept's steps at most
+        run = train(pipe, examples, work.training, running, every)
         for record in run:
             tell("train", record.step, f"{names}: loss {float(record.losses.mean()):.3g}")
     tensors = {}
@@ -184,29 +212,46 @@ def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[
     yield from ((work, found[work.key]) for work in works if work.key not in waiting)
     done, total, failed = sum(len(w.concepts) for w in works if w.key not in waiting), 0, []
     total = sum(len(work.concepts) for work in works)
-    for outcome in engine.run(Job(key, train_elsewhere, (source, work)) for key, work in waiting.items()):
+    how = source, pipe.scheduler, pipe.unet.dtype
+    for outcome in engine.run(Job(key, train_elsewhere, (*how, work)) for key, work in waiting.items()):
         work = waiting[outcome.key]
         names = ", ".join(concept.name for concept in work.concepts)
         if outcome.error:
             failed.append(f"{names}: {outcome.error}")
             log.warning("The training of %s failed: %s", names, outcome.error)
             continue
+        tensors, notes = outcome.value
+        for note in notes:
+            log.warning(note)
         done += len(work.concepts)
         tell("concepts", done, total, names)
-        work.keep(outcome.value)
-        yield work, outcome.value
+        work.keep(tensors)
+        yield work, tensors
     if failed:
         raise MaceError(f"{len(failed)} groups failed ({'; '.join(failed)}); call again, the others are kept.")
 
 
-def train_elsewhere(source: tuple[str, dict], work: Work) -> dict[str, torch.Tensor]:
-    """`train_work` in a process of its own, which loads the model; MaceError where that is not the caller's."""
+def train_elsewhere(
+    source: tuple[str, dict], scheduler, dtype: torch.dtype, work: Work
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """`train_work` in a process of its own, and its warnings; MaceError where the model is not the caller's.
+
+    The process sees the GPU that it is to use, whatever its number is: only the kind of device is taken over.
+    """
     model, options = source
-    pipe = load_pipeline(model, **options)
-    if model_hash(pipe) != work.base:
-        raise MaceError(f"{model} has other weights on this machine than where the erasure began: copy the model.")
+    device, notes = options["device"] and str(options["device"]).split(":")[0], []
+    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
+    pipe.scheduler = scheduler
+    if (model_hash(pipe), drawing_hash(pipe)) != (work.base, work.drawn):
+        raise MaceError(
+            f"{model}, as it is loaded here, is not the pipeline that the erasure began with: use the same weights on "
+            "all machines, and save a pipeline that was changed after loading."
+        )
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: notes.append(record.getMessage())
+    logging.getLogger("macelib").addHandler(handler)
     with explained():
-        return train_work(pipe, work, lambda *_: None)
+        return train_work(pipe, work, lambda *_: None), notes
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
@@ -251,8 +296,10 @@ def explained() -> Iterator[None]:
         if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
             raise MaceError(
                 "The memory is full: lower train.concepts_per_pass and images.batch, or set "
-                "train.gradient_checkpointing; what was done so far is kept in the folder."
+                "train.gradient_checkpointing; with a folder, what was done so far is kept."
             ) from error
         if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in text:
-            raise MaceError("The disk is full: free some space and call again; what was done is kept.") from error
+            raise MaceError(
+                "The disk is full: free some space and call again; with a folder, what was done is kept."
+            ) from error
         raise

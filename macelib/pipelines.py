@@ -8,6 +8,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
@@ -50,7 +51,7 @@ def load_pipeline(
             kw = {"safety_checker": None, "requires_safety_checker": False, **kw}
         with _quiet():
             pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **where, **kw).to(dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise MaceError(f"{_unknown(model)} ({_first_line(error)})") from error
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
@@ -137,6 +138,17 @@ def kv_weights(unet: nn.Module) -> dict[str, nn.Parameter]:
     """The weights W_k, W_v (out, d) by module path, without those of a loaded LoRA."""
     modules = {name: unet.get_submodule(name) for name in kv_names(unet)}
     return {name: getattr(module, "base_layer", module).weight for name, module in modules.items()}
+
+
+def drawing_hash(pipe) -> str:
+    """What pictures depend on besides `model_hash`: a sample of every weight of UNet and VAE, scheduler, guidance."""
+    some = {
+        f"{part}.{name}": p.detach().flatten()[:64]
+        for part in ("unet", "vae")
+        for name, p in getattr(pipe, part).named_parameters()
+    }
+    settings = sorted((k, str(v)) for k, v in pipe.scheduler.config.items() if not k.startswith("_"))
+    return hash_text(hash_tensors(some), type(pipe.scheduler).__name__, settings, default_guidance(pipe))
 
 
 def model_hash(pipe) -> str:

@@ -17,7 +17,7 @@ from .concepts import Concept
 from .errors import MaceError
 from .files import atomic, cache_folder, hash_text
 from .pipelines import is_mini
-from .refine import gram
+from .refine import gram, symmetric
 from .text import embedding_size, encode, text_hash, tokenizers
 from .tokens import phrase_pattern
 
@@ -151,7 +151,8 @@ def _statistics(pipe, base, captions, groups, exclude) -> tuple[Tensor, list[str
     for row in _grams(pipe, base, strays).values():
         total = total - row
     kept = [pair[1] for pair in pairs if pair not in named]
-    return _symmetric(total, embedding_size(pipe)), kept, len(kept)
+    d = embedding_size(pipe)
+    return symmetric(total, d) if kept else torch.zeros(d, d, dtype=torch.float64), kept, len(kept)
 
 
 def _fits(pipe, caption: str) -> bool:
@@ -182,9 +183,3 @@ def _grams(pipe, base: str, pairs: list[tuple[str, str]]) -> dict[str, Tensor]:
     with atomic(path) as temporary:
         save_file({"upper": sums}, temporary)
     return dict(zip(labels, sums, strict=True))
-
-
-def _symmetric(row: Tensor | float, d: int) -> Tensor:
-    S = torch.zeros(d, d, dtype=torch.float64)
-    S[tuple(torch.triu_indices(d, d))] = row
-    return S + S.triu(1).T

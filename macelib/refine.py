@@ -148,6 +148,13 @@ def condition_number(S: Tensor, L: Tensor, steps: int = 25) -> float:
     return float((S @ high).norm() * torch.cholesky_solve(low, L).norm())
 
 
+def symmetric(upper: Tensor, d: int) -> Tensor:
+    """The symmetric (d, d) whose upper triangle, row by row, is `upper` (d (d + 1) / 2,)."""
+    S = upper.new_zeros(d, d)
+    S[tuple(torch.triu_indices(d, d))] = upper
+    return S + S.triu(1).T
+
+
 @dataclass(frozen=True)
 class ConceptStatistics:
     """One concept's sums in an orthonormal basis Q of k directions: X = Y Qᵀ, G = Q Gq Qᵀ, C = Q Cq Qᵀ."""
@@ -185,9 +192,9 @@ class ConceptStatistics:
         return replace(self, **{name: getattr(self, name).to(*args) for name in ("Q", "Y", "Gq", "Cq")})
 
 
-def rank_for(d: int, budget: int = 250_000) -> int:
-    """The largest k for which the float32 factors Q, Y (d, k) and Gq, Cq (k, k) fit into `budget` bytes; at most d."""
-    return max(1, min(d, int((-d + (d * d + budget / 2) ** 0.5) / 2)))  # 4 (2 d k + 2 k²) = budget
+def rank_for(d: int, budget: int = 300_000) -> int:
+    """The largest k <= d for which Q, Y (d, k) and the triangles of Gq, Cq fit, in float32, into `budget` bytes."""
+    return max(1, min(d, int(((d + 0.5) ** 2 + budget / 4) ** 0.5 - d - 0.5)))  # 4 (2 d k + k (k + 1)) <= budget
 
 
 def compress(
@@ -210,9 +217,9 @@ def compress(
         values, vectors = torch.linalg.eigh(Q.T @ C @ Q)
         Q = (Q @ vectors)[:, -rank:]
     Q = Q.flip(1).contiguous()  # largest first
-    Cq = Q.T @ C @ Q
+    Gq, Cq = ((q + q.T) / 2 for q in (Q.T @ G @ Q, Q.T @ C @ Q))  # symmetric to the last bit: triangles are stored
     lost = float((1 - Cq.trace() / C.trace()).clamp(0, 1))
-    return ConceptStatistics(Q, X @ Q, Q.T @ G @ Q, Cq, lost)
+    return ConceptStatistics(Q, X @ Q, Gq, Cq, lost)
 
 
 def concept_sums(
@@ -248,16 +255,7 @@ def all_tokens(e: Tensor, alignments: list, G: Tensor, products: Products = torc
     return gram(torch.cat(rest), G.clone(), products)
 
 
-def concept_statistics(
-    pipe,
-    concept: Concept,
-    products: Products = torch.float64,
-    rank: int | None = None,
-    cache: dict | None = None,
-) -> ConceptStatistics:
-    """One concept's factors as they are stored: float32 on the CPU, of `rank`, or (None) of the rank that fits a file.
-
-    MaceError where a prompt is too long or the concept cannot be tokenised.
-    """
-    X, G, C = concept_sums(pipe, concept, products, cache)
-    return compress(X, G, C, rank or rank_for(len(C))).to("cpu", torch.float32)
+def difference(R: Tensor, exact: Tensor) -> float:
+    """How far R is from `exact`, relative to what that changes: ||R − exact|| / ||exact − I||, Frobenius."""
+    change = exact - torch.eye(len(exact)).to(exact)
+    return float((R - exact).norm() / change.norm().clamp(min=1e-300))

@@ -17,13 +17,13 @@ from .files import atomic
 
 
 def record(run_folder: str | Path, **metrics) -> Path:
-    """Merge metrics into `run_folder`/metrics.json, nested mappings key by key; returns its path.
+    """Add metrics to `run_folder`/metrics.json, in place of those of the same name; returns its path.
 
     Values: finite numbers (of NumPy and PyTorch, too), texts, true, false, null, and lists and mappings of these.
     MaceError names what cannot be recorded (NaN, infinity, other types), before anything is written.
     """
     path = Path(run_folder) / "metrics.json"
-    merged = _merged(read(run_folder), {key: _plain(value, key) for key, value in metrics.items()})
+    merged = {**read(run_folder), **{key: _plain(value, key) for key, value in metrics.items()}}
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return path
@@ -49,7 +49,7 @@ def save_figure(run_folder: str | Path, name: str, fig) -> Path:
 
     path = Path(run_folder) / f"{name}.png"
     with atomic(path) as temporary:
-        temporary.write_bytes(png(fig))
+        temporary.write_bytes(fig._repr_png_() if hasattr(fig, "_repr_png_") else png(fig))
     return path
 
 
@@ -121,13 +121,3 @@ def _plain(value, name: str):
             raise MaceError(f"{name} is {value}: only finite numbers are recorded; find out where it comes from.")
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     raise MaceError(f"{name} is a {type(value).__name__}: record numbers, texts, or lists and mappings of these.")
-
-
-def _merged(old: dict, new: dict) -> dict:
-    """`old` with the values of `new`, mappings within mappings alike."""
-    both = {key: _merged(old[key], new[key]) for key in old.keys() & new.keys() if _maps(old[key], new[key])}
-    return {**old, **new, **both}
-
-
-def _maps(*values) -> bool:
-    return all(isinstance(value, dict) for value in values)

@@ -12,7 +12,7 @@ from torch import Tensor
 from .concepts import Concept, sample_prompt
 from .errors import MaceError
 from .files import atomic, hash_tensors
-from .pipelines import default_guidance, kv_weights, model_hash
+from .pipelines import default_guidance, drawing_hash, kv_weights, model_hash
 from .text import tokenizers
 from .tokens import tokenize
 
@@ -108,7 +108,8 @@ def training_images(
     Returns the folder. MaceError where it cannot be written.
     """
     folder, prompt = Path(folder), prompt or sample_prompt(concept)
-    made_by = {"model": model or model_hash(pipe), "scheduler": type(pipe.scheduler).__name__, "steps": steps}
+    made_by = {"model": model or model_hash(pipe), "drawn_by": drawing_hash(pipe), "steps": steps}
+    made_by |= {"scheduler": type(pipe.scheduler).__name__}
     guidance = default_guidance(pipe) if guidance is None else guidance
     made_by |= {"guidance": guidance, "size": list(image_size(pipe, size))}
     if hasattr(pipe.unet, "_macelib_originals"):
@@ -119,8 +120,7 @@ def training_images(
     if kept and len(fresh) < min(len(kept), n):
         log.warning("%s holds pictures of other settings, or damaged ones: they are drawn again.", folder)
     missing = [entry for entry in wanted if entry not in fresh]
-    if not missing:
-        _write_manifest(folder, wanted)
+    _write_manifest(folder, fresh)  # nothing vouches for what is drawn again, until it is there
     for start in range(0, len(missing), batch):
         some = missing[start : start + batch]
         seeds = [entry["seed"] for entry in some]

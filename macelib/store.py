@@ -13,18 +13,19 @@ from .config import EraseConfig
 from .erasure import Erasure, Part
 from .errors import MaceError
 from .files import atomic
-from .refine import ConceptStatistics
+from .refine import ConceptStatistics, symmetric
 
-FORMAT = "macelib-erasure-1"
-FACTORS = ("Q", "Y", "Gq", "Cq")
-KEPT = ("layers", "width", "base", "prior_key", "versions")  # fields of Erasure that are JSON as they are
+FORMAT = "macelib-erasure-2"
+KEPT = ("layers", "width", "base", "prior_key", "versions", "truncation")  # fields of Erasure that are JSON as they are
 
 
 def save(erasure: Erasure, path: str | Path) -> Path:
     """Write the erasure: factors, B and D in float32, the prior's upper triangle in float64."""
     tensors, parts = {}, []
     for i, p in enumerate(erasure.parts):
-        tensors |= {f"{i}.{name}": getattr(p.statistics, name) for name in FACTORS} | {f"{i}.B": p.B, f"{i}.D": p.D}
+        s, upper = p.statistics, tuple(torch.triu_indices(len(p.statistics.Cq), len(p.statistics.Cq)))
+        tensors |= {f"{i}.Q": s.Q, f"{i}.Y": s.Y, f"{i}.Gq": s.Gq[upper], f"{i}.Cq": s.Cq[upper]}
+        tensors |= {f"{i}.B": p.B, f"{i}.D": p.D}
         fields = {"weight": p.weight, "strength": p.strength, "lost": p.statistics.lost}
         parts.append({"concept": dataclasses.asdict(p.concept), **fields})
     if erasure.P is not None:
@@ -59,12 +60,10 @@ def _assemble(about: dict, tensors: dict[str, torch.Tensor]) -> Erasure:
     parts = []
     for i, p in enumerate(about["parts"]):
         concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in p["concept"].items()})
-        statistics = ConceptStatistics(*(tensors[f"{i}.{name}"] for name in FACTORS), lost=p["lost"])
+        Q, k = tensors[f"{i}.Q"], tensors[f"{i}.Q"].shape[1]
+        Gq, Cq = (symmetric(tensors[f"{i}.{name}"], k) for name in ("Gq", "Cq"))
+        statistics = ConceptStatistics(Q, tensors[f"{i}.Y"], Gq, Cq, p["lost"])
         parts.append(Part(concept, statistics, tensors[f"{i}.B"], tensors[f"{i}.D"], p["weight"], p["strength"]))
-    P, d = None, about["width"]
-    if "P" in tensors:
-        P = torch.zeros(d, d, dtype=tensors["P"].dtype)
-        P[tuple(torch.triu_indices(d, d))] = tensors["P"]
-        P = P + P.triu(1).T
+    P = symmetric(tensors["P"], about["width"]) if "P" in tensors else None
     config = EraseConfig.from_dict(about["config"])
     return Erasure(tuple(parts), P=P, config=config, **{name: about[name] for name in KEPT})

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from .pipelines import kv_weights, model_hash
 
+STATE = ("_macelib_originals", "_macelib_base")  # original weights by name; (these, their `model_hash`)
+
 
 def originals(unet) -> dict[str, Tensor]:
     """The weights of every to_k and to_v as they were before an erasure was applied: kept ones, else copies."""
@@ -23,13 +25,13 @@ def remove(pipe) -> None:
         weights = kv_weights(pipe.unet)
         for name, w in kept.items():
             weights[name].copy_(w)
-        del pipe.unet._macelib_originals
+        _forget(pipe.unet)
 
 
 @contextmanager
 def untouched(pipe) -> Iterator[None]:
     """The pipeline with its original weights; whatever happens inside, it is left as it was found."""
-    kept = getattr(pipe.unet, "_macelib_originals", None)
+    kept, base = (getattr(pipe.unet, name, None) for name in STATE)
     before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
     remove(pipe)
     try:
@@ -38,10 +40,15 @@ def untouched(pipe) -> Iterator[None]:
         with torch.no_grad():
             for name, w in kv_weights(pipe.unet).items():
                 w.copy_(before[name])
-        if hasattr(pipe.unet, "_macelib_originals"):
-            del pipe.unet._macelib_originals
-        if kept is not None:
-            pipe.unet._macelib_originals = kept
+        _forget(pipe.unet)
+        for name, value in zip(STATE, (kept, base), strict=True):
+            if value is not None:
+                setattr(pipe.unet, name, value)
+
+
+def _forget(unet) -> None:
+    for name in STATE:
+        unet.__dict__.pop(name, None)
 
 
 def base_hash(pipe) -> str:

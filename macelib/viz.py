@@ -24,7 +24,10 @@ class Figure(matplotlib.figure.Figure):
     """A figure that belongs to no window; a notebook shows it as a light PNG whatever the backend."""
 
     def _repr_png_(self) -> bytes:
-        return png(self)
+        """The PNG, rendered once: a figure is complete when it is first shown or saved."""
+        if not hasattr(self, "_shown"):
+            self._shown = png(self)
+        return self._shown
 
 
 def png(fig: matplotlib.figure.Figure, limit: int = LIMIT) -> bytes:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from macelib.config import KINDS, EraseConfig, ImagesConfig, RefineConfig, TrainOptions
+from macelib.config import KINDS, EraseConfig, FuseConfig, ImagesConfig, RefineConfig, TrainOptions
 from macelib.errors import MaceError
 
 
@@ -71,3 +71,7 @@ def test_unreadable_file_and_direct_use(tmp_path):
         EraseConfig(seed=-1)
     with pytest.raises(MaceError, match=r"refine\.lambda0"):
         EraseConfig(refine=RefineConfig(lambda0=-0.5))
+    with pytest.raises(MaceError, match=r"fuse\.method is 'Naive'; allowed: closed, naive"):
+        EraseConfig(fuse=FuseConfig(method="Naive"))
+    with pytest.raises(MaceError, match=r"refine\.products is 'fp32'"):
+        EraseConfig(refine=RefineConfig(products="fp32"))

@@ -4,6 +4,8 @@ import dataclasses
 import errno
 import logging
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ import macelib
 from macelib import Concept, EraseConfig, Erasure, MaceError, erase, job, load_pipeline
 from macelib.batch import make_engine
 from macelib.config import ImagesConfig, PriorConfig, TrainOptions
+from macelib.files import data_folder
 from macelib.prior import Prior
+from macelib.refine import concept_sums, solve_refinement
+from macelib.text import embedding_size
 from macelib.tiny import tiny_pipeline
 
 FEW = ("a photo of the {}", "a drawing of {}", "{} at sunset")
@@ -200,3 +205,18 @@ def test_lazy_names():
     assert macelib.erase is job.erase and macelib.Concept is Concept and "trace" in dir(macelib)
     with pytest.raises(AttributeError, match="nothing"):
         _ = macelib.nothing
+
+
+@pytest.mark.slow
+def test_what_is_applied_to_mini_sd_is_the_exact_solution():
+    """Eq. 2 of the model that ships, from the whole sums, against what an erasure writes: nothing is truncated."""
+    if not (data_folder() / "mini-sd" / "model_index.json").is_file():
+        pytest.skip("data/mini-sd is not there")
+    pipe, ship = load_pipeline("mini-sd", device="cpu"), Concept("ship", "the sea")
+    prior = Prior(10 * torch.eye(embedding_size(pipe), dtype=torch.float64), "", 1)
+    few = EraseConfig(images=ImagesConfig(count=1, steps=1, masks="full"), train=TrainOptions(steps=1, lr=1e-9))
+    erasure = erase(pipe, [ship], few, prior=prior)
+    X, G, _ = concept_sums(pipe, ship)
+    R = solve_refinement(X, G, prior.P, few.refine.lambda1, few.refine.lambda0).R
+    assert erasure.truncation < 1e-5 and float((erasure.refinement.R - R).abs().max() / R.abs().max()) < 1e-5
+    assert Erasure.load(erasure.save(Path(tempfile.mkdtemp()) / "e.safetensors")).truncation == erasure.truncation

@@ -15,7 +15,7 @@ from macelib.config import EraseConfig, FuseConfig, RefineConfig
 from macelib.erasure import Erasure, Part
 from macelib.errors import MaceError
 from macelib.pipelines import kv_weights, model_hash
-from macelib.refine import concept_statistics
+from macelib.refine import compress, concept_sums
 from macelib.swap import untouched
 from macelib.text import encode, tokenizers
 from macelib.tiny import tiny_pipeline
@@ -36,7 +36,7 @@ def make(pipe, concepts=CONCEPTS, config=CONFIG, rank=1):
     parts = []
     for concept in concepts:
         g = torch.Generator().manual_seed(sum(map(ord, concept.name)))
-        statistics = concept_statistics(pipe, concept)
+        statistics = compress(*concept_sums(pipe, concept)).to("cpu", torch.float32)
         B = torch.randn(sum(layers.values()), rank, generator=g) * 0.1
         D = torch.randn(len(layers), rank, len(statistics.Q), generator=g) * 0.1
         parts.append(Part(concept, statistics, B, D))

@@ -202,6 +202,13 @@ def test_autocast_draws_nearly_the_same(pipe):
         pictures.Drawing(autocast="int8")
 
 
+def test_two_strengths_of_one_erasure_are_two_rows(pipe, ship):
+    result = evaluate.objects(pipe, [ship, ship.scaled(0.5)], classifier=ByPixel(), images=3, **FAST)
+    assert list(dict.fromkeys(result.metrics.erased)) == ["ship (1)", "ship (2)", "mean of 2"]
+    alone = evaluate.objects(pipe, ship.scaled(0.5), classifier=ByPixel(), images=3, **FAST)
+    assert result.value("Acc_s", "ship (2)") == alone.value("Acc_s")
+
+
 def test_characters(pipe, ship):
     seeds = [0, 3, 5]
     result = evaluate.characters(pipe, ship, ["frog"], classifier=ByPixel(), seeds=seeds, **FAST)

@@ -1,4 +1,4 @@
-"""metrics.json: merged, atomic, and refusing what is no number."""
+"""metrics.json: added to, atomic, and refusing what is no number."""
 
 import json
 import os
@@ -10,12 +10,12 @@ import torch
 from macelib import MaceError, results, viz
 
 
-def test_record_merges(tmp_path):
+def test_record_adds_and_replaces(tmp_path):
     results.record(tmp_path / "run", model="mini-sd", H_o={"ship": {"original": 1.5}}, seeds=[0, 1])
     path = results.record(tmp_path / "run", H_o={"ship": {"erased": np.float32(92.5)}, "frog": torch.tensor(3)})
     assert json.loads(path.read_text()) == {
         "model": "mini-sd",
-        "H_o": {"ship": {"original": 1.5, "erased": 92.5}, "frog": 3},
+        "H_o": {"ship": {"erased": 92.5}, "frog": 3},  # nothing of an earlier run stays
         "seeds": [0, 1],
     }
     results.record(tmp_path / "run", H_o=1, flag=np.bool_(True), nothing=None)

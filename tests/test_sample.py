@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from macelib import sample
 from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.sample import encode_images, generate, image_size, read_images, read_manifest, training_images
@@ -101,3 +102,25 @@ def test_images_of_other_settings_or_damaged_ones_are_redone(pipe, tmp_path, cap
     assert len(read_manifest(tmp_path)) == 2
     with pytest.raises(MaceError, match=r"no manifest.json"):
         read_images(tmp_path / "nosuch")
+
+
+def test_a_picture_drawn_otherwise_is_not_vouched_for(pipe, tmp_path, monkeypatch):
+    """Settings A, then B cut short after a file was replaced, then A again: nothing of B is taken for A's."""
+    ship, options = Concept("ship", "sea"), {"folder": tmp_path, "batch": 1}
+    training_images(pipe, ship, 2, steps=1, **options)
+    first = (tmp_path / "0000.png").read_bytes()
+
+    write = sample._write_manifest
+
+    def stop(folder, entries):
+        if entries:
+            raise KeyboardInterrupt
+        write(folder, entries)
+
+    monkeypatch.setattr(sample, "_write_manifest", stop)
+    with pytest.raises(KeyboardInterrupt):
+        training_images(pipe, ship, 2, steps=2, **options)
+    monkeypatch.undo()
+    assert (tmp_path / "0000.png").read_bytes() != first
+    training_images(pipe, ship, 2, steps=1, **options)
+    assert (tmp_path / "0000.png").read_bytes() == first

@@ -238,7 +238,7 @@ def test_autocast(pipe, erasure):
 
 
 def test_prepared_erases_once(pipe, erasure, folder, monkeypatch, caplog):
-    assert [p.suffix for p in folder.iterdir()] == [".safetensors"], "the work folder is gone"
+    assert [p.suffix for p in folder.iterdir() if p.name != ".locks"] == [".safetensors"], "the work folder is gone"
     again = prepared(pipe, CONCEPTS, CONFIG, folder=folder)
     assert all(torch.equal(a.B, b.B) for a, b in zip(again.parts, erasure.parts, strict=True))
     calls = []
@@ -284,4 +284,4 @@ def test_reaction_on_mini_sd():
         page.sliders["frog"].value = strength
         seconds.append(page.seconds)
     page.close()
-    assert min(seconds) < 3, seconds
+    assert sorted(seconds)[1] < 3, seconds

@@ -14,7 +14,7 @@ import pandas as pd
 from ..errors import MaceError
 from .runs import METRICS, ROOT, STATUS, read_json, state, write_text
 
-ABOUT = ("config", "environment", "settings")  # entries of metrics.json that describe the run and measure nothing
+ABOUT = ("config", "environment", "settings", "seconds")  # entries of metrics.json that are no results
 
 
 def find(name: str | Path, root: str | Path = ROOT) -> Path:

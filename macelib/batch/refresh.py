@@ -4,7 +4,6 @@ What is written back is what belongs under version control: results and figures,
 A notebook that stops with an error stays as it was.
 """
 
-import os
 import sys
 import tempfile
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 import nbformat
 
 from ..files import atomic
-from .execute import KERNEL, _kernel_environment, _transport
+from .execute import KERNEL, _explain, _kernel_environment, _transport
 
 KEPT = ("tags",)  # of a cell's metadata
 
@@ -25,7 +24,6 @@ def refresh(path: Path) -> float:
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mace-") as private:
         _kernel_environment(Path(private), path.parent)
-        os.environ.pop("MACELIB_RUN_FOLDER")  # the notebook's own default
         out = Path(private) / path.name
         papermill.execute_notebook(
             str(path),
@@ -66,15 +64,16 @@ def _is_result(output) -> bool:
 
 def main(paths: list[str]) -> int:
     """Refresh notebooks one after the other; those that fail are named, and the exit code says so."""
-    from papermill.exceptions import PapermillExecutionError
-
     failed = 0
     for path in map(Path, paths):
         try:
-            print(f"{path}: {refresh(path.resolve()):.0f} s", flush=True)
-        except PapermillExecutionError as error:
+            seconds = refresh(path.resolve())
+        except Exception as error:  # whatever ends a notebook or its kernel: the others are still executed
             failed += 1
-            print(f"{path}: stopped in code cell {error.exec_count}: {error.ename}: {error.evalue}", flush=True)
+            status = _explain(error)
+            print(f"{path}: stopped in code cell {status['cell']}: {status['error']}", flush=True)
+        else:
+            print(f"{path}: {seconds:.0f} s", flush=True)
     return 1 if failed else 0
 
 

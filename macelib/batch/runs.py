@@ -25,6 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ..errors import MaceError
 from .parameters import check, read_notebook, read_parameters, source
 
@@ -125,12 +127,16 @@ def code_version() -> str:
 
 
 def remember(folder: Path, name: str, runs: Sequence[Run], add: bool = False) -> None:
-    """Write sweep.json, the runs that make up a sweep; `add` keeps those that were there."""
-    before = read_json(folder / "sweep.json").get("runs", []) if add else []
-    now = [{key: value for key, value in asdict(run).items() if key in ("id", "parameters")} for run in runs]
-    ids = {run["id"] for run in now}
-    rows = [run for run in before if run["id"] not in ids] + now
-    write_json(folder / "sweep.json", {"name": name, "notebook": Path(runs[0].notebook).name, "runs": rows})
+    """Write sweep.json, the runs that make up a sweep; `add` keeps those that were there, of the same versions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".sweep.lock"):  # `mace run` may be called many times at once
+        before = read_json(folder / "sweep.json").get("runs", []) if add else []
+        kept = ("id", "parameters", "versions")
+        now = [{key: value for key, value in asdict(run).items() if key in kept} for run in runs]
+        ids = {run["id"] for run in now}
+        same = [run for run in before if run["id"] not in ids and run.get("versions") == now[0]["versions"]]
+        rows = {"name": name, "notebook": Path(runs[0].notebook).name, "runs": same + now}
+        write_json(folder / "sweep.json", rows)
 
 
 def environment() -> dict[str, Any]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import MaceError
 from ..files import atomic, hash_tensors, hash_text
-from ..pipelines import default_guidance, kv_weights
+from ..pipelines import default_guidance, drawing_hash, kv_weights
 from ..sample import generate, image_size
 from ..swap import base_hash
 
@@ -66,7 +66,8 @@ class Drawing:
         values.pop("batch")
         values["guidance"] = default_guidance(pipe) if self.guidance is None else self.guidance
         weights = hash_tensors(kv_weights(pipe.unet))
-        return {"model": base_hash(pipe), "weights": weights, "scheduler": type(pipe.scheduler).__name__, **values}
+        about = {"model": base_hash(pipe), "weights": weights, "drawn_by": drawing_hash(pipe)}
+        return about | {"scheduler": type(pipe.scheduler).__name__, **values}
 
 
 def _save(place: Path, job: Job, image: Image.Image) -> str:

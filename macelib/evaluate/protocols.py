@@ -160,6 +160,16 @@ def styles(
     return work.run(pipe, erasures, asks, lambda pictures, jobs: scorer.score(pictures, [p for p, _ in jobs]))
 
 
+def _distinct(labels: list[str]) -> list[str]:
+    """The labels, those that occur several times with a number.
+
+    >>> _distinct(["ship", "frog", "ship"])
+    ['ship (1)', 'frog', 'ship (2)']
+    """
+    counts = [labels[: i + 1].count(label) for i, label in enumerate(labels)]
+    return [f"{a} ({n})" if labels.count(a) > 1 else a for a, n in zip(labels, counts, strict=True)]
+
+
 def _list(erasures: Erasure | Sequence[Erasure]) -> list[Erasure]:
     erasures = [erasures] if isinstance(erasures, Erasure) else list(erasures)
     if not erasures or not all(erasure.parts for erasure in erasures):
@@ -208,7 +218,7 @@ class _Work:
                 seen.append(verdicts)
             settings = self.drawing.about(pipe) | {"classifier": self.classifier, "seeds": list(self.seeds)}
         settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
-        labels = [" + ".join(c.name for c in erasure.concepts) for erasure in erasures]
+        labels = _distinct([" + ".join(c.name for c in erasure.concepts) for erasure in erasures])
         rows = []
         for label, some, verdicts in zip(labels, asks, seen[1:], strict=True):
             for model, found in (("original", seen[0]), ("erased", verdicts)):
