@@ -1,13 +1,14 @@
 """Progress bars for the command line and notebooks."""
 
-import sys
-
 
 class Bars:
-    """Progress bars, one per stage, on standard error: call with (stage, done, total, detail)."""
+    """Progress bars, one per stage, on standard error or in the page: call with (stage, done, total, detail).
 
-    def __init__(self):
-        self.bars = {}
+    `options`: of tqdm, such as leave=False for bars that are gone at the end.
+    """
+
+    def __init__(self, **options):
+        self.bars, self.options = {}, options
 
     def __enter__(self) -> "Bars":
         return self
@@ -17,10 +18,10 @@ class Bars:
             bar.close()
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        from tqdm import tqdm
+        from tqdm.auto import tqdm
 
         if stage not in self.bars:
-            self.bars[stage] = tqdm(total=total, desc=stage, file=sys.stderr)
+            self.bars[stage] = tqdm(total=total, desc=stage, **self.options)
         bar = self.bars[stage]
         bar.set_postfix_str(detail, refresh=False)
         bar.update(done - bar.n)

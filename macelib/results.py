@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from . import progress
 from .erasure import versions
 from .errors import MaceError
 from .files import atomic
@@ -67,26 +68,11 @@ def environment() -> dict:
     }
 
 
-class Bars:
-    """Progress bars of a notebook, one per stage, gone at the end: `with Bars() as bars: erase(..., progress=bars)`."""
+class Bars(progress.Bars):
+    """Progress bars of a notebook, gone at the end: `with Bars() as bars: erase(..., progress=bars)`."""
 
     def __init__(self):
-        self.bars = {}
-
-    def __enter__(self) -> "Bars":
-        return self
-
-    def __exit__(self, *_) -> None:
-        for bar in self.bars.values():
-            bar.close()
-
-    def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
-        from tqdm.auto import tqdm
-
-        if stage not in self.bars:
-            self.bars[stage] = tqdm(total=total, desc=stage, leave=False, mininterval=1)
-        self.bars[stage].set_postfix_str(detail, refresh=False)
-        self.bars[stage].update(done - self.bars[stage].n)
+        super().__init__(leave=False, mininterval=1)
 
 
 def _commit(folder: Path) -> str | None:

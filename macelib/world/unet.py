@@ -204,4 +204,4 @@ def train_unet(
         return loss.item()
 
     parts = {"unet": unet, "optimizer": optimizer, "average": average, "generator": generator}
-    yield from run_steps("unet", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.25)
+    yield from run_steps("unet", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.9)
