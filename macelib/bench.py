@@ -19,7 +19,7 @@ from .concepts import Concept
 from .erasure import Erasure, Part
 from .errors import MaceError
 from .fuse import fuse_sums
-from .refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, rank_for, solve_refinement
+from .refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Meter:
 
 def random_erasure(shapes: Shapes, count: int) -> Erasure:
     """An erasure of random concepts, with LoRAs of rank 1 and factors of the stored rank."""
-    parts, k = [], rank_for(shapes.width)
+    parts, k = [], stored_rank(shapes.width, shapes.out)
     for i in range(count):
         g = torch.Generator().manual_seed(i)
         Q = torch.linalg.qr(torch.randn(shapes.width, k, generator=g)).Q

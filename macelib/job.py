@@ -26,14 +26,13 @@ from .fuse import Fusion, fused_weight
 from .lora import Example, TrainConfig, example, train
 from .masks import make_masks
 from .pipelines import check_pipeline, drawing_hash, kv_weights, load_pipeline, model_hash
-from .refine import compress, concept_sums, difference, rank_for, solve_refinement
+from .refine import compress, concept_sums, difference, solve_refinement, stored_rank
 from .sample import read_images, training_images
 from .swap import untouched
 from .text import embedding_size
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
-PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
 
 
 def erase(
@@ -66,9 +65,9 @@ def erase(
         parts, cache, exact = [], {}, torch.zeros(2, d, d, dtype=torch.float64)  # ΣX, ΣG
         for i, concept in enumerate(concepts):  # first, because a prompt that is too long ends here
             X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, cache))
-            weight = config.kind(concept.kind)["weight"]
+            weight, rank = config.kind(concept.kind)["weight"], config.training(concept.kind).rank
             exact += weight * torch.stack([X, G])
-            statistics = compress(X, G, C, _stored_rank(d, layers, config, concept)).to(torch.float32)
+            statistics = compress(X, G, C, stored_rank(d, [*layers.values()], rank)).to(torch.float32)
             empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
             parts.append(Part(concept, statistics, *empty, weight=weight))
             tell("statistics", i + 1, len(concepts), concept.name)
@@ -86,12 +85,6 @@ def erase(
     done = erasure.of(dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]])
     done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
     return done
-
-
-def _stored_rank(d: int, layers: dict[str, int], config: EraseConfig, concept: Concept) -> int:
-    """Directions of a concept's factors that fit into half a megabyte beside its LoRA: all of them in small models."""
-    lora = 4 * config.training(concept.kind).rank * (sum(layers.values()) + len(layers) * d)  # bytes
-    return rank_for(d, max(PER_CONCEPT - lora, 250_000))
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:

@@ -3,6 +3,7 @@
 W factors out of Eq. 2, because the embeddings do not depend on the layer: W' = W R for every layer, keys and values.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -16,6 +17,7 @@ from .text import encode, tokenizers
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
 BLOCK = 1024  # rows converted and multiplied at once: bounds memory, and the rounding of a float32 product
+PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
 
 
@@ -195,6 +197,14 @@ class ConceptStatistics:
 def rank_for(d: int, budget: int = 300_000) -> int:
     """The largest k <= d for which Q, Y (d, k) and the triangles of Gq, Cq fit, in float32, into `budget` bytes."""
     return max(1, min(d, int(((d + 0.5) ** 2 + budget / 4) ** 0.5 - d - 0.5)))  # 4 (2 d k + k (k + 1)) <= budget
+
+
+def stored_rank(d: int, outs: Sequence[int], rank: int = 1) -> int:
+    """Directions of a concept's factors that fit into half a megabyte beside its LoRA: all of them in small models.
+
+    outs: out features of every layer. Where a LoRA of high rank leaves less, the factors get 250 kB all the same.
+    """
+    return rank_for(d, max(PER_CONCEPT - 4 * rank * (sum(outs) + len(outs) * d), 250_000))
 
 
 def compress(

@@ -90,8 +90,8 @@ def test_an_erasure_trains_on_a_cluster_that_loses_a_node(cluster, tmp_path):
     here = erase(pipe, concepts, config, folder=tmp_path / "here")
     assert [step for stage, step, *_ in done if stage == "concepts"] == [1, 2, 3, 4, 5, 6]
     for one, other in zip(there.parts, here.parts, strict=True):
-        assert one.concept == other.concept and (one.B - other.B).abs().max() < 1e-6
-        assert (one.D - other.D).abs().max() < 1e-6
+        assert one.concept == other.concept and (one.B - other.B).abs().max() < 1e-5
+        assert (one.D - other.D).abs().max() < 1e-5
 
 
 def test_a_job_that_no_node_can_take_is_refused(cluster):

@@ -58,9 +58,11 @@ def same(a, b):
 
 
 def equal(one, other):
-    """The same LoRAs, to rounding."""
+    """The same LoRAs, to rounding, which Adam's first steps enlarge: 1e-5, as for N concepts in one pass."""
     pairs = list(zip(one.parts, other.parts, strict=True))
-    return all(torch.allclose(a.B, b.B, atol=1e-6) and torch.allclose(a.D, b.D, atol=1e-6) for a, b in pairs)
+    return all(
+        torch.allclose(a.B, b.B, rtol=0, atol=1e-5) and torch.allclose(a.D, b.D, rtol=0, atol=1e-5) for a, b in pairs
+    )
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd2", "sdxl"])

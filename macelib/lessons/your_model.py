@@ -18,7 +18,7 @@ from ..persample import per_sample
 from ..pipelines import _quiet as quiet
 from ..pipelines import kv_weights
 from ..prior import Prior, prior
-from ..refine import rank_for
+from ..refine import stored_rank
 
 _V2 = {"use_linear_projection": True}
 LAYOUTS: dict[str, dict] = {  # unet: fields of UNet2DConditionModel; text: width, layers, heads of each encoder
@@ -86,9 +86,9 @@ def table(tflops: float, **kw) -> pd.DataFrame:
 def file_size(shapes: Mapping[str, tuple[int, int]], concepts: int, rank: int = 1) -> int:
     """Bytes of a saved erasure: per concept its statistics and LoRA in float32, and the prior's triangle in float64."""
     out, d = sum(out for out, _ in shapes.values()), next(iter(shapes.values()))[1]
-    k = rank_for(d)
+    k = stored_rank(d, [out for out, _ in shapes.values()], rank)
     lora = rank * (out + len(shapes) * d)
-    return concepts * 4 * (2 * d * k + 2 * k * k + lora) + 8 * d * (d + 1) // 2
+    return concepts * 4 * (2 * d * k + k * (k + 1) + lora) + 8 * d * (d + 1) // 2
 
 
 def _text(width: int, layers: int, heads: int) -> CLIPTextConfig:
