@@ -206,25 +206,23 @@ def run(
         times, memory = meter.seconds / ours.seconds, meter.megabytes / max(ours.megabytes, 1e-3)
         lines.append(f"ratio: {times:.1f} in time, {memory:.1f} in memory; max relative error {error:.1e}")
     if toggle:
-        erasure, W = random_erasure(shapes, concepts), dict(enumerate(shapes.weights()))
-        W = {f"layer {i}": w for i, w in W.items()}
+        erasure = random_erasure(shapes, concepts)
+        W = dict(zip(erasure.layers, shapes.weights(), strict=True))
+        model = {name: w.clone() for name, w in W.items()}
         with Meter() as meter:
             for name, w in erasure.weights(W):
-                W[name].copy_(w)
+                model[name].copy_(w)
         lines.append(
             f"stages 1+3 of an erasure of {concepts} concepts, from its factors: {meter.seconds:.2f} s, "
             f"{meter.megabytes:.0f} MB above the start"
         )
-        lines.append(f"one of {concepts} concepts off, and on again: {' s, '.join(_toggle(shapes, concepts))} s")
+        lines.append(f"one of {concepts} concepts off, and on again: {' s, '.join(_toggle(erasure, W, model))} s")
     return lines
 
 
-def _toggle(shapes: Shapes, concepts: int) -> list[str]:
-    """Seconds to leave one concept out, and to take it in again: re-fuse and write every weight."""
-    erasure, layers = random_erasure(shapes, concepts), [f"layer {i}" for i in range(len(shapes.out))]
-    W = dict(zip(layers, shapes.weights(), strict=True))
-    model, seconds = {name: w.clone() for name, w in W.items()}, []
-    _ = erasure.fusion
+def _toggle(erasure: Erasure, W: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
+    """Seconds to leave one concept out, and to take it in again: re-fuse and write every weight of the model."""
+    seconds = []
     for change in (lambda e: e.without("concept 0"), lambda e: e + erasure.only("concept 0")):
         start = time.perf_counter()
         erasure_ = change(erasure if not seconds else erasure_)  # noqa: F821

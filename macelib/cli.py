@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from .batch.cli import register
-from .errors import MaceError
+from .errors import MaceError, explained
 from .progress import Bars
 
 app = typer.Typer(
@@ -310,15 +310,10 @@ def main() -> None:
     """Entry point: a MaceError is one sentence on standard error and exit code 1."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        app()
+        with explained():
+            app()
     except MaceError as error:
         typer.echo(f"mace: {error}", err=True)
-        sys.exit(1)
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error).lower():
-            raise
-        cure = "lower --batch, or the settings' images.batch and train.concepts_per_pass"
-        typer.echo(f"mace: The memory is full: {cure}.", err=True)
         sys.exit(1)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import logging
 import re
@@ -20,7 +19,7 @@ from . import prior as priors
 from .concepts import Concept, anchored, check_concepts, prompts, with_synonyms
 from .config import KINDS, EraseConfig
 from .erasure import Erasure, Part, versions
-from .errors import MaceError
+from .errors import MaceError, explained
 from .files import atomic, hash_text
 from .fuse import Fusion, fused_weight
 from .lora import Example, TrainConfig, example, train
@@ -74,17 +73,26 @@ def erase(
         prior = prior or _prior(pipe, concepts, config)
         P, key = (prior.P, prior.key) if prior else (None, "")
         erasure = Erasure(tuple(parts), layers, d, model_hash(pipe), P, key, config, versions())
-        erasure = dataclasses.replace(erasure, truncation=_truncation(erasure, *exact))
+        truncation = _truncation(erasure, *exact)
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
         drawn = drawing_hash(pipe)
-        works = [Work.of(erasure, group, training, place, drawn) for group, training in _groups(parts, config)]
+        common = _dependence(erasure, drawn)
+        works = [Work.of(erasure, group, training, place, drawn, common) for group, training in _groups(parts, config)]
         trained = {}
         for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
             for i, concept in enumerate(work.concepts):
                 trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
-    done = erasure.of(dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]])
+    parts = [dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]]]
+    done = dataclasses.replace(erasure, parts=tuple(parts), truncation=truncation)
     done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
     return done
+
+
+def _dependence(erasure: Erasure, drawn: str) -> str:
+    """Hash of what the LoRAs of every group depend on: model, prior, settings, and all concepts' prompts, as R does."""
+    c, everything = erasure.config, [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]
+    settings = (c.seed, c.defaults, c.prior, c.refine, c.images, KINDS)
+    return hash_text(__version__, erasure.base, drawn, erasure.prior_key, everything, *settings)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
@@ -129,14 +137,14 @@ class Work:
     key: str  # what the LoRAs depend on
 
     @classmethod
-    def of(cls, erasure: Erasure, group: Sequence[Part], training: TrainConfig, folder: Path, drawn: str) -> "Work":
-        """The work of some of an erasure's concepts."""
-        concepts, config = [part.concept for part in group], erasure.config
-        everything = [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]  # R is that of all
-        settings = (config.seed, config.defaults, config.prior, config.refine, config.images, KINDS, training)
-        base, names = erasure.base, [concept.name for concept in concepts]
-        key = hash_text(__version__, base, drawn, erasure.prior_key, everything, names, *settings)[:16]
-        return cls(concepts, training, config, tuple(erasure.layers), erasure.refinement.R, base, drawn, folder, key)
+    def of(
+        cls, erasure: Erasure, group: Sequence[Part], training: TrainConfig, folder: Path, drawn: str, common: str
+    ) -> "Work":
+        """The work of some of an erasure's concepts; common: what the LoRAs of all groups depend on."""
+        concepts = [part.concept for part in group]
+        key = hash_text(common, [concept.name for concept in concepts], training)[:16]
+        layers, R = tuple(erasure.layers), erasure.refinement.R
+        return cls(concepts, training, erasure.config, layers, R, erasure.base, drawn, folder, key)
 
     @property
     def kept(self) -> Path:
@@ -203,7 +211,7 @@ def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[
     found = {work.key: _read(work.kept) for work in works}
     waiting = {work.key: work for work in works if found[work.key] is None}
     yield from ((work, found[work.key]) for work in works if work.key not in waiting)
-    done, total, failed = sum(len(w.concepts) for w in works if w.key not in waiting), 0, []
+    done, failed = sum(len(w.concepts) for w in works if w.key not in waiting), []
     total = sum(len(work.concepts) for work in works)
     how = source, pipe.scheduler, pipe.unet.dtype
     for outcome in engine.run(Job(key, train_elsewhere, (*how, work)) for key, work in waiting.items()):
@@ -218,7 +226,8 @@ def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[
             log.warning(note)
         done += len(work.concepts)
         tell("concepts", done, total, names)
-        work.keep(tensors)
+        if not work.kept.exists():  # where the folder is not shared
+            work.keep(tensors)
         yield work, tensors
     if failed:
         raise MaceError(f"{len(failed)} groups failed ({'; '.join(failed)}); call again, the others are kept.")
@@ -275,24 +284,3 @@ def _example(pipe, concept: Concept, work: Work) -> Example:
     training_images(pipe, concept, config.image_count(concept.kind), folder, seed, model=work.base, **options)
     images, _ = read_images(folder)
     return example(pipe, concept, images, make_masks(config.mask_source(concept.kind), pipe, concept, images))
-
-
-@contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Out of memory and out of space as a MaceError that says what to do."""
-    try:
-        yield
-    except MaceError:
-        raise
-    except (RuntimeError, MemoryError, OSError, SafetensorError) as error:
-        text = str(error).lower()
-        if isinstance(error, MemoryError) or "out of memory" in text or "not enough memory" in text:
-            raise MaceError(
-                "The memory is full: lower train.concepts_per_pass and images.batch, or set "
-                "train.gradient_checkpointing; with a folder, what was done so far is kept."
-            ) from error
-        if getattr(error, "errno", None) == errno.ENOSPC or "no space left" in text:
-            raise MaceError(
-                "The disk is full: free some space and call again; with a folder, what was done is kept."
-            ) from error
-        raise

@@ -15,8 +15,7 @@ import ipywidgets as widgets
 
 from . import viz
 from .easel import MOST, Easel
-from .errors import MaceError
-from .job import explained
+from .errors import MaceError, explained
 from .page import STYLE, gallery, message
 
 log = logging.getLogger(__name__)

@@ -72,7 +72,7 @@ def _execute(run: Run, folder: Path) -> None:
         run_notebook(run, folder)
         check_metrics(folder / METRICS)
     except Exception as error:
-        status = {"status": "failed", **_explain(error)}
+        status = {"status": "failed", **explain(error)}
     _save_figures(folder)
     start = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(begin))
     status |= {"started": start, "seconds": round(time.time() - begin, 3), "machine": platform.node()}
@@ -85,26 +85,34 @@ def _execute(run: Run, folder: Path) -> None:
 
 def run_notebook(run: Run, folder: Path) -> None:
     """Execute the notebook where it lies, with the parameters given and the run's folder."""
-    import papermill
-
     values = dict(run.given)
     if RUN_FOLDER in read_parameters(run.notebook):
         values[RUN_FOLDER] = str(folder)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    papermill(Path(run.notebook), folder / NOTEBOOK, folder, values, log_output=True)
+
+
+def papermill(notebook: Path, out: Path, folder: Path, values: dict[str, Any] | None = None, **options) -> None:
+    """Execute a notebook where it lies with a kernel of this interpreter; the executed one is written to `out`.
+
+    folder: what a kernel is told of as its run's. options: of papermill.
+    """
+    from papermill import execute_notebook
+
     with tempfile.TemporaryDirectory(prefix="mace-") as private:
         _kernel_environment(Path(private), folder)
-        papermill.execute_notebook(
-            run.notebook,
-            str(folder / NOTEBOOK),
+        execute_notebook(
+            str(notebook),
+            str(out),
             parameters=values,
             kernel_name=KERNEL,
             language="python",
-            cwd=str(Path(run.notebook).parent),
+            cwd=str(notebook.parent),
             progress_bar=False,
-            log_output=True,
             start_timeout=300,
             store_widget_state=False,
             config=_transport(Path(private)),
+            **options,
         )
 
 
@@ -131,7 +139,7 @@ def _transport(private: Path):
     return Config(KernelManager={"transport": "ipc", "ip": str(private / "k")})
 
 
-def _explain(error: Exception) -> dict[str, Any]:
+def explain(error: Exception) -> dict[str, Any]:
     """Cell number (from 1, code cells only), error and traceback."""
     from papermill.exceptions import PapermillExecutionError
 

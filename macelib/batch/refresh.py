@@ -12,30 +12,17 @@ from pathlib import Path
 import nbformat
 
 from ..files import atomic
-from .execute import KERNEL, _explain, _kernel_environment, _transport
+from .execute import explain, papermill
 
 KEPT = ("tags",)  # of a cell's metadata
 
 
 def refresh(path: Path) -> float:
     """Execute one notebook where it lies and write it back; the seconds that it took."""
-    import papermill
-
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mace-") as private:
-        _kernel_environment(Path(private), path.parent)
-        out = Path(private) / path.name
-        papermill.execute_notebook(
-            str(path),
-            str(out),
-            kernel_name=KERNEL,
-            language="python",
-            cwd=str(path.parent),
-            progress_bar=False,
-            start_timeout=300,
-            store_widget_state=False,
-            config=_transport(Path(private)),
-        )
+    with tempfile.TemporaryDirectory(prefix="mace-") as place:
+        out = Path(place) / path.name
+        papermill(path, out, path.parent)
         notebook = cleaned(nbformat.read(out, as_version=4))
     nbformat.validate(notebook)
     with atomic(path) as temporary:
@@ -70,7 +57,7 @@ def main(paths: list[str]) -> int:
             seconds = refresh(path.resolve())
         except Exception as error:  # whatever ends a notebook or its kernel: the others are still executed
             failed += 1
-            status = _explain(error)
+            status = explain(error)
             print(f"{path}: stopped in code cell {status['cell']}: {status['error']}", flush=True)
         else:
             print(f"{path}: {seconds:.0f} s", flush=True)
