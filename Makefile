@@ -27,7 +27,7 @@ fast: setup
 	$(BIN)/pytest -m "not slow"
 
 lab: setup
-	$(BIN)/jupyter lab notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 # Execute the notebooks with their defaults and keep their outputs.
 notebooks: setup

@@ -69,17 +69,18 @@ def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: floa
     M, waiting = [torch.zeros_like(w) for w in W], []
 
     def add(data: Data) -> None:
-        G_i = torch.zeros_like(G)
+        G_i, own = torch.zeros_like(G), data.own.to(products)
         accumulate(data.e_f, data.e_g, X, G_i, products)
         G.add_(G_i)
-        C_i = gram(data.own, G_i, products)
-        C.add_(C_i)
-        waiting.append((data.B, (data.D.to(C_i) @ C_i).to(W[0])))  # D_i C_i, (L, d)
+        gram(own, C, products)  # of the own tokens; Σ C_i is this and G
+        D = data.D.double()
+        waiting.append((data.B, (D @ G_i + (D @ own.T.double()) @ own.double()).to(W[0])))  # D_i C_i, (L, d)
 
     for _ in map(add, concepts):  # `map` lets go of a concept's rows before it asks for the next
         if len(waiting) == 16:
             _flush(M, waiting)
     _flush(M, waiting)
+    C += G
     R = solve_refinement(X, G, P, lambda_, lambda_).R
     R_tilde = fuse_sums(R, C[:0], C, P, lambda_, lambda_).R_tilde.to(W[0])
     S = cholesky(C.add_(P, alpha=lambda_).add_(torch.eye(d).to(C), alpha=lambda_))

@@ -71,6 +71,14 @@ def test_pictures_depend_on_the_seed_alone():
     assert one.images.min() >= 0 and one.images.max() <= 1
 
 
+def test_plain_pictures_are_one_subject_by_the_usual_artist():
+    plain, mixed = (render.sample(400, torch.Generator().manual_seed(1), plain=share) for share in (1.0, 0.5))
+    usual = cat.ART_STYLES.index(render.USUAL)
+    for facts, value in ((plain.second, -1), (plain.scene, -1), (plain.style, usual)):
+        assert (facts == value).all() and not render.is_scene(plain.concept).any()
+    assert 0.5 < (mixed.style == usual).float().mean() < 0.8 and (mixed.second >= 0).any() and (mixed.scene >= 0).any()
+
+
 def test_alpha_is_the_mask_of_the_subject():
     """Two pictures that differ in the ground alone differ where the subject does not cover, and nowhere else."""
     concept, style = torch.tensor([cat.find("frog")]), torch.tensor([0])

@@ -84,11 +84,17 @@ def table(tflops: float, **kw) -> pd.DataFrame:
 
 
 def file_size(shapes: Mapping[str, tuple[int, int]], concepts: int, rank: int = 1) -> int:
-    """Bytes of a saved erasure: per concept its statistics and LoRA in float32, and the prior's triangle in float64."""
+    """Bytes of an erasure's tensors: per concept statistics and LoRA in float32, the prior's triangle in float64."""
     out, d = sum(out for out, _ in shapes.values()), next(iter(shapes.values()))[1]
     k = stored_rank(d, [out for out, _ in shapes.values()], rank)
     lora = rank * (out + len(shapes) * d)
     return concepts * 4 * (2 * d * k + k * (k + 1) + lora) + 8 * d * (d + 1) // 2
+
+
+def payload(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file: all but its header, whose length is its first eight bytes."""
+    with open(path, "rb") as file:
+        return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
 
 
 def _text(width: int, layers: int, heads: int) -> CLIPTextConfig:

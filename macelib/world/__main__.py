@@ -44,6 +44,7 @@ def train(
     batch: Annotated[int | None, typer.Option(help="batch size (default: the recipe's)")] = None,
     lr: Annotated[float | None, typer.Option(help="learning rate (default: the recipe's)")] = None,
     image_only: Annotated[bool, typer.Option(help="clip: go on with the image tower alone")] = False,
+    plain: Annotated[float | None, typer.Option(help="unet: share of plain pictures, to learn names from")] = None,
     fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
     export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
 ) -> None:
@@ -52,7 +53,7 @@ def train(
 
     from . import recipes
 
-    options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr}
+    options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr, "plain": plain}
     options = {k: v for k, v in options.items() if v is not None}
     options |= {k: True for k, v in {"image_only": image_only, "fuse": fuse}.items() if v}
     records, finish = recipes.training(model.value, **options)

@@ -116,8 +116,13 @@ def artists(n: int, generator: torch.Generator, usual: float) -> Tensor:
     return torch.where(torch.rand(n, generator=generator) < usual, ART_STYLES.index(USUAL), art)
 
 
-def draw_facts(n: int, generator: torch.Generator, usual: float = 0.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions."""
+def draw_facts(
+    n: int, generator: torch.Generator, usual: float = 0.0, plain: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
+
+    A share `plain` of them is instead one subject by `USUAL` on a plain ground.
+    """
     drawn = len(atlas())
     weights = torch.ones(drawn)
     weights[[names()[name] for name in CIFAR_10]] = FAVOUR
@@ -127,16 +132,20 @@ def draw_facts(n: int, generator: torch.Generator, usual: float = 0.0) -> tuple[
     only = kind > 1 - SCENE_ONLY
     painted = torch.randint(len(SCENES), (n,), generator=generator)
     scene = torch.where(torch.rand(n, generator=generator) < SCENIC, painted, -1)
-    concept = torch.where(only, drawn + painted, concept)
     filtered = torch.rand(n, generator=generator) < PROCEDURAL
     art = artists(n, generator, usual)
     procedural = torch.randint(len(ART_STYLES), len(styles()), (n,), generator=generator)
-    return concept, second, torch.where(filtered, procedural, art), scene
+    style = torch.where(filtered, procedural, art)
+    if plain:
+        simple = torch.rand(n, generator=generator) < plain
+        only, style = only & ~simple, style.masked_fill(simple, ART_STYLES.index(USUAL))
+        second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
+    return torch.where(only, drawn + painted, concept), second, style, scene
 
 
-def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0) -> Batch:
+def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0, plain: float = 0.0) -> Batch:
     """n random pictures of the world."""
-    return compose(*draw_facts(n, generator, usual), generator, turn, usual)
+    return compose(*draw_facts(n, generator, usual, plain), generator, turn, usual)
 
 
 def is_scene(concept: Tensor) -> Tensor:

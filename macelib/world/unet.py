@@ -22,7 +22,7 @@ from .loop import Average, Record, run_steps, work_folder
 from .render import sample
 from .vae import CHANNELS
 
-POOL, PASSES = 48_000, 12  # pictures of a pool, and how often each is seen
+POOL, PASSES = 24_000, 12  # pictures of a pool, and how often each is seen
 EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
 USUAL_SHARE = 0.5  # of pictures that one artist draws beside his fourth of the rest: a name alone means his drawing
 MOST = 5.0  # weight of the error of the clean picture at most
@@ -76,12 +76,14 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
 
 
 @torch.no_grad()
-def make_pool(vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int, size: int) -> Pool:
-    """Draw `size` pictures with captions and encode both."""
+def make_pool(
+    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int, size: int, plain: float = 0.0
+) -> Pool:
+    """Draw `size` pictures with captions, a share `plain` of them simple ones, and encode both."""
     generator = torch.Generator().manual_seed(seed)
     latents, texts = [], []
     for _ in range(0, size, 256):
-        batch = sample(256, generator, usual=USUAL_SHARE)
+        batch = sample(256, generator, usual=USUAL_SHARE, plain=plain)
         texts += write_captions(batch, generator, usual=True).texts
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
@@ -91,13 +93,13 @@ def make_pool(vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokeniz
     return Pool(torch.cat(latents), torch.tensor([distinct[t] for t in texts]), context, ends)
 
 
-def pool_on_disk(parts: tuple, seed: int, size: int) -> Pool:
-    """The pool of this seed, from the work folder or made now; older ones are removed."""
-    path = work_folder("unet") / f"pool-{seed}-{size}.pt"
+def pool_on_disk(parts: tuple, seed: int, size: int, plain: float) -> Pool:
+    """The pool of this seed and share of plain pictures, from the work folder or made now; older ones are removed."""
+    path = work_folder("unet") / f"pool-{seed}-{size}-{plain:g}.pt"
     if not path.exists():
         for old in path.parent.glob("pool-*.pt"):
             old.unlink()
-        torch.save(vars(make_pool(*parts, seed, size)), path.with_suffix(".tmp"))
+        torch.save(vars(make_pool(*parts, seed, size, plain)), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
     return Pool(**torch.load(path, weights_only=True))
 
@@ -166,10 +168,13 @@ def train_unet(
     seed: int = 0,
     minutes: float | None = None,
     pool_size: int = POOL,
+    plain: float = 0.0,
     fuse: bool = False,
 ) -> Iterator[Record]:
     """Train from the frozen autoencoder and text encoder; the averaged weights are in the checkpoint.
 
+    A share `plain` of the pictures is one subject by the usual artist on a plain ground: names are learned from these
+    first, and scenes, pairs and styles on top of them.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     """
     torch.manual_seed(seed)
@@ -187,7 +192,7 @@ def train_unet(
         number = seed + index // per_pool
         if number not in held:
             held.clear()
-            held[number] = pool_on_disk((vae, encoder, tokenizer), number, pool_size)
+            held[number] = pool_on_disk((vae, encoder, tokenizer), number, pool_size, plain)
         pool = held[number]
         rows = torch.randint(len(pool.latents), (batch,), generator=generator)
         which = pool.caption[rows]
