@@ -46,8 +46,8 @@ WHAT = {
         "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
         "checker.",
         "Autoencoder: mini-vae. UNet: v-prediction, a loss weight that falls where the signal prevails, 10 % empty "
-        "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`). Batches of 128: 4,900 "
-        "steps on the whole world's pictures, then on a mixture of which 85 % are plain ones (`--plain 0.85`).",
+        "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`). Batches of 128: "
+        "4,900 steps on the whole world's pictures, then on a mixture of which 85 % are plain ones (`--plain 0.85`).",
     ),
     "judge": (
         "mini-judge",
