@@ -1,4 +1,4 @@
-"""`python -m macelib.world build | train clip|vae|unet|judge | report`."""
+"""`python -m macelib.world build | train clip|vae|unet|judge | export MODEL | rate | report`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -45,6 +44,11 @@ def train(
     lr: Annotated[float | None, typer.Option(help="learning rate (default: the recipe's)")] = None,
     image_only: Annotated[bool, typer.Option(help="clip: go on with the image tower alone")] = False,
     plain: Annotated[float | None, typer.Option(help="unet: share of plain pictures, to learn names from")] = None,
+    warm: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="unet: start from this folder's weights, if no checkpoint is"),
+    ] = None,
+    focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
     fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
     export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
 ) -> None:
@@ -53,9 +57,9 @@ def train(
 
     from . import recipes
 
-    options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr, "plain": plain}
+    options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr, "plain": plain, "warm": warm}
     options = {k: v for k, v in options.items() if v is not None}
-    options |= {k: True for k, v in {"image_only": image_only, "fuse": fuse}.items() if v}
+    options |= {k: True for k, v in {"image_only": image_only, "focus": focus, "fuse": fuse}.items() if v}
     records, finish = recipes.training(model.value, **options)
     bar = None
     for record in records:
@@ -76,6 +80,18 @@ def export(model: Annotated[Model, typer.Argument(help="which model")]) -> None:
 
 
 @app.command()
+def rate(
+    pictures: Annotated[int, typer.Option(help="of each concept", min=1)] = 2,
+    steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 16,
+) -> None:
+    """How often the judge recognises each concept in mini-SD's pictures, for `train unet --focus`."""
+    from .report import rate_concepts
+
+    rates = rate_concepts(pictures, steps)
+    typer.echo(f"{100 * sum(rates.values()) / len(rates):.1f} % of {pictures * len(rates)} pictures are recognised")
+
+
+@app.command()
 def report(
     out: Annotated[Path | None, typer.Option(help="where to write (default data/world)")] = None,
     quick: Annotated[bool, typer.Option(help="a tenth of the pictures, for a first look")] = False,
@@ -87,19 +103,12 @@ def report(
 
 
 def main() -> int:
-    """Run the command line; an error is a sentence on standard error and exit code 1."""
+    """Run the command line: an error is a sentence on standard error, with exit code 1; wrong usage has exit code 2."""
     try:
-        app(standalone_mode=False)
-    except (ValueError, FloatingPointError) as error:
+        app()
+    except (ValueError, OSError, FloatingPointError) as error:
         typer.echo(f"error: {error}", err=True)
         return 1
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except typer.Exit as exit_:
-        return exit_.exit_code
-    except typer.Abort:
-        return 130
     return 0
 
 

@@ -116,16 +116,23 @@ def artists(n: int, generator: torch.Generator, usual: float) -> Tensor:
     return torch.where(torch.rand(n, generator=generator) < usual, ART_STYLES.index(USUAL), art)
 
 
+def concept_weights(favour: float = FAVOUR) -> Tensor:
+    """(drawn concepts,) how often each is drawn: 1, the paper's ten objects `favour` times as often."""
+    weights = torch.ones(len(atlas()))
+    weights[[names()[name] for name in CIFAR_10]] = favour
+    return weights
+
+
 def draw_facts(
-    n: int, generator: torch.Generator, usual: float = 0.0, plain: float = 0.0
+    n: int, generator: torch.Generator, usual: float = 0.0, plain: float = 0.0, weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
 
-    A share `plain` of them is instead one subject by `USUAL` on a plain ground.
+    A share `plain` of them is instead one subject by `USUAL` on a plain ground. weights: (drawn concepts,), how often
+    each is drawn; `concept_weights()` unless given.
     """
     drawn = len(atlas())
-    weights = torch.ones(drawn)
-    weights[[names()[name] for name in CIFAR_10]] = FAVOUR
+    weights = concept_weights() if weights is None else weights
     concept, other = torch.multinomial(weights, 2 * n, replacement=True, generator=generator).view(2, n)
     kind = torch.rand(n, generator=generator)
     second = torch.where((kind < TWO) & (other != concept), other, -1)
@@ -143,9 +150,9 @@ def draw_facts(
     return torch.where(only, drawn + painted, concept), second, style, scene
 
 
-def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0, plain: float = 0.0) -> Batch:
-    """n random pictures of the world."""
-    return compose(*draw_facts(n, generator, usual, plain), generator, turn, usual)
+def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0, **shares) -> Batch:
+    """n random pictures of the world; `shares` are those of `draw_facts`."""
+    return compose(*draw_facts(n, generator, usual, **shares), generator, turn, usual)
 
 
 def is_scene(concept: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from .clip import pooled, seen
 from .judge import crop_half, judge_logits
 from .loop import work_folder
 from .render import Batch, compose, sample
+from .unet import rates_path
 from .vae import psnr
 
 STEPS, BATCH = 25, 40
@@ -68,7 +69,7 @@ class Models:
         return self.pipe.encode_prompt(prompts, self.pipe.device, 1, False)[0]
 
     @torch.no_grad()
-    def draw(self, context: Tensor, first_seed: int = 0) -> Tensor:
+    def draw(self, context: Tensor, first_seed: int = 0, steps: int = STEPS) -> Tensor:
         """Pictures (n, 3, 64, 64) in 0..1 of embeddings (n, 77, d), seeds counted from `first_seed`."""
         empty = self.embed([""])
         images = []
@@ -79,7 +80,7 @@ class Models:
                 out = self.pipe(
                     prompt_embeds=part,
                     negative_prompt_embeds=empty.expand(len(part), -1, -1),
-                    num_inference_steps=STEPS,
+                    num_inference_steps=steps,
                     guidance_scale=MINI_GUIDANCE,
                     generator=[torch.Generator().manual_seed(s) for s in seeds],
                     output_type="pt",
@@ -175,6 +176,17 @@ def measure_concepts(m: Models, share: float) -> dict:
         "concepts_by_group": dict(sorted(by_group.items())),
         "concepts_each": dict(zip((e.name for e in catalogue()), rate.tolist(), strict=True)),
     }
+
+
+def rate_concepts(each: int, steps: int) -> dict[str, float]:
+    """Share of `each` pictures that the judge recognises, by concept; kept for `train unet --focus`."""
+    m = Models()
+    images = m.draw(m.embed([photo(e.name) for e in catalogue()]).repeat_interleave(each, 0), steps=steps)
+    hit = m.concepts(images).view(-1, each) == torch.arange(len(catalogue()))[:, None]
+    rates = dict(zip((e.name for e in catalogue()), hit.float().mean(1).tolist(), strict=True))
+    rates_path().with_suffix(".tmp").write_text(json.dumps(rates, indent=0))
+    rates_path().with_suffix(".tmp").replace(rates_path())
+    return rates
 
 
 def measure_styles(m: Models, share: float) -> dict:

@@ -1,0 +1,164 @@
+"""The training of mini-SD's denoiser: its loss, what is dropped from the context, warm starts, resuming."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from typer.testing import CliRunner
+
+from macelib.world import __main__ as cli
+from macelib.world import loop, render, unet
+from macelib.world.catalogue import catalogue, names
+
+BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
+
+
+def small_unet():
+    torch.manual_seed(1)
+    return UNet2DConditionModel(
+        sample_size=4,
+        in_channels=2,
+        out_channels=2,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=1,
+        cross_attention_dim=24,
+        norm_num_groups=8,
+    )
+
+
+def small_pool(*_):
+    generator = torch.Generator().manual_seed(0)
+    context = torch.randn(3, 7, 24, generator=generator).half()
+    latents = torch.randn(6, 2, 4, 4, generator=generator).half()
+    return unet.Pool(latents, torch.tensor([1, 2, 1, 2, 1, 2]), context, torch.tensor([1, 3, 4]))
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
+    monkeypatch.setattr(unet, "new_unet", small_unet)
+    monkeypatch.setattr(unet, "make_pool", small_pool)
+
+    def train(**options):
+        return list(unet.train_unet(None, None, None, batch=2, pool_size=6, **{"steps": 2} | options))
+
+    return train
+
+
+def test_the_exact_velocity_has_no_loss_and_noise_weighs_one():
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = (torch.randn(4, 2, 4, 4, generator=generator) for _ in range(2))
+    t = torch.tensor([0, 300, 700, 999])
+    scheduler = DDPMScheduler(**unet.SCHEDULE)
+    exact = scheduler.get_velocity(clean, noise, t)  # the reference
+    noisy = scheduler.add_noise(clean, noise, t)
+
+    def guess(sample, *_, **__):
+        assert torch.allclose(sample, noisy, atol=1e-6)
+        return (exact,)
+
+    assert unet.v_loss(guess, BARS, clean, None, t, noise) < 1e-10
+    late = torch.full((4,), 999)
+    noisy, exact = scheduler.add_noise(clean, noise, late), scheduler.get_velocity(clean, noise, late) + 1
+    assert unet.v_loss(guess, BARS, clean, None, late, noise).item() == pytest.approx(1.0, abs=1e-4)
+
+
+def test_dropped_context_is_the_empty_prompts():
+    n, ends = 4000, torch.full((4000,), 3)
+    context, empty = torch.ones(n, 7, 2), torch.zeros(7, 2)
+    kept = unet.drop_context(context, ends, empty, torch.Generator().manual_seed(0))[..., 0]
+    whole, tail = (kept.sum(1) == 0), (kept.sum(1) == 3)
+    assert (kept[tail, :3] == 1).all() and (kept[tail, 3:] == 0).all()
+    assert whole.float().mean().item() == pytest.approx(unet.EMPTY, abs=0.02)
+    assert tail.float().mean().item() == pytest.approx(unet.CONTEXT_DROPOUT, abs=0.03)
+    assert (whole | tail | (kept.sum(1) == 7)).all()
+
+
+@torch.no_grad()
+def loss_of(model):
+    pool, generator = small_pool(), torch.Generator().manual_seed(0)
+    t = torch.arange(50, 1000, 50)
+    rows = torch.randint(6, t.shape, generator=generator)
+    noise = torch.randn(len(t), 2, 4, 4, generator=generator)
+    context = pool.context[pool.caption[rows]].float()
+    return unet.v_loss(model, BARS, pool.latents[rows].float(), context, t, noise).item()
+
+
+def test_training_learns_and_goes_on_from_its_checkpoint(small, tmp_path, monkeypatch):
+    records = small(steps=60, lr=3e-3)
+    learned = small_unet()
+    learned.load_state_dict(loop.averaged("unet"))
+    assert records[-1].step == 60 and loss_of(learned) < 0.95 * loss_of(small_unet())
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "again"))
+    first = next(iter(unet.train_unet(None, None, None, batch=2, pool_size=6, steps=60, lr=3e-3)))
+    assert first.loss == records[0].loss  # seeded
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
+    assert small(steps=61, lr=3e-3)[0].step == 61
+
+
+def test_a_warm_start_has_the_folders_weights(small, tmp_path):
+    given = small_unet()
+    with torch.no_grad():
+        for p in given.parameters():
+            p.mul_(0.5)
+    given.save_pretrained(tmp_path / "unet")
+    small(steps=1, lr=0.0, warm=tmp_path / "unet")
+    for k, v in loop.averaged("unet").items():
+        assert torch.allclose(v, given.state_dict()[k]), k
+
+
+def test_a_warm_start_from_nothing_is_refused(tmp_path):
+    result = CliRunner().invoke(cli.app, ["train", "unet", "--warm", str(tmp_path / "none")])
+    assert result.exit_code == 2 and "--warm" in result.output
+
+
+def test_wrong_usage_and_errors_are_sentences(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["world", "train", "unet", "--nonsense"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2 and "No such option" in capsys.readouterr().err
+
+    def fail(*_, **__):
+        raise ValueError("the disk is full")
+
+    monkeypatch.setattr("macelib.world.recipes.training", fail)
+    monkeypatch.setattr("sys.argv", ["world", "train", "unet"])
+    assert cli.main() == 1 and capsys.readouterr().err == "error: the disk is full\n"
+
+
+def test_shares_of_a_pool(monkeypatch):
+    """Half of a pool's pictures is by one artist besides his fourth; the weights are handed on."""
+    seen = {}
+
+    def sample(n, generator, **shares):
+        seen.update(shares)
+        raise InterruptedError
+
+    monkeypatch.setattr(unet, "sample", sample)
+    weights = torch.ones(3)
+    with pytest.raises(InterruptedError):
+        unet.make_pool(SimpleNamespace(), None, None, 0, 256, plain=0.25, weights=weights)
+    assert seen == {"usual": unet.USUAL_SHARE, "plain": 0.25, "weights": weights}
+
+
+def test_what_the_model_fails_at_is_drawn_more_often(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path))
+    frog, wolf, cow = (names()[name] for name in ("frog", "wolf", "cow"))
+    plain = unet.weights_of_pool(focus=False)
+    assert plain[frog] == unet.FAVOUR and plain[wolf] == plain[cow] == 1
+    with pytest.raises(ValueError, match="`python -m macelib"):
+        unet.weights_of_pool(focus=True)
+    unet.rates_path().write_text(json.dumps({e.name: 0.5 if e.name == "cow" else 1.0 for e in catalogue()}))
+    focused = unet.weights_of_pool(focus=True)
+    assert focused[cow] == 1 + unet.FOCUS / 2 and focused[wolf] == 1 and focused[frog] == unet.FAVOUR
+    unet.rates_path().write_text(json.dumps({"cow": 0.5}))
+    with pytest.raises(ValueError, match="other concepts"):
+        unet.weights_of_pool(focus=True)
+    drawn, *_ = render.draw_facts(4000, torch.Generator().manual_seed(0), weights=focused)
+    counts = torch.bincount(drawn, minlength=len(catalogue()))
+    assert counts[frog] > 2 * counts[wolf] and counts[cow] > counts[wolf]
