@@ -79,6 +79,12 @@ def test_plain_pictures_are_one_subject_by_the_usual_artist():
     assert 0.5 < (mixed.style == usual).float().mean() < 0.8 and (mixed.second >= 0).any() and (mixed.scene >= 0).any()
 
 
+def test_plain_pairs_are_two_subjects_by_the_usual_artist():
+    concept, second, style, scene = render.draw_facts(400, torch.Generator().manual_seed(1), plain=0.5, pairs=0.5)
+    assert (style == cat.ART_STYLES.index(render.USUAL)).all() and (scene == -1).all() and (second != concept).all()
+    assert 0.4 < (second >= 0).float().mean() < 0.6
+
+
 def test_alpha_is_the_mask_of_the_subject():
     """Two pictures that differ in the ground alone differ where the subject does not cover, and nowhere else."""
     concept, style = torch.tensor([cat.find("frog")]), torch.tensor([0])

@@ -142,8 +142,8 @@ def test_shares_of_a_pool(monkeypatch):
     monkeypatch.setattr(unet, "sample", sample)
     weights = torch.ones(3)
     with pytest.raises(InterruptedError):
-        unet.make_pool(SimpleNamespace(), None, None, 0, 256, plain=0.25, weights=weights)
-    assert seen == {"usual": unet.USUAL_SHARE, "plain": 0.25, "weights": weights}
+        unet.make_pool(SimpleNamespace(), None, None, 0, 256, plain=0.25, pairs=0.1, weights=weights)
+    assert seen == {"usual": unet.USUAL_SHARE, "plain": 0.25, "pairs": 0.1, "weights": weights}
 
 
 def test_what_the_model_fails_at_is_drawn_more_often(tmp_path, monkeypatch):

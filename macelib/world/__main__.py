@@ -48,6 +48,7 @@ def train(
         Path | None,
         typer.Option(exists=True, file_okay=False, help="unet: start from this folder's weights, if no checkpoint is"),
     ] = None,
+    pairs: Annotated[float | None, typer.Option(help="unet: share of plain pictures of two subjects")] = None,
     focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
     fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
     export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
@@ -57,7 +58,15 @@ def train(
 
     from . import recipes
 
-    options = {"steps": steps, "minutes": minutes, "batch": batch, "lr": lr, "plain": plain, "warm": warm}
+    options = {
+        "steps": steps,
+        "minutes": minutes,
+        "batch": batch,
+        "lr": lr,
+        "plain": plain,
+        "pairs": pairs,
+        "warm": warm,
+    }
     options = {k: v for k, v in options.items() if v is not None}
     options |= {k: True for k, v in {"image_only": image_only, "focus": focus, "fuse": fuse}.items() if v}
     records, finish = recipes.training(model.value, **options)

@@ -124,12 +124,17 @@ def concept_weights(favour: float = FAVOUR) -> Tensor:
 
 
 def draw_facts(
-    n: int, generator: torch.Generator, usual: float = 0.0, plain: float = 0.0, weights: Tensor | None = None
+    n: int,
+    generator: torch.Generator,
+    usual: float = 0.0,
+    plain: float = 0.0,
+    pairs: float = 0.0,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
 
-    A share `plain` of them is instead one subject by `USUAL` on a plain ground. weights: (drawn concepts,), how often
-    each is drawn; `concept_weights()` unless given.
+    A share `plain` of them is instead one subject, a share `pairs` two, by `USUAL` on a plain ground. weights: (drawn
+    concepts,), how often each is drawn; `concept_weights()` unless given.
     """
     drawn = len(atlas())
     weights = concept_weights() if weights is None else weights
@@ -143,10 +148,12 @@ def draw_facts(
     art = artists(n, generator, usual)
     procedural = torch.randint(len(ART_STYLES), len(styles()), (n,), generator=generator)
     style = torch.where(filtered, procedural, art)
-    if plain:
-        simple = torch.rand(n, generator=generator) < plain
+    if plain or pairs:
+        chance = torch.rand(n, generator=generator)
+        simple, twos = chance < plain + pairs, chance < pairs
         only, style = only & ~simple, style.masked_fill(simple, ART_STYLES.index(USUAL))
         second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
+        second = torch.where(twos & (other != concept), other, second)
     return torch.where(only, drawn + painted, concept), second, style, scene
 
 
