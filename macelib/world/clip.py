@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
+from ..files import data_folder
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
 from .loop import Average, Record, averaged, run_steps, work_folder
@@ -91,6 +92,15 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, ok: Tensor) -> Tensor
     return (rows + columns) / 2
 
 
+def started(shipped: bool) -> tuple[CLIPModel, CLIPTokenizer]:
+    """What a training begins with: the shipped model in fp32, or random weights; and the tokenizer."""
+    if shipped:
+        folder = data_folder() / "mini-clip"
+        return CLIPModel.from_pretrained(folder, dtype=torch.float32), CLIPTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_of_training()
+    return new_clip(tokenizer), tokenizer
+
+
 def train_clip(
     *,
     steps: int = 800,
@@ -102,15 +112,13 @@ def train_clip(
 ) -> Iterator[Record]:
     """Train both towers and their vocabulary from the world.
 
-    `image_only` goes on from the finished training with the text tower, and so mini-SD's text encoder, as it is.
+    `image_only` goes on from the shipped model with the text tower, and so mini-SD's text encoder, as it is.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + image_only)
-    tokenizer = tokenizer_of_training()
-    model = new_clip(tokenizer).train()
-    model.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on CPUs
+    model, tokenizer = started(image_only)
+    model.train().set_attn_implementation("eager")  # the fused kernel's backward pass is slow on CPUs
     if image_only:
-        model.load_state_dict(averaged("clip"))
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -137,9 +145,8 @@ def train_clip(
 
 def export_clip(folder: Path) -> None:
     """Write the training's averaged weights as a stock model and processor (fp16)."""
-    tokenizer = tokenizer_of_training()
-    model = new_clip(tokenizer)
     later = (work_folder("clip-image") / "checkpoint.pt").exists()
+    model, tokenizer = started(later)
     model.load_state_dict(averaged("clip-image" if later else "clip"))
     model.half().save_pretrained(folder)
     processor = CLIPImageProcessor(
