@@ -1,4 +1,4 @@
-"""The command line `mace`: erase, generate, evaluate, export, info, bench, and the batch commands of `macelib.batch`.
+"""The command line `mace`: erase, generate, evaluate, study, export, info, bench; batch commands from `macelib.batch`.
 
 Exit codes: 0 done; 1 a MaceError, whose sentence is on standard error; 2 wrong usage.
 """
@@ -184,6 +184,48 @@ def evaluate(
     drawing = {"steps": steps, "guidance": guidance, "batch": batch}
     with Bars() as bars:
         result = protocols.objects(pipe, chosen, images=images, folder=out, force=force, progress=bars, **drawing)
+    typer.echo(result)
+
+
+@app.command(
+    epilog=example(
+        "mace study objects --images 50 --out runs/objects",
+        "mace study characters --count 100 --autocast bf16 --out runs/characters",
+    )
+)
+def study(
+    protocol: Annotated[str, typer.Argument(help="objects: the paper's ten, one by one; characters: many together")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasures, pictures, tables")] = ...,
+    model: Model = "mini-sd",
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="objects: some of the ten")] = None,
+    count: Annotated[int, typer.Option(help="characters: how many are erased, and as many kept", min=1)] = 100,
+    images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
+    seeds: Annotated[int, typer.Option(help="characters: seeds per prompt, five prompts a name", min=3)] = 5,
+    steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
+    guidance: Guidance = None,
+    batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
+    autocast: Annotated[str | None, typer.Option(help="bf16 or fp16: precision of the counted pictures")] = None,
+    revision: Revision = None,
+    local_files_only: Local = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Erase what a protocol of the paper asks for, and measure it. Cut short, the same command goes on."""
+    from .config import EraseConfig
+    from .evaluate import studies
+
+    if protocol not in ("objects", "characters"):
+        raise MaceError(f"There is no study {protocol!r}: choose objects or characters.")
+    settings = EraseConfig.load(config) if config else EraseConfig()
+    pipe = _pipeline(model, revision, local_files_only, device, dtype)
+    drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
+    with Bars() as bars:
+        drawing["progress"] = bars
+        if protocol == "objects":
+            result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
+        else:
+            result = studies.characters_study(pipe, out, settings, count=count, seeds=range(seeds), **drawing)
     typer.echo(result)
 
 

@@ -42,7 +42,7 @@ def mace(capsys, *arguments):
     return stop.value.code or 0, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["erase", "generate", "evaluate", "export", "info", "bench"])
+@pytest.mark.parametrize("command", ["erase", "generate", "evaluate", "study", "export", "info", "bench"])
 def test_help_has_examples(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0 and "Examples" in result.output and f"mace {command}" in result.output
@@ -87,6 +87,8 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
         (["generate", "a ship", "--strength", "ship=1", "--out", "x"], "--erasure"),
         (["generate", "a ship", "--seeds", "one", "--out", "x"], "0-3 or 0,5,7"),
         (["export", "absent.safetensors", "--format", "ckpt", "--out", "x"], "pipeline, weights, lora"),
+        (["study", "styles", "--out", "x"], "choose objects or characters"),
+        (["study", "objects", "--only", "zebra", "--out", "x"], "not of the paper's ten"),
         (["bench", "--products", "fp8"], "fp64, mixed, both"),
     ],
 )

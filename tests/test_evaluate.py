@@ -13,7 +13,7 @@ from tiny_data import tiny_clip, tiny_judge
 
 from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, templates
 from macelib.erasure import Part
-from macelib.evaluate import metrics, pictures, protocols
+from macelib.evaluate import metrics, pictures, protocols, studies
 from macelib.pipelines import kv_weights, model_hash
 from macelib.refine import compress
 from macelib.sample import generate
@@ -61,7 +61,7 @@ class ByPixel:
         pass
 
 
-@pytest.mark.parametrize("module", [metrics, templates])
+@pytest.mark.parametrize("module", [metrics, protocols, templates])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
@@ -235,6 +235,26 @@ def test_styles(pipe):
     assert result.value("H_a", model="original") == pytest.approx(by_role["kept"] - by_role["erased"])
 
 
+QUICK = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 1}}
+
+
+def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
+    look, settings = {"classifier": ByPixel(), **FAST}, EraseConfig.from_dict(QUICK)
+    two = evaluate.objects_study(pipe, tmp_path, settings, only=["ship", "cat"], images=3, **look)
+    assert list(dict.fromkeys(two.metrics.erased)) == ["cat", "ship", "mean of 2"]
+    ship = Erasure.load(tmp_path / "ship.safetensors")
+    assert [c.name for c in ship.concepts] == ["ship"]
+    alone = evaluate.objects(pipe, ship, images=3, **look)
+    for metric in ("Acc_e", "Acc_s", "Acc_g", "H_o"):
+        assert two.value(metric, "ship") == alone.value(metric)
+    with pytest.raises(MaceError, match=r"zebra: not of the paper's ten \(airplane"):
+        evaluate.objects_study(pipe, tmp_path, settings, only=["zebra"])
+    monkeypatch.setattr(studies, "retained", lambda _: ["Adam Driver", "Amy Adams"])
+    people = evaluate.characters_study(pipe, tmp_path / "people", settings, count=1, seeds=range(3), **look)
+    assert list(people.table()) == ["Acc_e", "Acc_s", "H_c", "H_c low", "H_c high"]
+    assert Erasure.load(tmp_path / "people" / "1-characters.safetensors").config.defaults == "celebrity"
+
+
 def test_bad_input(pipe, ship, caplog):
     look = {"classifier": ByPixel(), "classes": CLASSES, **FAST}
     with pytest.raises(MaceError, match="give at least 3"):
@@ -260,6 +280,8 @@ def test_lists():
     own = Concept("ship", "sea", synonyms=("ark",))
     assert evaluate.with_synonyms(own) is own
     erased, kept = evaluate.character_lists()
+    ten = {c.name: c.anchor for c in evaluate.object_list()}
+    assert ten["ship"] == "the sea" and list(ten) == [c.name for c in evaluate.object_list(mini=False)]
     assert len(erased) == len(kept) == 100 and not {c.name for c in erased} & set(kept)
 
 

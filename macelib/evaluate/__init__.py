@@ -2,8 +2,9 @@
 
 from ..concepts import with_synonyms
 from .judge import ClipClassifier, Judge, classifier_for
-from .lists import character_lists
-from .protocols import Evaluation, celebrities, characters, objects, styles
+from .lists import character_lists, object_list
+from .protocols import Evaluation, celebrities, characters, label, objects, styles
+from .studies import characters_study, objects_study
 
 __all__ = [
     "ClipClassifier",
@@ -12,8 +13,12 @@ __all__ = [
     "celebrities",
     "character_lists",
     "characters",
+    "characters_study",
     "classifier_for",
+    "label",
+    "object_list",
     "objects",
+    "objects_study",
     "styles",
     "with_synonyms",
 ]  # fmt: skip

@@ -1,6 +1,16 @@
-"""Which concepts the protocol of characters erases and keeps."""
+"""Which concepts the protocols of objects and characters erase and keep."""
 
-from ..concepts import Concept
+from ..concepts import Concept, paper_list
+
+
+def object_list(mini: bool = True) -> list[Concept]:
+    """The paper's ten objects; those of the mini world with the anchors of its catalogue, which it can draw."""
+    if not mini:
+        return paper_list("objects")
+    from ..world.catalogue import catalogue, names
+
+    entries = [catalogue()[names()[concept.name]] for concept in paper_list("objects")]
+    return [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in entries]
 
 
 def character_lists(count: int = 100) -> tuple[list[Concept], list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..concepts import paper_list, with_synonyms
+from ..concepts import Concept, paper_list, with_synonyms
 from ..erasure import Erasure
 from ..errors import MaceError
 from ..swap import untouched
@@ -20,6 +20,7 @@ from .pictures import Drawing
 from .tables import Evaluation, evaluation
 
 log = logging.getLogger(__name__)
+NAMED = 6  # concepts that an erasure's label names; more are counted
 GROUPS = 3  # seed groups: a result that holds in one of them alone is none
 OBJECT_TEMPLATES = ("a photo of the {}",)
 PERSON_TEMPLATES = (
@@ -160,6 +161,18 @@ def styles(
     return work.run(pipe, erasures, asks, lambda pictures, jobs: scorer.score(pictures, [p for p, _ in jobs]))
 
 
+def label(concepts: Sequence[Concept]) -> str:
+    """What the tables call an erasure of these concepts.
+
+    >>> label([Concept("ship", "sea"), Concept("frog", "grass")])
+    'ship + frog'
+    >>> label([Concept(f"ship {i}", "sea") for i in range(100)])
+    'ship 0 + ship 1 + ship 2 + 97 more'
+    """
+    names = [concept.name for concept in concepts]
+    return " + ".join(names if len(names) <= NAMED else [*names[:3], f"{len(names) - 3} more"])
+
+
 def _distinct(labels: list[str]) -> list[str]:
     """The labels, those that occur several times with a number.
 
@@ -218,11 +231,11 @@ class _Work:
                 seen.append(verdicts)
             settings = self.drawing.about(pipe) | {"classifier": self.classifier, "seeds": list(self.seeds)}
         settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
-        labels = _distinct([" + ".join(c.name for c in erasure.concepts) for erasure in erasures])
+        labels = _distinct([label(erasure.concepts) for erasure in erasures])
         rows = []
-        for label, some, verdicts in zip(labels, asks, seen[1:], strict=True):
+        for name, some, verdicts in zip(labels, asks, seen[1:], strict=True):
             for model, found in (("original", seen[0]), ("erased", verdicts)):
-                rows += self._rows(label, model, some, found)
+                rows += self._rows(name, model, some, found)
         result = evaluation(self.protocol, rows, settings)
         return result.save(self.folder) if self.folder else result
 

@@ -1,0 +1,77 @@
+"""A protocol of the paper from end to end: erase what it asks for, then measure. A study cut short goes on.
+
+`objects_study`: the ten objects, one erased at a time. `characters_study`: many characters or celebrities together.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ..concepts import Concept, paper_list, retained
+from ..config import EraseConfig
+from ..errors import MaceError
+from ..job import erase
+from ..pipelines import is_mini
+from . import protocols
+from .lists import character_lists, object_list
+from .tables import Evaluation
+
+
+def objects_study(
+    pipe,
+    folder: str | Path,
+    config: EraseConfig | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    images: int = 50,
+    progress: protocols.Progress | None = None,
+    **options,
+) -> Evaluation:
+    """Erase each of the paper's ten objects alone, with the same settings, and measure Acc_e, Acc_s, Acc_g and H_o.
+
+    only: some of the ten. folder: erasures and evaluation. options: of `objects`. MaceError: an object not of the ten.
+    """
+    chosen = object_list(is_mini(pipe))
+    if unknown := set(only or ()) - {c.name for c in chosen}:
+        raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(c.name for c in chosen)}).")
+    chosen = [c for c in chosen if not only or c.name in only]
+    erasures = [_erased(pipe, [concept], config, Path(folder), concept.name, progress) for concept in chosen]
+    return protocols.objects(
+        pipe, erasures, images=images, folder=Path(folder) / "evaluation", progress=progress, **options
+    )
+
+
+def characters_study(
+    pipe,
+    folder: str | Path,
+    config: EraseConfig | None = None,
+    *,
+    count: int = 100,
+    seeds: Sequence[int] = range(5),
+    progress: protocols.Progress | None = None,
+    **options,
+) -> Evaluation:
+    """Erase `count` characters of the mini world, or the paper's celebrities, together: Acc_e, Acc_s and H_c.
+
+    As many are kept, the paper's 100 where they are celebrities (erase 1, 5, 10 or 100). options: of `characters`.
+    """
+    mini = is_mini(pipe)
+    erased, kept = character_lists(count) if mini else (paper_list(f"celebrities_{count}"), retained("celebrities"))
+    config = config or EraseConfig()
+    config = config if config.defaults else replace(config, defaults="celebrity")
+    erasure = _erased(pipe, erased, config, Path(folder), f"{count} characters", progress)
+    measure = protocols.characters if mini else protocols.celebrities
+    return measure(pipe, erasure, kept, seeds=seeds, folder=Path(folder) / "evaluation", progress=progress, **options)
+
+
+def _erased(pipe, concepts: list[Concept], config, folder: Path, label: str, progress):
+    """Erase, and keep the erasure under its label; training images are shared among a study's erasures."""
+
+    def tell(stage: str, done: int, total: int, detail: str) -> None:
+        if progress:
+            progress(f"{label}: {stage}", done, total, detail)
+
+    erasure = erase(pipe, concepts, config, folder=folder / "work", progress=tell)
+    erasure.save(folder / f"{re.sub(r'[^a-z0-9]+', '-', label.lower())}.safetensors")
+    return erasure
