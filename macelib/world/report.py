@@ -28,28 +28,11 @@ from .clip import pooled, seen
 from .judge import crop_half, judge_logits
 from .loop import work_folder
 from .render import Batch, compose, sample
+from .table import TARGETS, into_readme, text_table
 from .unet import rates_path
 from .vae import psnr
 
 STEPS, BATCH = 25, 40
-TARGETS = {  # measure: (what it is, target)
-    "judge_renderings": ("judge, top-1 on fresh renderings, all concepts", ">= 0.98"),
-    "objects": ("ten objects, 50 pictures each, judge's top-1 among the ten", ">= 0.96"),
-    "objects_strict": ("the same, top-1 among all concepts", ""),
-    "synonyms": ("their three synonyms each, 20 pictures each, top-1 among the ten", ">= 0.80"),
-    "concepts_mean": ("all concepts, 8 pictures each: mean top-1", ">= 0.88"),
-    "concepts_above_75": ("all concepts: share above 75 %", ">= 0.85"),
-    "people": ("characters and faces, 8 pictures each: mean top-1", ">= 0.90"),
-    "styles": ("style named in the prompt, judge's style head", ">= 0.90"),
-    "two_concepts": ("two-concept prompts: both found in the halves", ">= 0.60"),
-    "clip_objects": ("mini-CLIP zero-shot among the ten objects, on renderings", ">= 0.98"),
-    "clip_concepts": ("mini-CLIP zero-shot among all concepts, on renderings", ">= 0.90"),
-    "residual_route": ("concept's own tokens replaced by [EOS]'s embedding, top-1 over 50 concepts", "0.40 to 0.90"),
-    "own_route": ("only the concept's tokens, the rest from the empty prompt", ">= 0.60"),
-    "seconds_16": ("seconds for 16 pictures, 25 steps, guidance", "<= 12"),
-    "memory_gb": ("peak memory of that, GB", "<= 2"),
-    "vae_psnr": ("autoencoder's round trip, PSNR in dB", ">= 28"),
-}
 
 
 class Models:
@@ -308,8 +291,11 @@ def weights_hash() -> str:
 
 
 def write_report(out: Path | None = None, quick: bool = False) -> str:
-    """Measure everything, write `report.json` and `contact_sheet.png`, and return the table as text."""
-    out, share = out or world_folder(), 0.1 if quick else 1.0
+    """Measure everything, write `report.json` and `contact_sheet.png`, and return the table as text.
+
+    Without `out` they go to `data/world`, and the table to the README of a checkout.
+    """
+    own, out, share = out is None, out or world_folder(), 0.1 if quick else 1.0
     models, key = Models(), weights_hash()
     partial = work_folder("report") / f"{key[:16]}-{share}.json"
     results = json.loads(partial.read_text()) if partial.exists() else {}
@@ -333,4 +319,6 @@ def write_report(out: Path | None = None, quick: bool = False) -> str:
     path = out / "report.json"
     path.with_suffix(".tmp").write_text(json.dumps(report, indent=1) + "\n")
     path.with_suffix(".tmp").replace(path)
-    return "\n".join(f"{what:80} {values[k]:8.3f}   {target}" for k, (what, target) in TARGETS.items())
+    if own:
+        into_readme(report)
+    return text_table(report)

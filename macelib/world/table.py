@@ -1,0 +1,57 @@
+"""The quality table: what is measured, what is aimed at, and the table in the README that `report` keeps up to date."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import atomic, data_folder
+
+TARGETS = {  # measure: (what it is, target)
+    "judge_renderings": ("judge, top-1 on fresh renderings, all concepts", ">= 0.98"),
+    "objects": ("ten objects, 50 pictures each, judge's top-1 among the ten", ">= 0.96"),
+    "objects_strict": ("the same, top-1 among all concepts", ""),
+    "synonyms": ("their three synonyms each, 20 pictures each, top-1 among the ten", ">= 0.80"),
+    "concepts_mean": ("all concepts, 8 pictures each: mean top-1", ">= 0.88"),
+    "concepts_above_75": ("all concepts: share above 75 %", ">= 0.85"),
+    "people": ("characters and faces, 8 pictures each: mean top-1", ">= 0.90"),
+    "styles": ("style named in the prompt, judge's style head", ">= 0.90"),
+    "two_concepts": ("two-concept prompts: both found in the halves", ">= 0.60"),
+    "clip_objects": ("mini-CLIP zero-shot among the ten objects, on renderings", ">= 0.98"),
+    "clip_concepts": ("mini-CLIP zero-shot among all concepts, on renderings", ">= 0.90"),
+    "residual_route": ("concept's own tokens replaced by [EOS]'s embedding, top-1 over 50 concepts", "0.40 to 0.90"),
+    "own_route": ("only the concept's tokens, the rest from the empty prompt", ">= 0.60"),
+    "seconds_16": ("seconds for 16 pictures, 25 steps, guidance", "<= 12"),
+    "memory_gb": ("peak memory of that, GB", "<= 2"),
+    "vae_psnr": ("autoencoder's round trip, PSNR in dB", ">= 28"),
+}
+BEGIN, END = "<!-- report -->", "<!-- end of report -->"
+
+
+def text_table(report: dict) -> str:
+    """A line per measure, for the terminal."""
+    values = report["measures"]
+    return "\n".join(f"{what:80} {values[k]:8.3f}   {target}" for k, (what, target) in TARGETS.items())
+
+
+def readme_table(report: dict) -> str:
+    """The table in Markdown, with what it was measured by."""
+    values, share = report["measures"], report["share_of_pictures"]
+    rows = [f"| {what} | {target} | {values[k]:.3g} |" for k, (what, target) in TARGETS.items()]
+    how = "" if share == 1 else f", with {100 * share:.0f} % of the pictures that the table names"
+    said = (
+        f"Measured by `python -m macelib.world report` in {report['steps']} steps at guidance {report['guidance']:g}"
+        f" on {report['machine']}{how}."
+    )
+    return "\n".join(["| Measure | Aim | Measured |", "|---|---|---|", *rows, "", said])
+
+
+def into_readme(report: dict, path: Path | None = None) -> bool:
+    """Put the table between its marks in the README of a checkout; False where there is no such place."""
+    path = path or data_folder().parent / "README.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if BEGIN not in text or END not in text:
+        return False
+    before, _, rest = text.partition(BEGIN)
+    with atomic(path) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{readme_table(report)}\n{END}{rest.partition(END)[2]}", "utf-8")
+    return True
