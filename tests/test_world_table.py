@@ -1,8 +1,18 @@
-"""The quality table, and its place in the README."""
+"""The quality table: its place in the README, which shows what the shipped report says of the shipped weights."""
+
+import json
 
 import pytest
 
-from macelib.world import table
+from macelib.files import data_folder
+from macelib.world import report, table
+
+
+def test_the_readme_shows_the_report_of_the_shipped_weights():
+    shipped = json.loads((data_folder() / "world" / "report.json").read_text())
+    assert shipped["weights_sha256"] == report.weights_hash()
+    assert table.readme_table(shipped) in (data_folder().parent / "README.md").read_text(encoding="utf-8")
+    assert (data_folder() / "world" / "contact_sheet.png").is_file()
 
 
 @pytest.fixture
