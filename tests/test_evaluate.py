@@ -152,6 +152,21 @@ def test_objects_counts_what_it_draws(pipe, ship):
     assert "H_o" in str(result) and "<table" in result._repr_html_()
 
 
+def test_among_all_that_a_judge_knows(pipe, ship):
+    judge = evaluate.Judge(tiny_judge([f"concept:{n}" for n in [*CLASSES, "grass", "sea"]] + ["style:noto"]))
+    options = {"classifier": judge, "classes": CLASSES, "images": 3, **FAST}
+    found = {among: evaluate.objects(pipe, ship, among=among, **options) for among in ("known", "classes")}
+    assert {k: v.settings["among"] for k, v in found.items()} == {"known": "known", "classes": "classes"}
+    prompts, seeds = zip(*found["known"].images.query("model == 'original'")[["prompt", "seed"]].values, strict=True)
+    images = generate(pipe, prompts, seeds, **FAST)
+    for among, names in (("known", judge.concepts), ("classes", CLASSES)):
+        assert list(found[among].images.query("model == 'original'").found) == judge.top1(images, names)
+    blind = ByPixel()  # has no list of its own
+    assert evaluate.objects(pipe, ship, **options | {"classifier": blind}).settings["among"] == "classes"
+    with pytest.raises(MaceError, match="among is 'all'"):
+        evaluate.objects(pipe, ship, among="all", **options)
+
+
 def test_several_erasures_share_the_original(pipe, ship):
     both = erasure(pipe, ship.concepts[0], Concept("frog", "grass", synonyms=("amphibian",)))
     result = evaluate.objects(pipe, [ship, both], classifier=ByPixel(), classes=CLASSES, images=3, **FAST)

@@ -47,8 +47,9 @@ def figures(cell) -> list[str]:
     return [output.data["image/png"] for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
 
 
-# Drafts: written, and run below with small parameters, but with the defaults their last cell finds a claim that does not
-# hold on mini-SD yet, so committed without outputs. A notebook has to leave this list when its outputs are there: the expected failure is strict.
+# Drafts: written, and run below with small parameters, but with the defaults their last cell finds a claim that does
+# not hold on mini-SD yet, so committed without outputs. A notebook has to leave this list when its outputs are there:
+# the expected failure is strict.
 DRAFTS = {
     "01_residual_information",
     "04_lora_with_cfis",

@@ -6,8 +6,9 @@ always there: the same prompts and seeds. Accuracy is top-1; tables are in perce
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from ..concepts import Concept, paper_list, with_synonyms
 from ..erasure import Erasure
@@ -64,6 +65,7 @@ def objects(
     *,
     classifier=None,
     classes: Sequence[str] | None = None,
+    among: Literal["known", "classes"] = "known",
     images: int = 50,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -71,11 +73,14 @@ def objects(
     progress: Progress | None = None,
     **drawing,
 ) -> Evaluation:
-    """Acc_e, Acc_s, Acc_g (top-1 among the classes) and H_o of each erasure, and their mean: `Evaluation`.
+    """Acc_e, Acc_s, Acc_g (top-1) and H_o of each erasure, and their mean: `Evaluation`.
 
-    classes: the paper's ten and the erased ones, unless given. images: per class and per synonym, of seeds seed,
-    seed + 1, ... classifier: `classifier_for(pipe)` unless given. folder: keeps pictures and tables, and goes on from
-    them. drawing: steps, guidance, size, batch, autocast. The pipeline is left as it was.
+    classes: the paper's ten and the erased ones, unless given. among: what a picture is taken for: the best of all
+    that the classifier knows, or, as in the paper, of the classes alone, where a lawn has to be one of them (a frog,
+    it is as green). CLIP has no list of its own and always chooses among the classes.
+    images: per class and per synonym, of seeds seed, seed + 1, ... classifier: `classifier_for(pipe)` unless given.
+    folder: keeps pictures and tables, and goes on from them. drawing: steps, guidance, size, batch, autocast. The
+    pipeline is left as it was.
     MaceError: fewer images than seed groups, a name the judge does not know, an erasure without known synonyms.
     """
     erasures = _list(erasures)
@@ -99,9 +104,13 @@ def objects(
             + [Ask("synonym", c.name, word) for c in concepts for word in c.synonyms]
             + [Ask("kept", name, name) for name in classes if name not in erased]
         )
+    if among not in ("known", "classes"):
+        raise MaceError(f"among is {among!r}; allowed: known, classes.")
+    options = None if among == "known" and getattr(classifier, "concepts", None) else classes
     seeds = range(seed, seed + images)
     work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
-    return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, classes))
+    work = replace(work, among="known" if options is None else "classes")
+    return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, options))
 
 
 def characters(
@@ -129,6 +138,7 @@ def characters(
     among = None if getattr(classifier, "concepts", None) else everyone
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
     work = _Work(CHARACTERS, templates, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
+    work = replace(work, among="known" if among is None else "classes")
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, among))
 
 
@@ -211,6 +221,7 @@ class _Work:
     folder: str | Path | None
     force: bool
     progress: Progress | None
+    among: str = "known"
 
     def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
         """look(pictures, jobs): per picture a name, None (nothing recognised) or a score."""
@@ -229,7 +240,11 @@ class _Work:
                     if self.progress:
                         self.progress("pictures", done, total, some[-1][0])
                 seen.append(verdicts)
-            settings = self.drawing.about(pipe) | {"classifier": self.classifier, "seeds": list(self.seeds)}
+            settings = self.drawing.about(pipe) | {
+                "classifier": self.classifier,
+                "seeds": list(self.seeds),
+                "among": self.among,
+            }
         settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
         labels = _distinct([label(erasure.concepts) for erasure in erasures])
         rows = []
