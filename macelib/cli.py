@@ -42,6 +42,7 @@ def example(*lines: str) -> str:
 @app.command(
     epilog=example(
         'mace erase "ship=sea" "frog=grass" --model mini-sd --out runs/ship',
+        "mace erase --list concepts.csv --keep cat --keep names-to-keep.txt --out runs/many",
         "mace erase --list styles.csv --kind style --config settings.yaml --out runs/styles",
         "mace erase --list hundreds.csv --engine ray --out /shared/runs/hundreds",
     )
@@ -55,6 +56,9 @@ def erase(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the settings' seed")] = None,
     captions: Annotated[str | None, typer.Option(help="captions to preserve: .txt, .json (COCO) or .csv")] = None,
+    keep: Annotated[
+        list[str] | None, typer.Option(help="a name that must stay, or a .txt with one a line; as many as you like")
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(help="local or ray: groups of concepts train in processes of their own, here or on a cluster"),
@@ -80,6 +84,8 @@ def erase(
         settings = dataclasses.replace(settings, seed=seed)
     if captions is not None:
         settings = dataclasses.replace(settings, prior=dataclasses.replace(settings.prior, captions=captions))
+    if keep:
+        settings = settings.keeping(_kept(keep, [concept.name for concept in chosen]))
     check_concepts(chosen)  # before anything slow
     if engine is None and (jobs, threads, gpus, address) != (None,) * 4:
         raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
@@ -335,6 +341,18 @@ def _seeds(text: str) -> list[int]:
             raise MaceError(f"--seeds is {text!r}: {part.strip()} runs backwards.")
         numbers += range(int(first), int(last or first) + 1)
     return numbers
+
+
+def _kept(values: list[str], erased: list[str]) -> list[str]:
+    """Names to keep, from the command line and from files of names; MaceError where one is to be erased."""
+    from .prior import read_captions
+
+    names = []
+    for value in values:
+        names += read_captions(value) if value.endswith(".txt") else [value]
+    if both := {name.lower() for name in names} & {name.lower() for name in erased}:
+        raise MaceError(f"{', '.join(sorted(both))}: to be erased and to be kept; take it out of one of the lists.")
+    return names
 
 
 def _strengths(texts: list[str]) -> dict[str, float]:

@@ -7,11 +7,15 @@ The hyper-parameters that depend on the kind of a concept stand in one table, `K
 import dataclasses
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from .errors import MaceError
+from .templates import KEPT_TEMPLATES, fill
+
+KEPT = 0.75  # λ3 per name to keep: each counts as much as 0.75 λ1 captions
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,16 @@ class EraseConfig:
     def mask_source(self, kind: str) -> str:
         """Where the masks of a kind of concept come from; a style has no place of its own: the full image."""
         return "full" if kind == "style" else self.images.masks or self.kind(kind)["masks"]
+
+    def keeping(self, names: Sequence[str]) -> "EraseConfig":
+        """The same settings with names to keep as the domain prior, whose weight λ3 grows with their number.
+
+        >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[:5]
+        ('a photo of the judge', 'a portrait of the judge', 'the judge', 'judge', 'a photo of Amy Adams')
+        """
+        prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
+        prior = dataclasses.replace(self.prior, domain=prompts, lambda3=KEPT * len(set(names)))
+        return dataclasses.replace(self, prior=prior)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""

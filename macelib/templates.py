@@ -41,6 +41,7 @@ TEMPLATES = {
         "the colors of {}", "the brushwork of {}", "inspired by {}", "a picture in {}'s manner", "{}'s art", "{} style",
     ),
 }  # fmt: skip
+KEPT_TEMPLATES = ("a photo of the {}", "a portrait of the {}", "the {}", "{}")  # prompts that stand for a name to keep
 OBJECT_ANCHORS = {
     "airplane": "sky", "automobile": "street", "bird": "sky", "cat": "sofa", "deer": "forest", "dog": "grass",
     "frog": "grass", "horse": "grass", "ship": "sea", "truck": "street",

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from macelib import cli
+from macelib.config import EraseConfig
 from macelib.erasure import Erasure
 from macelib.tiny import tiny_pipeline
 
@@ -52,10 +53,13 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     (tmp_path / "settings.yaml").write_text(SETTINGS)
     out, common = tmp_path / "run", ["--model", model, "--device", "cpu"]
     settings = ["--config", tmp_path / "settings.yaml", "--out", out, *common]
-    code, said, bars = mace(capsys, "erase", "ship=sea", "frog=grass", *settings, "--seed", 3)
+    (tmp_path / "keep.txt").write_text("dog\ncow\n")
+    keep = ["--keep", "cat", "--keep", tmp_path / "keep.txt"]
+    code, said, bars = mace(capsys, "erase", "ship=sea", "frog=grass", *settings, "--seed", 3, *keep)
     assert code == 0 and "2 concepts" in said and "train" in bars
     path = out / "erasure.safetensors"
-    assert Erasure.load(path).config.seed == 3
+    config = Erasure.load(path).config
+    assert config.seed == 3 and config.prior == EraseConfig().keeping(["cat", "dog", "cow"]).prior
 
     code, said, _ = mace(capsys, "info", path, "--json")
     assert code == 0 and [c["name"] for c in json.loads(said)["concepts"]] == ["ship", "frog"]
@@ -83,6 +87,8 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
         (["erase", "ship=sea", "--model", "no-such-model", "--out", "x"], "mini-sd"),
         (["erase", "ship=sea", "--kind", "thing", "--out", "x"], "object, style"),
         (["erase", "ship=sea", "--seed", "-1", "--out", "x"], "seed is -1"),
+        (["erase", "ship=sea", "--keep", "Ship", "--out", "x"], "ship: to be erased and to be kept"),
+        (["erase", "ship=sea", "--keep", "absent.txt", "--out", "x"], "absent.txt cannot be read"),
         (["info", "absent.safetensors"], "missing or cut short"),
         (["generate", "a ship", "--strength", "ship=1", "--out", "x"], "--erasure"),
         (["generate", "a ship", "--seeds", "one", "--out", "x"], "0-3 or 0,5,7"),

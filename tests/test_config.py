@@ -1,11 +1,13 @@
 """Settings: by kind, from YAML, and the sentence for what is not valid."""
 
 import dataclasses
+import doctest
 
 import pytest
 import yaml
 
-from macelib.config import KINDS, EraseConfig, FuseConfig, ImagesConfig, RefineConfig, TrainOptions
+from macelib import config as module
+from macelib.config import KEPT, KINDS, EraseConfig, FuseConfig, ImagesConfig, RefineConfig, TrainOptions
 from macelib.errors import MaceError
 
 
@@ -25,6 +27,12 @@ def test_every_training_setting_can_be_set():
 
     ours = {f.name for f in dataclasses.fields(TrainOptions)} | {"seed"}
     assert ours == {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def test_names_to_keep_are_the_domain_prior():
+    assert doctest.testmod(module).failed == 0
+    kept = EraseConfig(seed=3).keeping(["cat", "dog", "cat"])
+    assert kept.seed == 3 and len(kept.prior.domain) == 8 and kept.prior.lambda3 == 2 * KEPT
 
 
 def test_yaml_round_trip(tmp_path):

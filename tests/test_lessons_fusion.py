@@ -98,10 +98,10 @@ def test_sweep_and_back(pipe, erasure):
             return ["ship"] * len(images)
 
     before = {n: w.clone() for n, w in kv_weights(pipe.unet).items()}
-    rows, pictures = fusion.sweep(pipe, Seer(), erasure, [2], ["cat"], [0], probes=2, steps=1)
+    rows, pictures = fusion.sweep(pipe, Seer(), erasure, [2], ["cat"], [0], 2, ["ship"], steps=1)
     assert [(r["count"], r["method"]) for r in rows] == [(0, "original"), (2, "naive"), (2, "closed")]
     assert list(pictures["closed", 2]) == ["ship", "frog", "cat"]
-    assert [(r["Acc_e"], r["Acc_s"]) for r in rows] == [(0.5, 0.0)] * 3
+    assert [(r["Acc_e"], r["Acc_s"], r["others"]) for r in rows] == [(0.5, 0.0, 1.0)] * 3
     assert isinstance(fusion.sweep_figure(rows), Figure)
     albums = fusion.back(pipe, erasure, "ship", ["ship", "cat"], [0], steps=1)
     assert list(albums) == ["original", "all erased", "ship at 0.5", "without ship"]

@@ -11,9 +11,8 @@ import torch
 
 from macelib.files import data_folder
 from macelib.world import catalogue as cat
-from macelib.world import loop, render, vae
+from macelib.world import clip, loop, render, vae
 from macelib.world.captions import fits, world_captions, write_captions
-from macelib.world.clip import ids_of
 from macelib.world.tokens import train_tokenizer
 
 
@@ -83,6 +82,21 @@ def test_plain_pairs_are_two_subjects_by_the_usual_artist():
     concept, second, style, scene = render.draw_facts(400, torch.Generator().manual_seed(1), plain=0.5, pairs=0.5)
     assert (style == cat.ART_STYLES.index(render.USUAL)).all() and (scene == -1).all() and (second != concept).all()
     assert 0.4 < (second >= 0).float().mean() < 0.6
+    companions = {cat.names()[name] for name in cat.COMPANIONS}
+    two = second >= 0
+    assert set(concept[two].tolist()) | set(second[two].tolist()) <= companions
+    assert not set(concept[~two].tolist()) <= companions
+
+
+def test_the_image_tower_trains_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
+    shipped, _ = clip.started(shipped=True)
+    records = list(clip.train_clip(steps=3, batch=16, image_only=True))
+    assert [r.step for r in records] == [1, 2, 3] and all(r.loss > 0 for r in records)
+    saved = torch.load(tmp_path / "work" / "world" / "clip-image" / "checkpoint.pt", weights_only=True)
+    for name, value in shipped.state_dict().items():
+        text = name.startswith(("text_model", "text_projection"))
+        assert text == saved["parts"]["model"][name].equal(value) or "embeddings" in name, name
 
 
 def test_alpha_is_the_mask_of_the_subject():
@@ -124,14 +138,16 @@ def test_tokenizer_is_clips_in_layout(tmp_path):
     from macelib.world.tokens import save_tokenizer
 
     tokenizer = train_tokenizer([f"a photo of the {e.name}" for e in cat.catalogue()], 1200)
-    ids = ids_of(tokenizer, ["A Photo of the polar bear", "zyx-öé!"])
+    ids = clip.ids_of(tokenizer, ["A Photo of the polar bear", "zyx-öé!"])
     assert ids.shape == (2, 77)
     assert ids[0, 0] == tokenizer.bos_token_id and ids[0, -1] == tokenizer.eos_token_id == tokenizer.pad_token_id
     assert tokenizer.decode(ids[0], skip_special_tokens=True).strip() == "a photo of the polar bear"
     save_tokenizer(tokenizer, tmp_path)
     assert {p.name for p in tmp_path.iterdir()} >= {"vocab.json", "merges.txt", "tokenizer.json"}
     again = CLIPTokenizer.from_pretrained(tmp_path)
-    assert torch.equal(ids_of(again, ["a snow-capped fire engine"]), ids_of(tokenizer, ["a snow-capped fire engine"]))
+    assert torch.equal(
+        clip.ids_of(again, ["a snow-capped fire engine"]), clip.ids_of(tokenizer, ["a snow-capped fire engine"])
+    )
 
 
 def images(n, generator):

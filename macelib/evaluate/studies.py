@@ -13,13 +13,9 @@ from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import erase
 from ..pipelines import is_mini
-from ..templates import fill
 from . import protocols
 from .lists import character_lists, object_list
 from .tables import Evaluation
-
-KEPT = 0.75  # λ3 per kept name: each counts as much as 0.75 λ1 captions
-KEPT_TEMPLATES = ("a photo of the {}", "a portrait of the {}", "the {}", "{}")
 
 
 def objects_study(
@@ -65,20 +61,10 @@ def characters_study(
     erased, kept = character_lists(count) if mini else (paper_list(f"celebrities_{count}"), retained("celebrities"))
     config = config or EraseConfig()
     config = config if config.defaults else replace(config, defaults="celebrity")
-    if not config.prior.domain:
-        config = replace(config, prior=replace(config.prior, domain=kept_prompts(kept), lambda3=KEPT * len(kept)))
+    config = config if config.prior.domain else config.keeping(kept)
     erasure = _erased(pipe, erased, config, Path(folder), f"{count} characters", progress)
     measure = protocols.characters if mini else protocols.celebrities
     return measure(pipe, erasure, kept, seeds=seeds, folder=Path(folder) / "evaluation", progress=progress, **options)
-
-
-def kept_prompts(names: Sequence[str]) -> tuple[str, ...]:
-    """Prompts that stand for names to keep in a domain prior.
-
-    >>> kept_prompts(["judge", "Amy Adams"])[:5]
-    ('a photo of the judge', 'a portrait of the judge', 'the judge', 'judge', 'a photo of Amy Adams')
-    """
-    return tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
 
 
 def _erased(pipe, concepts: list[Concept], config, folder: Path, label: str, progress):

@@ -30,26 +30,26 @@ def with_method(erasure: Erasure, method: str) -> Erasure:
 
 def sweep(
     pipe, judge, erasure: Erasure, counts: Sequence[int], kept: Sequence[str], seeds: Sequence[int], probes: int = 8,
-    **drawing,
+    others: Sequence[str] = (), **drawing,
 ) -> tuple[list[dict], dict]:  # fmt: skip
-    """Erase the first n concepts at once, for every n and method: rows (count, method, Acc_e, Acc_s) and pictures.
+    """Erase the first n concepts at once, for every n and method: rows (count, method, and the scores) and pictures.
 
-    Acc_e is read on `probes` of the n names, spread evenly, Acc_s on the kept ones; count 0 is the original model.
-    pictures: by (method, n), then by name.
+    Acc_e is read on `probes` of the n names, spread evenly, Acc_s on the kept ones, `others` on names that are not
+    in the domain prior; count 0 is the original model. pictures: by (method, n), then by name.
     """
     names, pictures, rows = [c.name for c in erasure.concepts], {}, []
-    everyone = [*names, *kept]
+    everyone = [*names, *kept, *others]
     for n in (0, *counts):
         asked = spread(names[:n] or names, probes)
         for method in METHODS if n else ("original",):
             if n:
                 with_method(erasure.only(names[:n]), method).apply(pipe)
             try:
-                pictures[method, n] = album(pipe, [*asked, *kept], seeds, **drawing)
+                pictures[method, n] = album(pipe, [*asked, *kept, *others], seeds, **drawing)
             finally:
                 erasure.remove(pipe)
             found = shares(judge, pictures[method, n], everyone)
-            scores = {"Acc_e": mean(found, asked), "Acc_s": mean(found, kept)}
+            scores = {"Acc_e": mean(found, asked), "Acc_s": mean(found, kept), "others": mean(found, others or kept)}
             rows.append({"count": n, "method": method, **scores, "found": found})
     return rows, pictures
 
@@ -64,9 +64,10 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def sweep_figure(rows: Sequence[Mapping]) -> Figure:
-    """Acc_e and Acc_s by the number of concepts, a line per method; dashes: the original model."""
-    fig, axes = panels(2, 3.2, 2.6, sharey=True)
-    for metric, ax in zip(("Acc_e", "Acc_s"), axes, strict=True):
+    """Acc_e, Acc_s and `others` by the number of concepts, a line per method; dashes: the original model."""
+    titles = {"Acc_e": "Acc_e, percent", "Acc_s": "Acc_s of kept names", "others": "of names the prior does not know"}
+    fig, axes = panels(3, 2.6, 2.6, sharey=True)
+    for (metric, title), ax in zip(titles.items(), axes, strict=True):
         ax.axhline(100 * rows[0][metric], color=COLORS[6], linestyle="--", linewidth=1, label="original")
         for method, color in zip(METHODS, (COLORS[1], COLORS[0]), strict=True):
             some = [row for row in rows if row["method"] == method]
@@ -77,7 +78,7 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
         ax.set_xticks(ticks, map(str, ticks))
         ax.minorticks_off()
         ax.set_xlabel("concepts erased together", fontsize=8)
-        ax.set_title(f"{metric}, percent", fontsize=8)
+        ax.set_title(title, fontsize=8)
     axes[0].legend(fontsize=7, frameon=False)
     return fig
 

@@ -34,7 +34,8 @@ WHAT = {
         "`[EOS]` padding). Its text tower is mini-SD's text encoder.",
         "Contrastive, symmetric cross-entropy in which every caption of the batch that is true of a picture counts "
         "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`). Both towers had 800 steps of "
-        "384 pictures; what `clip-image` counts below, the image tower had alone.",
+        "384 pictures. What `clip-image` counts below, the image tower had alone, by Muon and AdamW, with a second "
+        "loss that tells each picture from the names of all other concepts.",
     ),
     "vae": (
         "mini-vae",

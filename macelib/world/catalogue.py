@@ -36,6 +36,11 @@ GROUPS = {  # group: the super-category's name in captions
     "scene": "a background",
 }
 CIFAR_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+COMPANIONS = (  # concepts that two-concept scenes of the generator's simple pictures show in every combination
+    *CIFAR_10, "lion", "tiger", "elephant", "zebra", "cow", "pig", "rabbit", "bear", "panda", "penguin",
+    "duck", "owl", "turtle", "dragon", "dolphin", "fish", "octopus", "butterfly", "bee", "rose",
+    "sunflower", "palm tree", "cactus", "banana", "strawberry", "pizza", "hamburger", "bus", "bicycle", "castle",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

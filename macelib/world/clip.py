@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from ..files import data_folder
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Record, averaged, run_steps, work_folder
+from .loop import Average, Optimizer, Record, averaged, run_steps, work_folder
 from .render import sample
 from .tokens import LENGTH, save_tokenizer, train_tokenizer
 
@@ -101,6 +101,12 @@ def started(shipped: bool) -> tuple[CLIPModel, CLIPTokenizer]:
     return new_clip(tokenizer), tokenizer
 
 
+@torch.no_grad()
+def name_vectors(model: CLIPModel, tokenizer: CLIPTokenizer) -> Tensor:
+    """Unit text vectors (concepts, 192) of "a photo of the {name}"."""
+    return pooled(model, tokenizer, [f"a photo of the {entry.name}" for entry in catalogue()])
+
+
 def train_clip(
     *,
     steps: int = 800,
@@ -112,7 +118,8 @@ def train_clip(
 ) -> Iterator[Record]:
     """Train both towers and their vocabulary from the world.
 
-    `image_only` goes on from the shipped model with the text tower, and so mini-SD's text encoder, as it is.
+    `image_only` goes on from the shipped model with the text tower, and so mini-SD's text encoder, as it is: a
+    picture is then also told from all other concepts' names, whose vectors do not change any more.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + image_only)
@@ -122,16 +129,23 @@ def train_clip(
         model.text_model.requires_grad_(False)
         model.text_projection.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=(0.9, 0.98), weight_decay=0.05)
-    average = Average(model, 0.995)
+    optimizer = Optimizer(model, lr) if image_only else torch.optim.AdamW(trained, lr, (0.9, 0.98), weight_decay=0.05)
+    average, names = Average(model, 0.995), name_vectors(model, tokenizer) if image_only else None
 
     def step(_: int) -> float:
         pictures = sample(batch, generator)
         captions = write_captions(pictures, generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            vision, text = seen(model, pictures.images), pooled(model, tokenizer, captions.texts)
+            vision = seen(model, pictures.images)
+            with torch.set_grad_enabled(not image_only):
+                text = pooled(model, tokenizer, captions.texts)
         loss = contrast(vision, text, model.logit_scale, fits(captions, pictures))
-        optimizer.zero_grad(set_to_none=True)
+        if image_only:
+            alone = pictures.second < 0
+            logits = model.logit_scale.exp().clamp(max=100) * vision[alone] @ names.T
+            loss = loss + F.cross_entropy(logits, pictures.concept[alone])
+        for p in trained:
+            p.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

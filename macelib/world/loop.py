@@ -1,7 +1,8 @@
-"""What the world's trainings share: a step schedule, an average of the weights, checkpoints that survive a kill, a log.
+"""What the world's trainings share: step schedule, optimizer, average of the weights, checkpoints, a log.
 
 A training is a generator of `Record`s, so that a progress bar, a notebook or a test owns what is done with them.
-Checkpoints lie outside the repository (`work_folder`), are written to a temporary name and renamed.
+Checkpoints lie outside the repository (`work_folder`), and survive a kill: they are written to a temporary name and
+renamed.
 """
 
 from __future__ import annotations
@@ -65,6 +66,36 @@ class Average:
 
     def load_state_dict(self, state: dict) -> None:
         self.count, self.values = state["count"], state["values"]
+
+
+class Optimizer:
+    """Muon for matrices and (flattened) convolutions, AdamW for everything else, with one learning rate."""
+
+    def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01):
+        trained = [p for p in module.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim in (2, 4) and min(p.shape[0], p[0].numel()) > 16]
+        chosen = {id(p) for p in matrices}
+        rest = [p for p in trained if id(p) not in chosen]
+        self.flat = [(p, nn.Parameter(p.data.view(p.shape[0], -1))) for p in matrices]  # share storage
+        self.muon = torch.optim.Muon(
+            [f for _, f in self.flat], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
+
+    def step(self) -> None:
+        for p, flat in self.flat:
+            flat.grad = p.grad.view_as(flat)
+        self.muon.step()
+        self.adam.step()
+
+    def state_dict(self) -> dict:
+        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adam.load_state_dict(state["adam"])
+        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
 
 
 def save_checkpoint(path: Path, step: int, parts: dict) -> None:

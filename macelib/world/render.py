@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .catalogue import ART_STYLES, CIFAR_10, SIZE, atlas, catalogue, names, styles
+from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, SIZE, atlas, catalogue, names, styles
 from .scenes import SCENES, paint_scene, plain_background
 from .styles import apply_style
 
@@ -123,6 +123,13 @@ def concept_weights(favour: float = FAVOUR) -> Tensor:
     return weights
 
 
+def of_companions(weights: Tensor) -> Tensor:
+    """Weights (drawn concepts,) with those that are no `COMPANIONS` set to 0."""
+    chosen = torch.zeros_like(weights)
+    chosen[[names()[name] for name in COMPANIONS]] = 1
+    return weights * chosen
+
+
 def draw_facts(
     n: int,
     generator: torch.Generator,
@@ -133,8 +140,8 @@ def draw_facts(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
 
-    A share `plain` of them is instead one subject, a share `pairs` two, by `USUAL` on a plain ground. weights: (drawn
-    concepts,), how often each is drawn; `concept_weights()` unless given.
+    A share `plain` of them is instead one subject, a share `pairs` two of the `COMPANIONS`, by `USUAL` on a plain
+    ground. weights: (drawn concepts,), how often each is drawn; `concept_weights()` unless given.
     """
     drawn = len(atlas())
     weights = concept_weights() if weights is None else weights
@@ -153,7 +160,12 @@ def draw_facts(
         simple, twos = chance < plain + pairs, chance < pairs
         only, style = only & ~simple, style.masked_fill(simple, ART_STYLES.index(USUAL))
         second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
-        second = torch.where(twos & (other != concept), other, second)
+        if pairs:
+            left, right = torch.multinomial(of_companions(weights), 2 * n, replacement=True, generator=generator).view(
+                2, n
+            )
+            twos = twos & (left != right)
+            concept, second = torch.where(twos, left, concept), torch.where(twos, right, second)
     return torch.where(only, drawn + painted, concept), second, style, scene
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import write_captions
 from .catalogue import catalogue
 from .clip import WIDTH, ids_of
-from .loop import Average, Record, run_steps, work_folder
+from .loop import Average, Optimizer, Record, run_steps, work_folder
 from .render import concept_weights, sample
 from .vae import CHANNELS
 
@@ -146,35 +146,6 @@ def drop_context(context: Tensor, ends: Tensor, empty: Tensor, generator: torch.
     tail = torch.arange(length) >= ends[:, None]  # (n, 77): [EOS] and padding
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
     return torch.where(replaced[..., None], empty, context)
-
-
-class Optimizer:
-    """Muon for matrices and (flattened) convolutions, AdamW for everything else, with one learning rate."""
-
-    def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01):
-        matrices = [p for p in module.parameters() if p.ndim in (2, 4) and min(p.shape[0], p[0].numel()) > 16]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in module.parameters() if id(p) not in chosen]
-        self.flat = [(p, nn.Parameter(p.data.view(p.shape[0], -1))) for p in matrices]  # share storage
-        self.muon = torch.optim.Muon(
-            [f for _, f in self.flat], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
-
-    def step(self) -> None:
-        for p, flat in self.flat:
-            flat.grad = p.grad.view_as(flat)
-        self.muon.step()
-        self.adam.step()
-
-    def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
-        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
 
 
 def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
