@@ -7,7 +7,7 @@ The hyper-parameters that depend on the kind of a concept stand in one table, `K
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ class RefineConfig:
     """Stage 1, Eq. 2."""
 
     lambda0: float = 1.0  # ridge towards the original weights
-    lambda1: float = 100.0  # weight of the prior: as much as lambda1 captions
+    lambda1: float = 100.0  # weight of the prior: as much as lambda1 captions, for each concept (see `KINDS`)
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
 
@@ -73,17 +73,19 @@ class FuseConfig:
 
     method: Literal["closed", "naive"] = "closed"
     lambda0: float = 1.0  # ridge towards the refined weights
-    lambda2: float = 100.0  # weight of the prior: as much as lambda2 captions
+    lambda2: float = 100.0  # weight of the prior: as much as lambda2 captions, for each concept (see `KINDS`)
 
 
 # The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
-# (X, G, C) in Eq. 2 and Eq. 7: a kind that needs a weaker prior than the others has a larger weight. Tuned on mini-SD:
-# objects on wolf, rocket, castle, pizza and penguin, one at a time; celebrities, of whom many go together and the names
-# to keep are a domain prior, on forty concepts that are neither characters nor among the paper's ten.
+# (X, G, C) in Eq. 2 and Eq. 7: a kind that needs a weaker prior than the others has a larger weight. `each`: whether
+# λ1 and λ2 count anew for each concept; else they count once, for then the names to keep are to carry the prior.
+# Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and together; celebrities, of whom many go
+# together and the names to keep are a domain prior, on forty concepts that are neither characters nor among the paper's
+# ten.
 KINDS: dict[str, dict[str, Any]] = {
-    "object": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
-    "style": {"weight": 1.0, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
-    "celebrity": {"weight": 3.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+    "object": {"weight": 1.0, "each": True, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+    "style": {"weight": 1.0, "each": True, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
+    "celebrity": {"weight": 3.0, "each": False, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
 }
 
 
@@ -115,6 +117,14 @@ class EraseConfig:
             raise MaceError(f"kind {kind!r} has no defaults; choose from {', '.join(KINDS)}.")
         return KINDS[kind]
 
+    def prior_times(self, kinds: Iterable[str]) -> int:
+        """How many times λ1 and λ2 count for concepts of these kinds: for each whose row of `KINDS` says so, or once.
+
+        >>> EraseConfig().prior_times(["object"] * 3), EraseConfig(defaults="celebrity").prior_times(["object"] * 3)
+        (3, 1)
+        """
+        return max(1, sum(self.kind(kind)["each"] for kind in kinds))
+
     def training(self, kind: str):
         """`macelib.lora.TrainConfig` of one kind of concept: fields set here, else `KINDS`, else its own defaults."""
         from .lora import TrainConfig
@@ -133,12 +143,14 @@ class EraseConfig:
     def keeping(self, names: Sequence[str]) -> "EraseConfig":
         """The same settings with names to keep as the domain prior, whose weight λ3 grows with their number.
 
+        Unless `defaults` is set, it becomes "celebrity": the values for many concepts beside names to keep.
+
         >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[:5]
         ('a photo of the judge', 'a portrait of the judge', 'the judge', 'judge', 'a photo of Amy Adams')
         """
         prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
         prior = dataclasses.replace(self.prior, domain=prompts, lambda3=KEPT * len(set(names)))
-        return dataclasses.replace(self, prior=prior)
+        return dataclasses.replace(self, prior=prior, defaults=self.defaults or "celebrity")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""

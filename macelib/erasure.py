@@ -159,6 +159,11 @@ class Erasure:
 
     # --- stages 1 and 3 -------------------------------------------------------------------------------------------
 
+    def prior_weight(self, weight: float) -> float:
+        """What multiplies P in Eq. 2 or 7 where the settings say λ1 or λ2 = weight; 0 without a prior."""
+        kinds = (part.concept.kind for part in self.parts)
+        return weight * self.config.prior_times(kinds) if self.P is not None else 0.0
+
     @cached_property
     def _sums(self) -> Tensor:
         """Σ X_i, Σ G_i, Σ C_i: (3, d, d) fp64."""
@@ -171,8 +176,7 @@ class Erasure:
     def refinement(self) -> Refinement:
         """Stage 1 of the concepts together, Eq. 2: R (d, d), its condition number and residual."""
         X, G, _ = self._sums
-        lambda1 = self.config.refine.lambda1 if self.P is not None else 0.0
-        return solve_refinement(X, G, self.P, lambda1, self.config.refine.lambda0)
+        return solve_refinement(X, G, self.P, self.prior_weight(self.config.refine.lambda1), self.config.refine.lambda0)
 
     @cached_property
     def fusion(self) -> Fusion:
@@ -186,8 +190,7 @@ class Erasure:
             p.weight * p.statistics.times_C(M.flatten(0, 1)).view(M.shape)
             for p, M in zip(self.parts, D[1:], strict=True)
         ]
-        lambda2 = f.lambda2 if self.P is not None else 0.0
-        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, lambda2, f.lambda0)
+        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, self.prior_weight(f.lambda2), f.lambda0)
 
     @cached_property
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:

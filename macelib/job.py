@@ -97,8 +97,8 @@ def _dependence(erasure: Erasure, drawn: str) -> str:
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
-    refine, P = erasure.config.refine, erasure.P
-    exact = solve_refinement(X, G, P, refine.lambda1 if P is not None else 0.0, refine.lambda0).R
+    refine = erasure.config.refine
+    exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), refine.lambda0).R
     found = difference(erasure.refinement.R, exact)
     if found > 0.01:
         log.warning("What half a megabyte per concept keeps of its statistics is off by %.1f %% of R − I.", 100 * found)

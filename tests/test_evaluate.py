@@ -269,7 +269,7 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     assert list(people.table()) == ["Acc_e", "Acc_s", "H_c", "H_c low", "H_c high"]
     config = Erasure.load(tmp_path / "people" / "1-characters.safetensors").config
     assert config.defaults == "celebrity"
-    assert config.prior == EraseConfig().keeping(["Adam Driver", "Amy Adams"]).prior
+    assert config.prior == settings.keeping(["Adam Driver", "Amy Adams"]).prior
 
 
 def test_bad_input(pipe, ship, caplog):

@@ -171,6 +171,7 @@ def refine(pipe, concepts: Sequence[Concept], config: EraseConfig) -> Refinement
     if lambda1:
         captions = config.prior.captions or priors.captions_for(pipe)
         P = priors.prior(pipe, captions, exclude=concepts).P.to(G)
+        lambda1 *= config.prior_times(concept.kind for concept in concepts)
     return solve_refinement(X, G, P, lambda1, config.refine.lambda0)
 
 
