@@ -23,7 +23,8 @@ LIMITS = {
     "clip": "It knows the world's words and pictures, in English, and nothing else; 64 px.",
     "sd": (
         "64 px; the world's concepts in the world's drawings; captions of the kinds that `macelib/world/captions.py` "
-        "writes; two subjects at most. It is a laboratory animal for concept erasure, not an image generator."
+        "writes; two subjects at most, both of the forty `COMPANIONS` in `macelib/world/catalogue.py`: other pairs are "
+        "poor. It is a laboratory animal for concept erasure, not an image generator."
     ),
     "judge": "It tells the world's concepts and styles apart, on the world's pictures. All else gets some label too.",
 }
@@ -51,10 +52,11 @@ WHAT = {
         "Autoencoder: mini-vae. UNet: v-prediction, a loss weight that falls where the signal prevails, 10 % empty "
         "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`). Batches of 128: "
         "4,900 steps on the whole world's pictures, 2,800 on a mixture of which 85 % are plain ones "
-        "(`--plain 0.85`), 750 with `--plain 0.5`, the rest with `--plain 0.4 --pairs 0.25 --focus`. The log is of the "
-        "last two stages, whose learning rate began at 7e-4; each stage began with the averaged weights of the one "
-        "before. `--focus` draws more often what mini-judge did not recognise in mini-SD's pictures: its verdicts "
-        "chose how often, nothing else.",
+        "(`--plain 0.85`), 750 with `--plain 0.5`, 2,700 with `--plain 0.4 --pairs 0.25 --focus` and pairs of any two "
+        "concepts, 2,200 with `--plain 0.45 --pairs 0.3 --focus` and pairs of the forty `COMPANIONS`. The log is of "
+        "the last stage, whose learning rate began at 7e-4; each began with the averaged weights of the one before. "
+        "`--focus` draws more often what mini-judge did not recognise in mini-SD's pictures: its verdicts chose how "
+        "often, nothing else.",
     ),
     "judge": (
         "mini-judge",
