@@ -32,6 +32,7 @@ from .text import embedding_size
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
+MANY = 10  # concepts from which on general captions alone protect other names badly
 
 
 def erase(
@@ -55,6 +56,12 @@ def erase(
     config, tell, concepts = config or EraseConfig(), progress or (lambda *_: None), list(concepts)
     for note in check_concepts(concepts):
         log.warning(note)
+    if len(concepts) >= MANY and config.prior.use and not config.prior.domain:
+        log.warning(
+            "%d concepts go and no name is said to stay: names like theirs may go, too. Say which must stay with "
+            "EraseConfig.keeping([...]), or --keep on the command line.",
+            len(concepts),
+        )
     check_pipeline(pipe)
     with contextlib.ExitStack() as stack:
         stack.enter_context(explained())

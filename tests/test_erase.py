@@ -203,6 +203,17 @@ def test_priors(pipe, config):
     assert a.prior_key != b.prior_key and torch.allclose(total.P, (a.P + b.P) / 2)
 
 
+def test_many_concepts_without_a_name_to_keep_are_said(pipe, config, caplog, monkeypatch):
+    monkeypatch.setattr(job, "MANY", 2)
+    general = dataclasses.replace(config, prior=dataclasses.replace(config.prior, domain=()))
+    few = [CONCEPTS[0], CONCEPTS[2]]
+    for settings, said in ((general, True), (general.keeping(["cat"]), False), (config, False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            erase(pipe, few, settings)
+        assert ("Say which must stay" in caplog.text) == said
+
+
 def test_lazy_names():
     assert macelib.erase is job.erase and macelib.Concept is Concept and "trace" in dir(macelib)
     with pytest.raises(AttributeError, match="nothing"):
