@@ -212,6 +212,7 @@ def study(
     guidance: Guidance = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
     autocast: Annotated[str | None, typer.Option(help="bf16 or fp16: precision of the counted pictures")] = None,
+    record: Annotated[bool, typer.Option("--record", help="keep the tables in data/studies and in the README")] = False,
     revision: Revision = None,
     local_files_only: Local = False,
     device: Device = None,
@@ -233,6 +234,10 @@ def study(
         else:
             result = studies.characters_study(pipe, out, settings, count=count, seeds=range(seeds), **drawing)
     typer.echo(result)
+    if record:
+        from .evaluate import record as records
+
+        typer.echo(records.record(protocol, result))
 
 
 @app.command(

@@ -58,6 +58,18 @@ def data_folder() -> Path:
     return package / "data" if (package / "data").is_dir() else package.parent / "data"
 
 
+def into_marks(path: str | Path, mark: str, text: str) -> bool:
+    """Put `text` between `<!-- mark -->` and `<!-- end of mark -->` in a page; False where it has no such place."""
+    begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
+    page = Path(path).read_text(encoding="utf-8") if Path(path).is_file() else ""
+    if begin not in page or end not in page:
+        return False
+    before, _, rest = page.partition(begin)
+    with atomic(path) as temporary:
+        temporary.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    return True
+
+
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """sha256 (hex) over name, dtype, shape and bytes of every tensor, in the order of the names."""
     digest = hashlib.sha256()

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from tiny_data import tiny_clip, tiny_judge
 
-from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, templates
+from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, load_pipeline, templates
 from macelib.erasure import Part
-from macelib.evaluate import metrics, pictures, protocols, studies
+from macelib.evaluate import metrics, pictures, protocols, record, studies
+from macelib.files import data_folder
 from macelib.pipelines import kv_weights, model_hash
 from macelib.refine import compress
 from macelib.sample import generate
@@ -262,6 +263,13 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     alone = evaluate.objects(pipe, ship, images=3, **look)
     for metric in ("Acc_e", "Acc_s", "Acc_g", "H_o"):
         assert two.value(metric, "ship") == alone.value(metric)
+    place = record.record("objects", two, tmp_path / "kept")
+    assert {p.name for p in place.iterdir()} == {"metrics.csv", "concepts.csv", "settings.json"}
+    *rows, _, how = record.markdown(place).splitlines()
+    assert [row.split(" | ")[:2] for row in rows[2:]] == [
+        ["| cat", "erased"], ["| ship", "erased"], ["| mean of 2", "original"], ["| mean of 2", "erased"]
+    ]  # fmt: skip
+    assert f"| {two.value('H_o'):.1f} |" in rows[-1] and "among" in how
     with pytest.raises(MaceError, match=r"zebra: not of the paper's ten \(airplane"):
         evaluate.objects_study(pipe, tmp_path, settings, only=["zebra"])
     monkeypatch.setattr(studies, "retained", lambda _: ["Adam Driver", "Amy Adams"])
@@ -270,6 +278,14 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     config = Erasure.load(tmp_path / "people" / "1-characters.safetensors").config
     assert config.defaults == "celebrity"
     assert config.prior == settings.keeping(["Adam Driver", "Amy Adams"]).prior
+
+
+def test_the_readme_shows_the_recorded_studies_of_the_shipped_weights():
+    readme = (data_folder().parent / "README.md").read_text(encoding="utf-8")
+    for place in sorted((data_folder() / "studies").glob("*/")):
+        settings = json.loads((place / "settings.json").read_text(encoding="utf-8"))
+        assert settings["model"] == model_hash(load_pipeline("mini-sd", device="cpu")), place.name
+        assert record.markdown(place) in readme, place.name
 
 
 def test_bad_input(pipe, ship, caplog):

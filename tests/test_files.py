@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from macelib.errors import MaceError, need
-from macelib.files import atomic, cache_folder, data_folder, hash_tensors, hash_text
+from macelib.files import atomic, cache_folder, data_folder, hash_tensors, hash_text, into_marks
 
 
 def test_atomic_writes_all_or_nothing(tmp_path):
@@ -16,6 +16,16 @@ def test_atomic_writes_all_or_nothing(tmp_path):
     assert target.read_text() == "one" and list(target.parent.iterdir()) == [target]
     with pytest.raises(MaceError, match="could not be written"), atomic(target / "below" / "b.txt"):
         pass
+
+
+def test_a_text_takes_the_place_of_the_last_between_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- table -->\nold\n<!-- end of table -->\nz\n")
+    for _ in range(2):
+        assert into_marks(page, "table", "é | 1")
+        assert page.read_text(encoding="utf-8") == "a\n<!-- table -->\né | 1\n<!-- end of table -->\nz\n"
+    assert not into_marks(page, "figure", "x") and not into_marks(tmp_path / "none.md", "table", "x")
+    assert "x" not in page.read_text(encoding="utf-8")
 
 
 def test_folders(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import atomic, data_folder
+from ..files import data_folder, into_marks
 
 TARGETS = {  # measure: (what it is, target)
     "judge_renderings": ("judge, top-1 on fresh renderings, all concepts", ">= 0.98"),
@@ -25,7 +25,6 @@ TARGETS = {  # measure: (what it is, target)
     "memory_gb": ("peak memory of that, GB", "<= 2"),
     "vae_psnr": ("autoencoder's round trip, PSNR in dB", ">= 28"),
 }
-BEGIN, END = "<!-- report -->", "<!-- end of report -->"
 
 
 def text_table(report: dict) -> str:
@@ -48,11 +47,4 @@ def readme_table(report: dict) -> str:
 
 def into_readme(report: dict, path: Path | None = None) -> bool:
     """Put the table between its marks in the README of a checkout; False where there is no such place."""
-    path = path or data_folder().parent / "README.md"
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if BEGIN not in text or END not in text:
-        return False
-    before, _, rest = text.partition(BEGIN)
-    with atomic(path) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{readme_table(report)}\n{END}{rest.partition(END)[2]}", "utf-8")
-    return True
+    return into_marks(path or data_folder().parent / "README.md", "report", readme_table(report))
