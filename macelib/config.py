@@ -33,7 +33,7 @@ class RefineConfig:
     """Stage 1, Eq. 2."""
 
     lambda0: float = 1.0  # ridge towards the original weights
-    lambda1: float = 100.0  # weight of the prior: as much as lambda1 captions, for each concept (see `KINDS`)
+    lambda1: float = 50.0  # weight of the prior: as much as lambda1 captions, for each concept (see `KINDS`)
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
 
@@ -73,7 +73,7 @@ class FuseConfig:
 
     method: Literal["closed", "naive"] = "closed"
     lambda0: float = 1.0  # ridge towards the refined weights
-    lambda2: float = 100.0  # weight of the prior: as much as lambda2 captions, for each concept (see `KINDS`)
+    lambda2: float = 50.0  # weight of the prior: as much as lambda2 captions, for each concept (see `KINDS`)
 
 
 # The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
@@ -85,7 +85,7 @@ class FuseConfig:
 KINDS: dict[str, dict[str, Any]] = {
     "object": {"weight": 1.0, "each": True, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
     "style": {"weight": 1.0, "each": True, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
-    "celebrity": {"weight": 3.0, "each": False, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+    "celebrity": {"weight": 1.5, "each": False, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
 }
 
 
@@ -140,16 +140,17 @@ class EraseConfig:
         """Where the masks of a kind of concept come from; a style has no place of its own: the full image."""
         return "full" if kind == "style" else self.images.masks or self.kind(kind)["masks"]
 
-    def keeping(self, names: Sequence[str]) -> "EraseConfig":
-        """The same settings with names to keep as the domain prior, whose weight λ3 grows with their number.
+    def keeping(self, names: Sequence[str], each: float = KEPT) -> "EraseConfig":
+        """The same settings with names to keep as the domain prior, whose weight λ3 is `each` times their number.
 
+        Where far more concepts are erased than kept, a larger `each` protects better.
         Unless `defaults` is set, it becomes "celebrity": the values for many concepts beside names to keep.
 
         >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[:5]
         ('a photo of the judge', 'a portrait of the judge', 'the judge', 'judge', 'a photo of Amy Adams')
         """
         prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
-        prior = dataclasses.replace(self.prior, domain=prompts, lambda3=KEPT * len(set(names)))
+        prior = dataclasses.replace(self.prior, domain=prompts, lambda3=each * len(set(names)))
         return dataclasses.replace(self, prior=prior, defaults=self.defaults or "celebrity")
 
     def to_dict(self) -> dict[str, Any]:

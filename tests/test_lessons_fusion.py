@@ -8,6 +8,7 @@ import torch
 from macelib import Concept, EraseConfig, erase
 from macelib.lessons import fusion, interference
 from macelib.pipelines import kv_weights
+from macelib.prior import GENERAL, prior
 from macelib.tiny import tiny_pipeline
 from macelib.viz import Figure
 from macelib.world.catalogue import names
@@ -84,6 +85,15 @@ def test_prompts_that_approach(pipe, erasure, E):
     assert len(points) == 3 and isinstance(interference.pairs_figure(points, curve, 0.2), Figure)
 
 
+def test_told_to_keep_changes_the_prior_alone(pipe, erasure, tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+    told = fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0)
+    assert [c.name for c in told.concepts] == ["frog", "dog"] and told.parts == erasure.without("ship").parts
+    captions = [text for text in GENERAL if "dog" not in text]
+    domain = erasure.config.keeping(["cat", "ship"], 2.0).prior
+    assert torch.allclose(told.P, prior(pipe, captions, domain=domain.domain, lambda3=domain.lambda3).P)
+
+
 def test_threshold():
     assert interference.threshold([0, 1], [0.1, 0.2], 0.3) is None
     assert interference.threshold([0, 1], [0.4, 0.5], 0.3) == 0.0
@@ -103,8 +113,10 @@ def test_sweep_and_back(pipe, erasure):
     assert list(pictures["closed", 2]) == ["ship", "frog", "cat"]
     assert [(r["Acc_e"], r["Acc_s"], r["others"]) for r in rows] == [(0.5, 0.0, 1.0)] * 3
     assert isinstance(fusion.sweep_figure(rows), Figure)
-    albums = fusion.back(pipe, erasure, "ship", ["ship", "cat"], [0], steps=1)
-    assert list(albums) == ["original", "all erased", "ship at 0.5", "without ship"]
+    told = erasure.without("ship")
+    albums = fusion.back(pipe, erasure, "ship", ["ship", "cat"], [0], told=told, steps=1)
+    assert list(albums) == ["original", "all erased", "ship at 0.5", "without ship", "without ship, kept"]
+    assert albums["without ship, kept"]["ship"][0].tobytes() == albums["without ship"]["ship"][0].tobytes()
     assert albums["original"]["cat"][0].tobytes() == pictures["original", 0]["cat"][0].tobytes()
     assert all(w.equal(before[n]) for n, w in kv_weights(pipe.unet).items())
     assert fusion.trace_left(erasure, "ship") < 1e-9

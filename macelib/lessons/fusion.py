@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..concepts import with_synonyms
 from ..erasure import Erasure
+from ..prior import captions_for, prior
 from ..viz import COLORS, Figure
 from .shared import album, mean, panels, shares
 
@@ -85,12 +87,16 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
 
 def back(
     pipe, erasure: Erasure, name: str, names: Sequence[str], seeds: Sequence[int], strengths: Sequence[float] = (0.5,),
-    **drawing,
+    told: Erasure | None = None, **drawing,
 ) -> dict[str, dict[str, list]]:  # fmt: skip
-    """Pictures of some names by the original model, with all concepts erased, with one at part strength, without it."""
+    """Pictures of some names by the original model, with all concepts erased, with one at part strength, without it.
+
+    told: the erasure without it under a prior that knows it as a name to keep, see `told_to_keep`.
+    """
     states = {"original": None, "all erased": erasure}
     states |= {f"{name} at {s:g}": erasure.scaled({name: s}) for s in sorted(strengths, reverse=True)}
     states |= {f"without {name}": erasure.without(name)}
+    states |= {f"without {name}, kept": told} if told else {}
     albums = {}
     for label, state in states.items():
         if state is not None:
@@ -100,6 +106,15 @@ def back(
         finally:
             erasure.remove(pipe)
     return albums
+
+
+def told_to_keep(pipe, erasure: Erasure, name: str, kept: Sequence[str], each: float) -> Erasure:
+    """The erasure without a concept, under a prior for which it is one more name to keep; nothing is trained."""
+    fewer, settings = erasure.without(name), erasure.config.keeping([*kept, name], each).prior
+    captions = settings.captions or captions_for(pipe)
+    exclude = [with_synonyms(concept) for concept in fewer.concepts]
+    found = prior(pipe, captions, domain=settings.domain, lambda3=settings.lambda3, exclude=exclude)
+    return fewer.with_prior(found.P, found.key)
 
 
 def trace_left(erasure: Erasure, name: str) -> float:
