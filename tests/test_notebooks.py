@@ -47,18 +47,6 @@ def figures(cell) -> list[str]:
     return [output.data["image/png"] for output in cell.get("outputs", ()) if "image/png" in output.get("data", {})]
 
 
-# Drafts: written, and run below with small parameters, but with the defaults their last cell finds a claim that does
-# not hold on mini-SD yet, so committed without outputs. A notebook has to leave this list when its outputs are there:
-# the expected failure is strict.
-DRAFTS = {
-    "01_residual_information",
-    "04_lora_with_cfis",
-    "05_lora_fusion",
-    "06_erase_and_evaluate",
-    "07_studio",
-}
-
-
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda path: path.stem)
 def path(request) -> Path:
     return request.param
@@ -104,10 +92,7 @@ def test_shape(notebook):
             assert any("**What to notice.**" in later.source for later in notebook.cells[i + 1 : i + 4]), cell.source
 
 
-def test_outputs(notebook, path, request):
-    if path.stem in DRAFTS:
-        why = "a draft without outputs: what it claims does not hold yet"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+def test_outputs(notebook):
     assert [cell.execution_count for cell in code(notebook)] == list(range(1, len(code(notebook)) + 1))
     assert sum(len(figures(cell)) for cell in code(notebook)) >= 1
     for cell in code(notebook):
