@@ -85,6 +85,8 @@ def erase(
     if captions is not None:
         settings = dataclasses.replace(settings, prior=dataclasses.replace(settings.prior, captions=captions))
     if keep:
+        if settings.prior.domain:
+            raise MaceError(f"prior.domain in {config} and --keep both say what must stay: give one of them.")
         settings = settings.keeping(_kept(keep, [concept.name for concept in chosen]))
     check_concepts(chosen)  # before anything slow
     if engine is None and (jobs, threads, gpus, address) != (None,) * 4:

@@ -77,7 +77,7 @@ def erase(
             empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
             parts.append(Part(concept, statistics, *empty, weight=weight))
             tell("statistics", i + 1, len(concepts), concept.name)
-        prior = prior or _prior(pipe, concepts, config)
+        prior = prior or prior_of(pipe, concepts, config)
         P, key = (prior.P, prior.key) if prior else (None, "")
         erasure = Erasure(tuple(parts), layers, d, model_hash(pipe), P, key, config, versions())
         truncation = _truncation(erasure, *exact)
@@ -112,7 +112,7 @@ def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     return found
 
 
-def _prior(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
+def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
     """The prior that the settings ask for, without the captions that name a concept or a known synonym of one."""
     if not config.prior.use or not (config.refine.lambda1 or config.fuse.lambda2):
         return None

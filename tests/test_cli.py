@@ -54,6 +54,10 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     out, common = tmp_path / "run", ["--model", model, "--device", "cpu"]
     settings = ["--config", tmp_path / "settings.yaml", "--out", out, *common]
     (tmp_path / "keep.txt").write_text("dog\ncow\n")
+    (tmp_path / "both.yaml").write_text("prior: {domain: [a dog]}")
+    both = ["--config", tmp_path / "both.yaml", "--keep", "cat", "--out", tmp_path / "x"]
+    code, _, said = mace(capsys, "erase", "ship=sea", *both)
+    assert code == 1 and "both say what must stay" in said
     keep = ["--keep", "cat", "--keep", tmp_path / "keep.txt"]
     code, said, bars = mace(capsys, "erase", "ship=sea", "frog=grass", *settings, "--seed", 3, *keep)
     assert code == 0 and "2 concepts" in said and "train" in bars

@@ -281,8 +281,11 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
 
 
 def test_the_readme_shows_the_recorded_studies_of_the_shipped_weights():
+    places = sorted((data_folder() / "studies").glob("*/"))
+    if not places:
+        pytest.skip("no study is recorded yet: mace study objects --record")
     readme = (data_folder().parent / "README.md").read_text(encoding="utf-8")
-    for place in sorted((data_folder() / "studies").glob("*/")):
+    for place in places:
         settings = json.loads((place / "settings.json").read_text(encoding="utf-8"))
         assert settings["model"] == model_hash(load_pipeline("mini-sd", device="cpu")), place.name
         assert record.markdown(place) in readme, place.name

@@ -1,11 +1,13 @@
 """Lesson 05: interference against the weights it is about, two ways of fusing, and a concept taken back."""
 
+import dataclasses
 import doctest
 
 import pytest
 import torch
 
 from macelib import Concept, EraseConfig, erase
+from macelib.config import PriorConfig
 from macelib.lessons import fusion, interference
 from macelib.pipelines import kv_weights
 from macelib.prior import GENERAL, prior
@@ -87,6 +89,8 @@ def test_prompts_that_approach(pipe, erasure, E):
 
 def test_told_to_keep_changes_the_prior_alone(pipe, erasure, tmp_path, monkeypatch):
     monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+    assert fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0).P is None  # it was erased without a prior
+    erasure = erasure.with_config(dataclasses.replace(erasure.config, prior=PriorConfig()))
     told = fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0)
     assert [c.name for c in told.concepts] == ["frog", "dog"] and told.parts == erasure.without("ship").parts
     captions = [text for text in GENERAL if "dog" not in text]

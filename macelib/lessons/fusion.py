@@ -5,9 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..concepts import with_synonyms
 from ..erasure import Erasure
-from ..prior import captions_for, prior
+from ..job import prior_of
 from ..viz import COLORS, Figure
 from .shared import album, mean, panels, shares
 
@@ -110,11 +109,9 @@ def back(
 
 def told_to_keep(pipe, erasure: Erasure, name: str, kept: Sequence[str], each: float) -> Erasure:
     """The erasure without a concept, under a prior for which it is one more name to keep; nothing is trained."""
-    fewer, settings = erasure.without(name), erasure.config.keeping([*kept, name], each).prior
-    captions = settings.captions or captions_for(pipe)
-    exclude = [with_synonyms(concept) for concept in fewer.concepts]
-    found = prior(pipe, captions, domain=settings.domain, lambda3=settings.lambda3, exclude=exclude)
-    return fewer.with_prior(found.P, found.key)
+    fewer = erasure.without(name)
+    found = prior_of(pipe, fewer.concepts, erasure.config.keeping([*kept, name], each))
+    return fewer.with_prior(found.P, found.key) if found else fewer
 
 
 def trace_left(erasure: Erasure, name: str) -> float:

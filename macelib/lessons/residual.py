@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .. import prior as priors
 from ..concepts import Concept, align, token_spans
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..refine import PRODUCTS, Refinement, concept_sums, solve_refinement
+from ..job import prior_of
+from ..refine import Refinement, concept_sums, solve_refinement
 from ..text import encode, tokenizers
 from ..tokens import tokenize
 from . import probabilities
@@ -165,14 +165,13 @@ def study(
 
 def refine(pipe, concepts: Sequence[Concept], config: EraseConfig) -> Refinement:
     """Stage 1 (Eq. 2) of all concepts together, with the prior and the λ of the settings."""
-    sums = [concept_sums(pipe, concept, PRODUCTS[config.refine.products])[:2] for concept in concepts]
-    X, G = (sum(parts) for parts in zip(*sums, strict=True))
-    P, lambda1 = None, config.refine.lambda1 if config.prior.use else 0.0
-    if lambda1:
-        captions = config.prior.captions or priors.captions_for(pipe)
-        P = priors.prior(pipe, captions, exclude=concepts).P.to(G)
-        lambda1 *= config.prior_times(concept.kind for concept in concepts)
-    return solve_refinement(X, G, P, lambda1, config.refine.lambda0)
+    X = G = 0.0
+    for concept in concepts:
+        weight, sums = config.kind(concept.kind)["weight"], concept_sums(pipe, concept, config.refine.products)
+        X, G = X + weight * sums[0], G + weight * sums[1]
+    prior = prior_of(pipe, concepts, config)
+    lambda1 = config.refine.lambda1 * config.prior_times(concept.kind for concept in concepts) if prior else 0.0
+    return solve_refinement(X, G, prior and prior.P, lambda1, config.refine.lambda0)
 
 
 def shift(pipe, case: Case, anchor: str, R: Tensor | None = None) -> pd.DataFrame:

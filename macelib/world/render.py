@@ -161,9 +161,8 @@ def draw_facts(
         only, style = only & ~simple, style.masked_fill(simple, ART_STYLES.index(USUAL))
         second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
         if pairs:
-            left, right = torch.multinomial(of_companions(weights), 2 * n, replacement=True, generator=generator).view(
-                2, n
-            )
+            weights = of_companions(weights)
+            left, right = torch.multinomial(weights, 2 * n, replacement=True, generator=generator).view(2, n)
             twos = twos & (left != right)
             concept, second = torch.where(twos, left, concept), torch.where(twos, right, second)
     return torch.where(only, drawn + painted, concept), second, style, scene

@@ -26,7 +26,7 @@ from ..files import data_folder
 from ..pipelines import MINI_GUIDANCE, load_pipeline
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles, world_folder
-from .clip import pooled, seen
+from .clip import name_vectors, seen
 from .judge import crop_half, judge_logits
 from .loop import work_folder
 from .render import Batch, compose, sample
@@ -115,8 +115,7 @@ def measure_renderings(m: Models, share: float) -> dict:
     ten = [names()[n] for n in CIFAR_10]
     with torch.no_grad():
         pictures = torch.cat([seen(m.clip, part) for part in batch.images.split(256)])
-        words = torch.cat([pooled(m.clip, m.tokenizer, [photo(e.name)]) for e in catalogue()])
-        similarity = pictures @ words.T
+        similarity = pictures @ name_vectors(m.clip, m.tokenizer).T
         mixed = sample(400, torch.Generator().manual_seed(2**21)).images * 2 - 1
         vae = m.pipe.vae
         again = vae.decode(vae.encode(mixed).latent_dist.mean).sample.clamp(-1, 1)
