@@ -16,7 +16,7 @@ from .text import encode, tokenizers
 
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
-BLOCK = 1024  # rows converted and multiplied at once: bounds memory, and the rounding of a float32 product
+BLOCK = {torch.float64: 512, torch.float32: 1024}  # rows at once: bounds memory, and the rounding of a product
 PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
 
@@ -25,7 +25,7 @@ def gram(e: Tensor, G: Tensor | None = None, products: Products = torch.float64)
     """G + Σ e eᵀ over the rows of e (n, d), summed in float64 into G (d, d) in place (None: zeros)."""
     products, (e, G) = _dtype(products), _ready(e, G)
     upper = torch.zeros_like(G)
-    for rows in e.split(BLOCK):
+    for rows in e.split(BLOCK[products]):
         _add(rows.to(products), None, upper, None)
     G += _symmetric(upper)
     return G
@@ -48,7 +48,7 @@ def accumulate(
         raise MaceError(f"Rows must pair: e_f is {tuple(e_f.shape)}, e_g is {tuple(e_g.shape)}, both must be (n, d).")
     products, (e_f, G, X) = _dtype(products), _ready(e_f, G, X)
     upper = torch.zeros_like(G)
-    for f, g in zip(e_f.split(BLOCK), e_g.to(e_f.device).split(BLOCK), strict=True):
+    for f, g in zip(e_f.split(BLOCK[products]), e_g.to(e_f.device).split(BLOCK[products]), strict=True):
         f = f.to(products)
         _add(f, g.to(products) - f, upper, X)
     added = _symmetric(upper)
@@ -83,9 +83,17 @@ def _multiply(f: Tensor, delta: Tensor | None, upper: Tensor, X: Tensor | None, 
     """The products of `_add`; of the symmetric one, only the upper blocks: 5/8 of the work."""
     edges = [round(f.shape[1] * b / blocks) for b in range(blocks + 1)]
     for a, b in pairwise(edges):
-        upper[a:b, a:] += f[:, a:b].T @ f[:, a:]
+        _add_product(upper[a:b, a:], f[:, a:b], f[:, a:])
     if delta is not None:
-        X += delta.T @ f
+        _add_product(X, delta, f)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += leftᵀ right; without a temporary where all are float64."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.T, right)
+    else:
+        total += left.T @ right
 
 
 def _dtype(products: Products) -> torch.dtype:

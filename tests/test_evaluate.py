@@ -4,6 +4,7 @@ import dataclasses
 import doctest
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -272,6 +273,10 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     assert f"| {two.value('H_o'):.1f} |" in rows[-1] and "among" in how
     with pytest.raises(MaceError, match=r"zebra: not of the paper's ten \(airplane"):
         evaluate.objects_study(pipe, tmp_path, settings, only=["zebra"])
+    for few in (partial(evaluate.objects_study, images=2), partial(evaluate.characters_study, seeds=range(2))):
+        with pytest.raises(MaceError, match="2 seeds make no 3 seed groups"):
+            few(pipe, tmp_path / "few", settings)
+    assert not (tmp_path / "few").exists(), "something was erased before the seeds were counted"
     monkeypatch.setattr(studies, "retained", lambda _: ["Adam Driver", "Amy Adams"])
     people = evaluate.characters_study(pipe, tmp_path / "people", settings, count=1, seeds=range(3), **look)
     assert list(people.table()) == ["Acc_e", "Acc_s", "H_c", "H_c low", "H_c high"]

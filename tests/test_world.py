@@ -88,6 +88,14 @@ def test_plain_pairs_are_two_subjects_by_the_usual_artist():
     assert not set(concept[~two].tolist()) <= companions
 
 
+def test_styled_pictures_show_one_subject_in_any_style():
+    concept, second, style, scene = render.draw_facts(2000, torch.Generator().manual_seed(1), usual=0.9, styled=1.0)
+    assert (scene == -1).all() and (second == -1).all() and len(set(concept.tolist())) > 300
+    assert set(style.tolist()) == set(range(len(cat.styles())))
+    drawn = torch.bincount(style, minlength=4)[: len(cat.ART_STYLES)].float()
+    assert drawn.max() < 1.3 * drawn.min(), "the artists are not alike"
+
+
 def test_the_image_tower_trains_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
     shipped, _ = clip.started(shipped=True)

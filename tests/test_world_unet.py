@@ -31,7 +31,7 @@ def small_unet():
     )
 
 
-def small_pool(*_):
+def small_pool(*_, **__):
     generator = torch.Generator().manual_seed(0)
     context = torch.randn(3, 7, 24, generator=generator).half()
     latents = torch.randn(6, 2, 4, 4, generator=generator).half()

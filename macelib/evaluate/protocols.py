@@ -209,6 +209,12 @@ def _erased_and_kept(erasure: Erasure, kept: Sequence[str]) -> list[Ask]:
     return [Ask("erased", name, name) for name in erased] + [Ask("kept", name, name) for name in kept]
 
 
+def check_seeds(count: int) -> None:
+    """MaceError where there are too few seeds for the seed groups that every result is told for."""
+    if count < GROUPS:
+        raise MaceError(f"{count} seeds make no {GROUPS} seed groups: give at least {GROUPS}.")
+
+
 @dataclass(frozen=True)
 class _Work:
     """One run of a protocol: draws every picture once, looks at it, and counts."""
@@ -225,8 +231,7 @@ class _Work:
 
     def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
         """look(pictures, jobs): per picture a name, None (nothing recognised) or a score."""
-        if len(self.seeds) < GROUPS:
-            raise MaceError(f"{len(self.seeds)} seeds make no {GROUPS} seed groups: give at least {GROUPS}.")
+        check_seeds(len(self.seeds))
         plans = [self._jobs([a for some in asks for a in some]), *(self._jobs(some) for some in asks)]
         total, done, seen = sum(map(len, plans)), 0, []
         with untouched(pipe):

@@ -32,6 +32,7 @@ def objects_study(
 
     only: some of the ten. folder: erasures and evaluation. options: of `objects`. MaceError: an object not of the ten.
     """
+    protocols.check_seeds(images)
     chosen = object_list(is_mini(pipe))
     if unknown := set(only or ()) - {c.name for c in chosen}:
         raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(c.name for c in chosen)}).")
@@ -57,6 +58,7 @@ def characters_study(
     As many are kept, the paper's 100 where they are celebrities (erase 1, 5, 10 or 100); they are the domain prior, as
     in the paper, unless the settings name one. options: of `characters`.
     """
+    protocols.check_seeds(len(seeds))
     mini = is_mini(pipe)
     erased, kept = character_lists(count) if mini else (paper_list(f"celebrities_{count}"), retained("celebrities"))
     config = config or EraseConfig()

@@ -163,15 +163,25 @@ def study(
     return frame
 
 
-def refine(pipe, concepts: Sequence[Concept], config: EraseConfig) -> Refinement:
-    """Stage 1 (Eq. 2) of all concepts together, with the prior and the λ of the settings."""
+def refine(pipe, concepts: Sequence[Concept], config: EraseConfig, times: float = 1.0) -> Refinement:
+    """Stage 1 (Eq. 2) of all concepts together, with the prior, the λ0 and `times` the λ1 of the settings."""
     X = G = 0.0
     for concept in concepts:
         weight, sums = config.kind(concept.kind)["weight"], concept_sums(pipe, concept, config.refine.products)
         X, G = X + weight * sums[0], G + weight * sums[1]
     prior = prior_of(pipe, concepts, config)
     lambda1 = config.refine.lambda1 * config.prior_times(concept.kind for concept in concepts) if prior else 0.0
-    return solve_refinement(X, G, prior and prior.P, lambda1, config.refine.lambda0)
+    return solve_refinement(X, G, prior and prior.P, times * lambda1, config.refine.lambda0)
+
+
+def left(pipe, concepts: Sequence[Concept], R: Tensor) -> dict[str, float]:
+    """What R leaves of the way from e^f to e^g, by pattern: Σ||R e^f − e^g||² / Σ||e^f − e^g||², mean over concepts."""
+    shares: dict[str, list[float]] = {}
+    for concept in concepts:
+        for case in cases(concept):
+            fit = shift(pipe, case, concept.anchor, R)
+            shares.setdefault(case.pattern, []).append(fit.square.sum() / fit.whole.sum())
+    return {pattern: sum(some) / len(some) for pattern, some in shares.items()}
 
 
 def shift(pipe, case: Case, anchor: str, R: Tensor | None = None) -> pd.DataFrame:

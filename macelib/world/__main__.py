@@ -49,6 +49,7 @@ def train(
         typer.Option(exists=True, file_okay=False, help="unet: start from this folder's weights, if no checkpoint is"),
     ] = None,
     pairs: Annotated[float | None, typer.Option(help="unet: share of plain pictures of two subjects")] = None,
+    styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
     focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
     fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
     export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
@@ -65,6 +66,7 @@ def train(
         "lr": lr,
         "plain": plain,
         "pairs": pairs,
+        "styled": styled,
         "warm": warm,
     }
     options = {k: v for k, v in options.items() if v is not None}

@@ -162,7 +162,10 @@ def export_clip(folder: Path) -> None:
     later = (work_folder("clip-image") / "checkpoint.pt").exists()
     model, tokenizer = started(later)
     model.load_state_dict(averaged("clip-image" if later else "clip"))
-    model.half().save_pretrained(folder)
+    model.half()
+    for config in (model.config.text_config, model.config.vision_config):
+        config.dtype = model.dtype  # stays that of loading otherwise
+    model.save_pretrained(folder)
     processor = CLIPImageProcessor(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},

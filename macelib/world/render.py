@@ -136,12 +136,14 @@ def draw_facts(
     usual: float = 0.0,
     plain: float = 0.0,
     pairs: float = 0.0,
+    styled: float = 0.0,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
 
     A share `plain` of them is instead one subject, a share `pairs` two of the `COMPANIONS`, by `USUAL` on a plain
-    ground. weights: (drawn concepts,), how often each is drawn; `concept_weights()` unless given.
+    ground; a share `styled` is one subject there in any style, the four artists alike. weights: (drawn concepts,), how
+    often each is drawn; `concept_weights()` unless given.
     """
     drawn = len(atlas())
     weights = concept_weights() if weights is None else weights
@@ -155,10 +157,13 @@ def draw_facts(
     art = artists(n, generator, usual)
     procedural = torch.randint(len(ART_STYLES), len(styles()), (n,), generator=generator)
     style = torch.where(filtered, procedural, art)
-    if plain or pairs:
+    if plain or pairs or styled:
         chance = torch.rand(n, generator=generator)
-        simple, twos = chance < plain + pairs, chance < pairs
-        only, style = only & ~simple, style.masked_fill(simple, ART_STYLES.index(USUAL))
+        twos, usually, simple = (chance < share for share in (pairs, pairs + plain, pairs + plain + styled))
+        only, style = only & ~simple, style.masked_fill(usually, ART_STYLES.index(USUAL))
+        if styled:
+            alike = torch.randint(len(ART_STYLES), (n,), generator=generator)
+            style = torch.where(simple & ~usually & ~filtered, alike, style)
         second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
         if pairs:
             weights = of_companions(weights)

@@ -301,7 +301,8 @@ def contact_sheet(m: Models, path: Path) -> None:
         members = [e.name for e in catalogue() if e.group == group]
         prompts += [photo(members[(i * 7) % len(members)]) for i in range(10)]
     prompts += [f"a cat in the style of {s}" for s in (*styles(), *styles())[:30]]
-    prompts += [f"a {a} and a {b}" for a, b in zip(CIFAR_10, ("dragon", *CIFAR_10[5:], *CIFAR_10[:4]), strict=True)]
+    pairs = zip(CIFAR_10, ("dragon", *CIFAR_10[5:], *CIFAR_10[:4]), strict=True)
+    prompts += [" and ".join(with_article(name, _first()) for name in pair) for pair in pairs]
     images = m.draw(m.embed(prompts)).mul(255).round().byte()
     high = len(images) // 10
     sheet = images[: high * 10].view(high, 10, 3, 64, 64).permute(0, 3, 1, 4, 2).reshape(high * 64, 640, 3)

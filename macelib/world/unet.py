@@ -83,23 +83,13 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
 
 @torch.no_grad()
 def make_pool(
-    vae: AutoencoderKL,
-    encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    seed: int,
-    size: int,
-    plain: float = 0.0,
-    pairs: float = 0.0,
-    weights: Tensor | None = None,
+    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int, size: int, **shares
 ) -> Pool:
-    """Draw `size` pictures with captions, shares `plain` and `pairs` of them simple ones, and encode both.
-
-    weights: (drawn concepts,) how often each is drawn.
-    """
+    """Draw `size` pictures with captions, and encode both; `shares` are those of `render.draw_facts`."""
     generator = torch.Generator().manual_seed(seed)
     latents, texts = [], []
     for _ in range(0, size, 256):
-        batch = sample(256, generator, usual=USUAL_SHARE, plain=plain, pairs=pairs, weights=weights)
+        batch = sample(256, generator, usual=USUAL_SHARE, **shares)
         texts += write_captions(batch, generator, usual=True).texts
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
@@ -127,14 +117,15 @@ def weights_of_pool(focus: bool) -> Tensor:
     return weights * (1 + FOCUS * (1 - torch.tensor([rates[name] for name in drawn])))
 
 
-def pool_on_disk(parts: tuple, seed: int, size: int, plain: float, pairs: float, weights: Tensor) -> Pool:
+def pool_on_disk(parts: tuple, seed: int, size: int, shares: dict) -> Pool:
     """The pool of this seed and mixture, from the work folder or made now; older ones are removed."""
-    key = hashlib.sha256(repr((seed, size, plain, pairs, weights.tolist())).encode()).hexdigest()[:16]
+    facts = (seed, size, {**shares, "weights": shares["weights"].tolist()})
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     path = work_folder("unet") / f"pool-{key}.pt"
     if not path.exists():
         for old in path.parent.glob("pool-*.pt"):
             old.unlink()
-        torch.save(vars(make_pool(*parts, seed, size, plain, pairs, weights)), path.with_suffix(".tmp"))
+        torch.save(vars(make_pool(*parts, seed, size, **shares)), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
     return Pool(**torch.load(path, weights_only=True))
 
@@ -176,6 +167,7 @@ def train_unet(
     pool_size: int = POOL,
     plain: float = 0.0,
     pairs: float = 0.0,
+    styled: float = 0.0,
     focus: bool = False,
     fuse: bool = False,
     warm: Path | None = None,
@@ -185,8 +177,8 @@ def train_unet(
     Without a checkpoint it starts from random weights, or from those in the folder `warm` (a UNet as diffusers saves
     it), which is how a training goes on where its checkpoint is lost.
     A share `plain` of the pictures is one subject by the usual artist on a plain ground, and a share `pairs` two:
-    names are learned from these first, and scenes and styles on top of them. With `focus`, concepts that the judge
-    did not recognise are drawn more often.
+    names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
+    any style. With `focus`, concepts that the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     """
     torch.manual_seed(seed)
@@ -199,14 +191,15 @@ def train_unet(
     if fuse:
         unet.compile(dynamic=False)
     schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod
-    per_pool, weights = pool_size * PASSES // batch, weights_of_pool(focus)
+    per_pool = pool_size * PASSES // batch
+    shares = {"plain": plain, "pairs": pairs, "styled": styled, "weights": weights_of_pool(focus)}
     held: dict[int, Pool] = {}
 
     def step(index: int) -> float:
         number = seed + index // per_pool
         if number not in held:
             held.clear()
-            held[number] = pool_on_disk((vae, encoder, tokenizer), number, pool_size, plain, pairs, weights)
+            held[number] = pool_on_disk((vae, encoder, tokenizer), number, pool_size, shares)
         pool = held[number]
         rows = torch.randint(len(pool.latents), (batch,), generator=generator)
         which = pool.caption[rows]
