@@ -47,8 +47,8 @@ def accumulate(
     if e_f.shape != e_g.shape or e_f.ndim != 2:
         raise MaceError(f"Rows must pair: e_f is {tuple(e_f.shape)}, e_g is {tuple(e_g.shape)}, both must be (n, d).")
     products, (e_f, G, X) = _dtype(products), _ready(e_f, G, X)
-    upper = torch.zeros_like(G)
-    for f, g in zip(e_f.split(BLOCK[products]), e_g.to(e_f.device).split(BLOCK[products]), strict=True):
+    upper, rows = torch.zeros_like(G), BLOCK[products]
+    for f, g in zip(e_f.split(rows), e_g.to(e_f.device).split(rows), strict=True):
         f = f.to(products)
         _add(f, g.to(products) - f, upper, X)
     added = _symmetric(upper)

@@ -85,6 +85,18 @@ def test_the_fit_is_no_worse_than_no_change_and_ends_at_the_anchor(pipe):
     assert after.square.sum() < after.whole.sum()
 
 
+def test_a_stronger_prior_leaves_more(pipe, tmp_path):
+    """Of all patterns R = I leaves everything; with more of the prior, R moves less."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a photo of a cat\na dog in the snow\na red house\n")
+    settings = EraseConfig.from_dict({"prior": {"captions": str(captions)}})
+    assert r.left(pipe, [SHIP], torch.eye(32).double()) == pytest.approx(dict.fromkeys(r.left(pipe, [SHIP], None), 1.0))
+    weak, strong = (r.refine(pipe, [SHIP], settings, times).R for times in (1, 100))
+    assert torch.equal(weak, r.refine(pipe, [SHIP], settings).R)
+    some, more = (r.left(pipe, [SHIP], R) for R in (weak, strong))
+    assert set(some) == {*r.PATTERNS, "plural", "synonym"} and some["at the end"] < more["at the end"] < 1
+
+
 def test_refined_embeddings_and_refined_weights_draw_the_same(pipe):
     """W (R e) by the embeddings against (W R) e by the weights."""
     R = torch.eye(32).double() + 0.3 * torch.randn(32, 32, generator=torch.Generator().manual_seed(0)).double()

@@ -174,7 +174,7 @@ def refine(pipe, concepts: Sequence[Concept], config: EraseConfig, times: float 
     return solve_refinement(X, G, prior and prior.P, times * lambda1, config.refine.lambda0)
 
 
-def left(pipe, concepts: Sequence[Concept], R: Tensor) -> dict[str, float]:
+def left(pipe, concepts: Sequence[Concept], R: Tensor | None) -> dict[str, float]:
     """What R leaves of the way from e^f to e^g, by pattern: Σ||R e^f − e^g||² / Σ||e^f − e^g||², mean over concepts."""
     shares: dict[str, list[float]] = {}
     for concept in concepts:
