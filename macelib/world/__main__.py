@@ -50,6 +50,8 @@ def train(
     ] = None,
     pairs: Annotated[float | None, typer.Option(help="unet: share of plain pictures of two subjects")] = None,
     styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
+    pool_size: Annotated[int | None, typer.Option("--pool", help="unet: pictures drawn at once and seen often")] = None,
+    device: Annotated[str | None, typer.Option(help="unet: cpu (default) or cuda")] = None,
     focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
     fuse: Annotated[bool, typer.Option(help="unet: compile the network first, for speed")] = False,
     export: Annotated[bool, typer.Option(help="write the model folder at the end")] = True,
@@ -68,6 +70,8 @@ def train(
         "pairs": pairs,
         "styled": styled,
         "warm": warm,
+        "pool_size": pool_size,
+        "device": device,
     }
     options = {k: v for k, v in options.items() if v is not None}
     options |= {k: True for k, v in {"image_only": image_only, "focus": focus, "fuse": fuse}.items() if v}

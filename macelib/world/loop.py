@@ -55,11 +55,11 @@ class Average:
     def update(self, module: nn.Module) -> None:
         self.count += 1
         decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        for k, v in module.state_dict().items():
-            if v.is_floating_point():
-                self.values[k].lerp_(v, 1 - decay)
-            else:
-                self.values[k].copy_(v)
+        now = module.state_dict()
+        floats = [k for k, v in now.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.values[k] for k in floats], [now[k] for k in floats], 1 - decay)
+        for k in now.keys() - floats:
+            self.values[k].copy_(now[k])
 
     def state_dict(self) -> dict:
         return {"count": self.count, "values": self.values}
@@ -126,7 +126,7 @@ def averaged(name: str) -> dict:
     path = work_folder(name) / "checkpoint.pt"
     if not path.exists():
         raise ValueError(f"there is no training of the {name} yet: run `python -m macelib.world train {name}`")
-    return torch.load(path, weights_only=True)["parts"]["average"]["values"]
+    return torch.load(path, weights_only=True, map_location="cpu")["parts"]["average"]["values"]
 
 
 def run_steps(

@@ -34,7 +34,7 @@ class Batch:
 
 def uniform(n: int, low: float, high: float, generator: torch.Generator) -> Tensor:
     """(n,) numbers between low and high."""
-    return low + (high - low) * torch.rand(n, generator=generator)
+    return low + (high - low) * torch.rand(n, generator=generator, device=generator.device)
 
 
 def place(drawings: Tensor, scale: Tensor, x: Tensor, y: Tensor, angle: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def over(top: Tensor, ground: Tensor) -> Tensor:
 
 def drawings_of(concept: Tensor, art: Tensor) -> Tensor:
     """Premultiplied RGBA float (n, 4, 64, 64) of concepts (n,) by artists (n,)."""
-    return atlas()[concept, art].float() / 255
+    return atlas().to(concept.device)[concept, art].float() / 255
 
 
 def backgrounds(scene: Tensor, generator: torch.Generator) -> Tensor:

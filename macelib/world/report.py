@@ -34,15 +34,17 @@ from .table import TARGETS, into_readme, text_table
 from .unet import rates_path
 from .vae import psnr
 
-STEPS, BATCH = 25, 40
+STEPS, BATCH = 25, {"cpu": 40, "cuda": 400}  # denoising steps, pictures drawn at a time
 
 
 class Drawing:
     """mini-SD, loaded once."""
 
-    def __init__(self) -> None:
-        self.pipe = load_pipeline("mini-sd")
+    def __init__(self, device: str | None = None) -> None:
+        self.pipe = load_pipeline("mini-sd", device=device)
         self.pipe.set_progress_bar_config(disable=True)
+        self.device = self.pipe.device
+        self.batch = BATCH.get(self.device.type, BATCH["cpu"])
 
     @torch.no_grad()
     def embed(self, prompts: list[str]) -> Tensor:
@@ -54,10 +56,10 @@ class Drawing:
         """Pictures (n, 3, 64, 64) in 0..1 of embeddings (n, 77, d), seeds counted from `first_seed`."""
         empty = self.embed([""])
         images = []
-        for start in tqdm(range(0, len(context), BATCH), leave=False, desc="drawing", mininterval=5):
-            part = context[start : start + BATCH]
+        for start in tqdm(range(0, len(context), self.batch), leave=False, desc="drawing", mininterval=5):
+            part = context[start : start + self.batch]
             seeds = range(first_seed + start, first_seed + start + len(part))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
                 out = self.pipe(
                     prompt_embeds=part,
                     negative_prompt_embeds=empty.expand(len(part), -1, -1),
@@ -66,7 +68,7 @@ class Drawing:
                     generator=[torch.Generator().manual_seed(s) for s in seeds],
                     output_type="pt",
                 )
-            images.append(out.images.float())
+            images.append(out.images.float().cpu())
         return torch.cat(images)
 
 
@@ -76,22 +78,26 @@ class Models(Drawing):
     def __init__(self) -> None:
         super().__init__()
         folder = data_folder()
-        self.clip = CLIPModel.from_pretrained(folder / "mini-clip", dtype=torch.float32).eval()
+        self.clip = CLIPModel.from_pretrained(folder / "mini-clip", dtype=torch.float32).eval()  # on the CPU
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "mini-clip")
-        self.judge = ResNetForImageClassification.from_pretrained(folder / "mini-judge", dtype=torch.float32).eval()
+        judge = ResNetForImageClassification.from_pretrained(folder / "mini-judge", dtype=torch.float32)
+        self.judge = judge.eval().to(self.device)
 
     @torch.no_grad()
+    def logits(self, images: Tensor, head: int) -> Tensor:
+        """(n, classes) what the judge says of pictures (n, 3, 64, 64): head 0 concepts, 1 styles."""
+        return torch.cat([judge_logits(self.judge, part.to(self.device))[head].cpu() for part in images.split(128)])
+
     def concepts(self, images: Tensor, among: list[int] | None = None) -> Tensor:
         """(n,) the judge's top-1 concept, among all or some."""
-        logits = torch.cat([judge_logits(self.judge, part)[0] for part in images.split(128)])
+        logits = self.logits(images, 0)
         if among is None:
             return logits.argmax(1)
         return torch.tensor(among)[logits[:, among].argmax(1)]
 
-    @torch.no_grad()
     def styles(self, images: Tensor) -> Tensor:
         """(n,) the judge's top-1 style."""
-        return torch.cat([judge_logits(self.judge, part)[1] for part in images.split(128)]).argmax(1)
+        return self.logits(images, 1).argmax(1)
 
 
 def photo(name: str) -> str:
@@ -116,7 +122,7 @@ def measure_renderings(m: Models, share: float) -> dict:
     with torch.no_grad():
         pictures = torch.cat([seen(m.clip, part) for part in batch.images.split(256)])
         similarity = pictures @ name_vectors(m.clip, m.tokenizer).T
-        mixed = sample(400, torch.Generator().manual_seed(2**21)).images * 2 - 1
+        mixed = sample(400, torch.Generator().manual_seed(2**21)).images.to(m.device) * 2 - 1
         vae = m.pipe.vae
         again = vae.decode(vae.encode(mixed).latent_dist.mean).sample.clamp(-1, 1)
     objects = torch.isin(batch.concept, torch.tensor(ten))
@@ -264,8 +270,8 @@ def peak_memory() -> float:
 
 
 def speed_of_16() -> dict:
-    """Seconds and peak memory of 16 pictures, in a process of its own."""
-    m = Drawing()
+    """Seconds and peak memory of 16 pictures on the CPU, in a process of its own."""
+    m = Drawing("cpu")
     context = m.embed([photo(CIFAR_10[i % 10]) for i in range(16)])
     m.draw(context[:2])
     begun = time.monotonic()
@@ -311,6 +317,11 @@ def contact_sheet(m: Models, path: Path) -> None:
     temporary.replace(path)
 
 
+def device_name(device: torch.device) -> str:
+    """What a measure was taken on: "cpu", or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def weights_hash() -> str:
     """SHA-256 over the shipped weight files."""
     digest = hashlib.sha256()
@@ -328,13 +339,16 @@ def write_report(out: Path | None = None, quick: bool = False) -> str:
     models, key = Models(), weights_hash()
     partial = work_folder("report") / f"{key[:16]}-{share}.json"
     results = json.loads(partial.read_text()) if partial.exists() else {}
+    places = results.get("measured_on", {})
     for measure in MEASURES:
         if measure.__name__ not in results:
             results[measure.__name__] = measure(models, share)
+            places[measure.__name__] = device_name(models.device) if measure is not measure_speed else "cpu"
+            results["measured_on"] = places
             partial.with_suffix(".tmp").write_text(json.dumps(results))
             partial.with_suffix(".tmp").replace(partial)
     contact_sheet(models, out / "contact_sheet.png")
-    values = {k: v for part in results.values() for k, v in part.items()}
+    values = {k: v for name, part in results.items() if name != "measured_on" for k, v in part.items()}
     report = {
         "weights_sha256": key,
         "steps": STEPS,
@@ -342,6 +356,7 @@ def write_report(out: Path | None = None, quick: bool = False) -> str:
         "share_of_pictures": share,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "measured_on": places,
         "targets": {k: t for k, (_, t) in TARGETS.items() if t},
         "measures": values,
     }

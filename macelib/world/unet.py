@@ -27,6 +27,7 @@ from .render import concept_weights, sample
 from .vae import CHANNELS
 
 POOL, PASSES = 24_000, 12  # pictures of a pool, and how often each is seen
+CHUNK = {"cpu": 256, "cuda": 2048}  # pictures drawn at a time
 EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
 USUAL_SHARE = 0.5  # of pictures that one artist draws beside his fourth of the rest: a name alone means his drawing
 FAVOUR = 5.0  # how much more often than others the paper's ten objects are drawn, whose protocol asks for most
@@ -74,8 +75,8 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
     """Embeddings (n, 77, 192) fp16 and the position of each text's [EOS] (n,)."""
     rows, ends = [], []
     for first in range(0, len(texts), 256):
-        ids = ids_of(tokenizer, texts[first : first + 256])
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        ids = ids_of(tokenizer, texts[first : first + 256]).to(encoder.device)
+        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
             rows.append(encoder(input_ids=ids).last_hidden_state.half())
         ends.append((ids == tokenizer.eos_token_id).int().argmax(1))
     return torch.cat(rows), torch.cat(ends)
@@ -85,18 +86,24 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
 def make_pool(
     vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int, size: int, **shares
 ) -> Pool:
-    """Draw `size` pictures with captions, and encode both; `shares` are those of `render.draw_facts`."""
-    generator = torch.Generator().manual_seed(seed)
+    """Draw `size` pictures with captions, and encode both, on the models' device.
+
+    `shares` are those of `render.draw_facts`.
+    """
+    device = vae.device
+    chunk = CHUNK.get(device.type, 256)
+    generator = torch.Generator(device).manual_seed(seed)
     latents, texts = [], []
-    for _ in range(0, size, 256):
-        batch = sample(256, generator, usual=USUAL_SHARE, **shares)
-        texts += write_captions(batch, generator, usual=True).texts
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
-        latents.append(mean.half())
-    distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
-    context, ends = embed(encoder, tokenizer, list(distinct))
-    return Pool(torch.cat(latents), torch.tensor([distinct[t] for t in texts]), context, ends)
+    with device:  # where the pictures' tensors are made
+        for _ in range(0, size, chunk):
+            batch = sample(chunk, generator, usual=USUAL_SHARE, **shares)
+            texts += write_captions(batch, generator, usual=True).texts
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
+            latents.append(mean.half())
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
+        context, ends = embed(encoder, tokenizer, list(distinct))
+        return Pool(torch.cat(latents), torch.tensor([distinct[t] for t in texts]), context, ends)
 
 
 def rates_path() -> Path:
@@ -130,11 +137,19 @@ def pool_on_disk(parts: tuple, seed: int, size: int, shares: dict) -> Pool:
     return Pool(**torch.load(path, weights_only=True))
 
 
+def next_pool(parts: tuple, seed: int, size: int, shares: dict, device: str) -> Pool:
+    """The pool of this seed and mixture: kept on disk on a CPU, where it takes minutes; a GPU makes it in seconds."""
+    if device == "cpu":
+        return pool_on_disk(parts, seed, size, shares)
+    vae, encoder, tokenizer = parts
+    return make_pool(vae.to(device), encoder.to(device), tokenizer, seed, size, **shares)
+
+
 def drop_context(context: Tensor, ends: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
     """Empty captions and context dropout: context (n, 77, d), ends (n,), empty (77, d)."""
     n, length, _ = context.shape
-    chance = torch.rand(n, generator=generator)
-    tail = torch.arange(length) >= ends[:, None]  # (n, 77): [EOS] and padding
+    chance = torch.rand(n, generator=generator, device=generator.device)
+    tail = torch.arange(length, device=ends.device) >= ends[:, None]  # (n, 77): [EOS] and padding
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
     return torch.where(replaced[..., None], empty, context)
 
@@ -147,7 +162,7 @@ def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, 
     """
     bar = schedule[t].view(-1, 1, 1, 1)
     noisy, target = bar.sqrt() * latents + (1 - bar).sqrt() * noise, bar.sqrt() * noise - (1 - bar).sqrt() * latents
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(latents.device.type, dtype=torch.bfloat16):
         guess = unet(noisy, t, context, return_dict=False)[0].float()
     snr = schedule[t] / (1 - schedule[t])
     weight = (snr + 1).clamp(max=MOST) / (snr + 1)
@@ -171,6 +186,7 @@ def train_unet(
     focus: bool = False,
     fuse: bool = False,
     warm: Path | None = None,
+    device: str = "cpu",
 ) -> Iterator[Record]:
     """Train from the frozen autoencoder and text encoder; the averaged weights are in the checkpoint.
 
@@ -180,33 +196,37 @@ def train_unet(
     names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
     any style. With `focus`, concepts that the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
+    `device` is "cpu" or "cuda"; a checkpoint goes on where it was made.
     """
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     unet = new_unet().train()
     if warm is not None:
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(warm, torch_dtype=torch.float32).state_dict())
-    unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
+    unet.to(device)
+    if device == "cpu":
+        unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
     optimizer, average = Optimizer(unet, lr), Average(unet, 0.998)
     if fuse:
         unet.compile(dynamic=False)
-    schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod
+    schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     per_pool = pool_size * PASSES // batch
-    shares = {"plain": plain, "pairs": pairs, "styled": styled, "weights": weights_of_pool(focus)}
+    shares = {"plain": plain, "pairs": pairs, "styled": styled, "weights": weights_of_pool(focus).to(device)}
     held: dict[int, Pool] = {}
 
     def step(index: int) -> float:
         number = seed + index // per_pool
         if number not in held:
             held.clear()
-            held[number] = pool_on_disk((vae, encoder, tokenizer), number, pool_size, shares)
+            held[number] = next_pool((vae, encoder, tokenizer), number, pool_size, shares, device)
         pool = held[number]
-        rows = torch.randint(len(pool.latents), (batch,), generator=generator)
+        rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
         which = pool.caption[rows]
         context = drop_context(pool.context[which].float(), pool.ends[which], pool.context[0].float(), generator)
         latents = pool.latents[rows].float()
-        t = torch.randint(len(schedule), (batch,), generator=generator)
-        loss = v_loss(unet, schedule, latents, context, t, torch.randn(latents.shape, generator=generator))
+        t = torch.randint(len(schedule), (batch,), generator=generator, device=device)
+        noise = torch.randn(latents.shape, generator=generator, device=device)
+        loss = v_loss(unet, schedule, latents, context, t, noise)
         for p in unet.parameters():
             p.grad = None
         loss.backward()
