@@ -79,6 +79,21 @@ def test_dropped_context_is_the_empty_prompts():
     assert (whole | tail | (kept.sum(1) == 7)).all()
 
 
+def test_a_foreign_tail_is_anothers_eos_and_padding():
+    n, length = 4000, 7
+    ends = torch.arange(n) % 3 + 2  # 2, 3, 4
+    at = torch.arange(length)
+    own = (at < ends[:, None]).float()  # 1: a token of the caption itself
+    context = torch.stack([torch.arange(n).float()[:, None].expand(n, length), own], -1)  # whose, and whether own
+    out = unet.drop_context(context, ends, torch.full((length, 2), -1.0), torch.Generator().manual_seed(0), foreign=0.2)
+    whose, kept = out[..., 0], at < ends[:, None]
+    misled = ((whose == torch.arange(n).roll(1)[:, None]) | kept).all(1) & (whose[:, 0] == torch.arange(n))
+    assert misled.float().mean().item() == pytest.approx(0.2, abs=0.03)
+    assert (out[misled][..., 1] == kept[misled]).all()  # none of the other's own tokens
+    rest = whose[~misled]
+    assert ((rest == torch.arange(n)[~misled, None]) | (rest == -1)).all()
+
+
 @torch.no_grad()
 def loss_of(model):
     pool, generator = small_pool(), torch.Generator().manual_seed(0)
@@ -142,7 +157,7 @@ def test_shares_of_a_pool(monkeypatch):
     monkeypatch.setattr(unet, "sample", sample)
     weights = torch.ones(3)
     with pytest.raises(InterruptedError):
-        unet.make_pool(SimpleNamespace(), None, None, 0, 256, plain=0.25, pairs=0.1, weights=weights)
+        unet.make_pool(SimpleNamespace(device=torch.device("cpu")), None, None, 0, 256, plain=0.25, pairs=0.1, weights=weights)
     assert seen == {"usual": unet.USUAL_SHARE, "plain": 0.25, "pairs": 0.1, "weights": weights}
 
 

@@ -50,6 +50,9 @@ def train(
     ] = None,
     pairs: Annotated[float | None, typer.Option(help="unet: share of plain pictures of two subjects")] = None,
     styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
+    foreign: Annotated[
+        float | None, typer.Option(help="unet: share of captions with another's [EOS] and padding")
+    ] = None,
     pool_size: Annotated[int | None, typer.Option("--pool", help="unet: pictures drawn at once and seen often")] = None,
     device: Annotated[str | None, typer.Option(help="unet: cpu (default) or cuda")] = None,
     focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
@@ -69,6 +72,7 @@ def train(
         "plain": plain,
         "pairs": pairs,
         "styled": styled,
+        "foreign": foreign,
         "warm": warm,
         "pool_size": pool_size,
         "device": device,

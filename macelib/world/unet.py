@@ -145,12 +145,22 @@ def next_pool(parts: tuple, seed: int, size: int, shares: dict, device: str) -> 
     return make_pool(vae.to(device), encoder.to(device), tokenizer, seed, size, **shares)
 
 
-def drop_context(context: Tensor, ends: Tensor, empty: Tensor, generator: torch.Generator) -> Tensor:
-    """Empty captions and context dropout: context (n, 77, d), ends (n,), empty (77, d)."""
-    n, length, _ = context.shape
+def drop_context(
+    context: Tensor, ends: Tensor, empty: Tensor, generator: torch.Generator, foreign: float = 0.0
+) -> Tensor:
+    """Empty captions, context dropout and foreign tails: context (n, 77, d), ends (n,), empty (77, d).
+
+    A share `foreign` of the samples has another caption's [EOS] and padding, so that these are not trusted alone.
+    """
+    n, length, width = context.shape
     chance = torch.rand(n, generator=generator, device=generator.device)
     tail = torch.arange(length, device=ends.device) >= ends[:, None]  # (n, 77): [EOS] and padding
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
+    if foreign:
+        misled = ((chance >= EMPTY) & (chance < EMPTY + foreign))[:, None] & tail
+        other = torch.maximum(torch.arange(length, device=ends.device), ends.roll(1)[:, None])  # (n, 77), never before
+        strange = context.roll(1, 0).gather(1, other[..., None].expand(-1, -1, width))  # the other's [EOS]
+        context = torch.where(misled[..., None], strange, context)
     return torch.where(replaced[..., None], empty, context)
 
 
@@ -183,6 +193,7 @@ def train_unet(
     plain: float = 0.0,
     pairs: float = 0.0,
     styled: float = 0.0,
+    foreign: float = 0.0,
     focus: bool = False,
     fuse: bool = False,
     warm: Path | None = None,
@@ -194,7 +205,7 @@ def train_unet(
     it), which is how a training goes on where its checkpoint is lost.
     A share `plain` of the pictures is one subject by the usual artist on a plain ground, and a share `pairs` two:
     names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
-    any style. With `focus`, concepts that the judge did not recognise are drawn more often.
+    any style. `foreign` is that of `drop_context`. With `focus`, concepts that the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     `device` is "cpu" or "cuda"; a checkpoint goes on where it was made.
     """
@@ -222,7 +233,8 @@ def train_unet(
         pool = held[number]
         rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
         which = pool.caption[rows]
-        context = drop_context(pool.context[which].float(), pool.ends[which], pool.context[0].float(), generator)
+        whole, ends, empty = pool.context[which].float(), pool.ends[which], pool.context[0].float()
+        context = drop_context(whole, ends, empty, generator, foreign)
         latents = pool.latents[rows].float()
         t = torch.randint(len(schedule), (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
