@@ -5,7 +5,15 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from macelib.errors import MaceError
-from macelib.pipelines import cross_attention, default_device, kv_names, kv_weights, load_pipeline, model_hash
+from macelib.pipelines import (
+    cross_attention,
+    default_device,
+    fast_precision,
+    kv_names,
+    kv_weights,
+    load_pipeline,
+    model_hash,
+)
 from macelib.text import embedding_size
 from macelib.tiny import KINDS, tiny_pipeline, tiny_tokenizer
 
@@ -88,3 +96,13 @@ def test_the_tiny_tokenizer_is_clips():
 
 def test_default_device_exists():
     torch.zeros(1, device=default_device())
+
+
+def test_a_fast_precision_is_one_that_the_processor_has(monkeypatch):
+    pipe, known = tiny_pipeline("sd"), {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert fast_precision(pipe) is None
+    known["avx512_bf16"] = True
+    assert fast_precision(pipe) == "bf16"
+    pipe.unet.to(torch.float16)
+    assert fast_precision(pipe) is None, "weights in half precision are left as they are"

@@ -14,7 +14,7 @@ from macelib import Concept, EraseConfig, MaceError, easel, studio
 from macelib.easel import Easel, difference, prepared
 from macelib.files import data_folder
 from macelib.page import gallery, message
-from macelib.pipelines import kv_weights, load_pipeline
+from macelib.pipelines import fast_precision, kv_weights, load_pipeline
 from macelib.sample import generate
 from macelib.studio import Studio, parse_seeds
 from macelib.swap import untouched
@@ -235,6 +235,8 @@ def test_autocast(pipe, erasure):
     exact, fast = (Easel(pipe, erasure, steps=2, autocast=a).draw(PROMPT, SEEDS, {"frog": 1}) for a in (None, "bf16"))
     assert 0 < difference(exact, fast) < 0.05
     assert torch.allclose(exact.heat, fast.heat, atol=1e-3)
+    chosen = {precision: Easel(pipe, erasure, autocast=precision)._cast for precision in (None, "auto", "bf16")}
+    assert chosen["auto"] == chosen[fast_precision(pipe)]
     with pytest.raises(MaceError, match="autocast"):
         Easel(pipe, erasure, autocast="int8")
 

@@ -30,6 +30,12 @@ def test_a_table_has_a_place_in_a_page(tmp_path, shipped):
     assert text.count("|") == 4 * (2 + len(table.TARGETS))
 
 
+def test_a_gpu_is_said(shipped):
+    places = {"measure_speed": "cpu", "measure_objects": "NVIDIA H200"}
+    assert "a laptop, pictures drawn on an NVIDIA H200." in table.readme_table(shipped | {"measured_on": places})
+    assert "drawn on" not in table.readme_table(shipped | {"measured_on": {"measure_objects": "cpu"}})
+
+
 def test_a_part_of_the_pictures_is_said(shipped):
     assert "10 % of the pictures" in table.readme_table(shipped | {"share_of_pictures": 0.1})
     assert "of the pictures" not in table.readme_table(shipped | {"share_of_pictures": 1.0})

@@ -38,9 +38,11 @@ def readme_table(report: dict) -> str:
     values, share = report["measures"], report["share_of_pictures"]
     rows = [f"| {what} | {target} | {values[k]:.3g} |" for k, (what, target) in TARGETS.items()]
     how = "" if share == 1 else f", with {100 * share:.0f} % of the pictures that the table names"
+    gpus = sorted(set(report.get("measured_on", {}).values()) - {"cpu"})
+    where = f", pictures drawn on an {' and an '.join(gpus)}" if gpus else ""
     said = (
         f"Measured by `python -m macelib.world report` in {report['steps']} steps at guidance {report['guidance']:g}"
-        f" on {report['machine']}{how}."
+        f" on {report['machine']}{where}{how}."
     )
     return "\n".join(["| Measure | Aim | Measured |", "|---|---|---|", *rows, "", said])
 

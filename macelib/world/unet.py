@@ -150,7 +150,8 @@ def drop_context(
 ) -> Tensor:
     """Empty captions, context dropout and foreign tails: context (n, 77, d), ends (n,), empty (77, d).
 
-    A share `foreign` of the samples has another caption's [EOS] and padding, so that these are not trusted alone.
+    A share `foreign` of the samples has another caption's [EOS] and padding, so that these are not trusted alone. (A
+    trial at 0.45 took the residual route from 100 % to 85 %, and styles from 94 % to 78 %: the shipped model has none.)
     """
     n, length, width = context.shape
     chance = torch.rand(n, generator=generator, device=generator.device)
