@@ -18,7 +18,7 @@ from ..templates import fill
 from ..text import encode, tokenizers
 from ..tokens import token_spans
 from ..viz import COLORS, Figure
-from .shared import TEMPLATE, choices, panels, written
+from .shared import TEMPLATE, choices, fast, panels, written
 
 
 def swap(pipe, first: str, then: str, step: int, seeds: Sequence[int], **drawing) -> list[Image.Image]:
@@ -33,7 +33,8 @@ def swap(pipe, first: str, then: str, step: int, seeds: Sequence[int], **drawing
         return {"prompt_embeds": e}
 
     inputs = {"callback_on_step_end": change, "callback_on_step_end_tensor_inputs": ["latents", "prompt_embeds"]}
-    return generate(pipe, first if step else then, seeds, **drawing, **inputs)
+    with fast(pipe):
+        return generate(pipe, first if step else then, seeds, **drawing, **inputs)
 
 
 def swaps(
@@ -92,7 +93,8 @@ def examples(pipe, concepts: Sequence[Concept], seeds: Sequence[int], source: st
     """Training data of stage 2 by the model as it is, and (images, masks) by name."""
     found, shown = [], {}
     for concept in concepts:
-        images = generate(pipe, fill(TEMPLATE, concept.name), seeds, **drawing)
+        with fast(pipe):
+            images = generate(pipe, fill(TEMPLATE, concept.name), seeds, **drawing)
         masks = make_masks(source, pipe, concept, images)
         found.append(example(pipe, concept, images, masks, [fill(TEMPLATE, concept.name)] * len(images)))
         shown[concept.name] = (images, masks)
@@ -178,7 +180,8 @@ def draw_words(pipe, names: Sequence[str], seeds: Sequence[int], steps: int, gui
         context = torch.stack([e[name] for name, _ in some]).to(pipe.unet.device, pipe.unet.dtype)
         generators = [torch.Generator().manual_seed(int(seed)) for _, seed in some]
         options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}
-        images += pipe(prompt_embeds=context, **options).images
+        with fast(pipe):
+            images += pipe(prompt_embeds=context, **options).images
     return {n: images[i * len(seeds) : (i + 1) * len(seeds)] for i, n in enumerate(names)}
 
 

@@ -17,6 +17,7 @@ from ..refine import Refinement, concept_sums, solve_refinement
 from ..text import encode, tokenizers
 from ..tokens import tokenize
 from . import probabilities
+from .shared import fast
 
 GROUPS = ("before", "own", "after", "[EOS]", "padding")  # of a prompt's tokens; [BOS] is in none: it is always the same
 PATTERNS = {  # name: template; {} is the concept
@@ -135,7 +136,8 @@ def draw(
         if pooled is not None:
             options |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), pooled.repeat(n, 1))
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + batch]]
-        images += pipe(**options, generator=generators, num_inference_steps=steps, guidance_scale=guidance).images
+        with fast(pipe):
+            images += pipe(**options, generator=generators, num_inference_steps=steps, guidance_scale=guidance).images
         if progress:
             progress("pictures", len(images), len(e), "")
     return images

@@ -19,13 +19,18 @@ from ..viz import DPI, Figure
 TEMPLATE = "a photo of the {}"
 
 
+def fast(pipe) -> torch.autocast:
+    """Context in which the pipeline draws in bf16, where that is faster at no loss to see; else as it is loaded."""
+    return torch.autocast(pipe.device.type, torch.bfloat16, enabled=fast_precision(pipe) is not None)
+
+
 def album(
     pipe, names: Sequence[str], seeds: Sequence[int], template: str = TEMPLATE, **drawing
 ) -> dict[str, list[Image.Image]]:
     """Pictures of every name, one per seed, in bf16 where that is faster; drawing: for `macelib.sample.generate`."""
     names = list(dict.fromkeys(names))
     prompts = [fill(template, name) for name in names for _ in seeds]
-    with torch.autocast(pipe.device.type, torch.bfloat16, enabled=fast_precision(pipe) is not None):
+    with fast(pipe):
         images = generate(pipe, prompts, list(seeds) * len(names), **drawing)
     return {name: images[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(names)}
 
