@@ -7,7 +7,7 @@ The hyper-parameters that depend on the kind of a concept stand in one table, `K
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .errors import MaceError
 from .templates import KEPT_TEMPLATES, fill
 
-KEPT = 0.75  # λ3 per name to keep: each counts as much as 0.75 λ1 captions
+KEPT = 20.0  # λ3 of names to keep: together they count as much as 20 times the general captions
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class RefineConfig:
     """Stage 1, Eq. 2."""
 
     lambda0: float = 1.0  # ridge towards the original weights
-    lambda1: float = 50.0  # weight of the prior: as much as lambda1 captions, for each concept (see `KINDS`)
+    lambda1: float = 50.0  # weight of the prior: as much as lambda1 captions, for each concept
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
 
@@ -45,6 +45,7 @@ class ImagesConfig:
     steps: int = 25  # denoising steps
     guidance: float | None = None  # classifier-free guidance scale; None: the pipeline's own
     batch: int = 8  # images drawn at once
+    autocast: Literal["bf16", "fp16"] | None = None  # precision they are drawn in; None: as loaded
     masks: Literal["attention", "grounding", "full"] | None = None  # where the concept is; None: by kind
 
 
@@ -73,19 +74,19 @@ class FuseConfig:
 
     method: Literal["closed", "naive"] = "closed"
     lambda0: float = 1.0  # ridge towards the refined weights
-    lambda2: float = 50.0  # weight of the prior: as much as lambda2 captions, for each concept (see `KINDS`)
+    lambda2: float = 50.0  # weight of the prior: as much as lambda2 captions, for each concept
 
 
 # The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
-# (X, G, C) in Eq. 2 and Eq. 7: a kind that needs a weaker prior than the others has a larger weight. `each`: whether
-# λ1 and λ2 count anew for each concept; else they count once, for then the names to keep are to carry the prior.
-# Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and together; celebrities, of whom many go
-# together and the names to keep are a domain prior, on forty concepts that are neither characters nor among the paper's
-# ten.
+# (X, G, C) in Eq. 2 and Eq. 7 where there are names to keep: these hold few directions, general captions hold many, and
+# so much less of a prior is needed. The prior counts anew for each concept, so that what a concept meets does not
+# depend on how many go with it. Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and
+# together; celebrities on 1, 10, 50 and 100 of a hundred objects beside a hundred to keep, none of them a character or
+# among the paper's ten.
 KINDS: dict[str, dict[str, Any]] = {
-    "object": {"weight": 1.0, "each": True, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
-    "style": {"weight": 1.0, "each": True, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
-    "celebrity": {"weight": 1.5, "each": False, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+    "object": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
+    "style": {"weight": 1.0, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
+    "celebrity": {"weight": 130.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
 }
 
 
@@ -117,13 +118,13 @@ class EraseConfig:
             raise MaceError(f"kind {kind!r} has no defaults; choose from {', '.join(KINDS)}.")
         return KINDS[kind]
 
-    def prior_times(self, kinds: Iterable[str]) -> int:
-        """How many times λ1 and λ2 count for concepts of these kinds: for each whose row of `KINDS` says so, or once.
+    def weight(self, kind: str) -> float:
+        """Weight of a concept's statistics in Eq. 2 and 7: by kind beside names to keep, else 1.
 
-        >>> EraseConfig().prior_times(["object"] * 3), EraseConfig(defaults="celebrity").prior_times(["object"] * 3)
-        (3, 1)
+        >>> EraseConfig(defaults="celebrity").weight("object"), EraseConfig().keeping(["cat"]).weight("object")
+        (1.0, 130.0)
         """
-        return max(1, sum(self.kind(kind)["each"] for kind in kinds))
+        return self.kind(kind)["weight"] if self.prior.domain else 1.0
 
     def training(self, kind: str):
         """`macelib.lora.TrainConfig` of one kind of concept: fields set here, else `KINDS`, else its own defaults."""
@@ -140,17 +141,17 @@ class EraseConfig:
         """Where the masks of a kind of concept come from; a style has no place of its own: the full image."""
         return "full" if kind == "style" else self.images.masks or self.kind(kind)["masks"]
 
-    def keeping(self, names: Sequence[str], each: float = KEPT) -> "EraseConfig":
-        """The same settings with names to keep as the domain prior, whose weight λ3 is `each` times their number.
+    def keeping(self, names: Sequence[str], weight: float = KEPT) -> "EraseConfig":
+        """The same settings with names to keep as the domain prior; `weight` is λ3, that of all names together.
 
-        Where far more concepts are erased than kept, a larger `each` protects better.
-        Unless `defaults` is set, it becomes "celebrity": the values for many concepts beside names to keep.
+        Where a few names stand beside many that go, a larger weight protects them better.
+        Unless `defaults` is set, it becomes "celebrity": the values for concepts beside names to keep.
 
         >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[:5]
         ('a photo of the judge', 'a portrait of the judge', 'the judge', 'judge', 'a photo of Amy Adams')
         """
         prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
-        prior = dataclasses.replace(self.prior, domain=prompts, lambda3=each * len(set(names)))
+        prior = dataclasses.replace(self.prior, domain=prompts, lambda3=weight)
         return dataclasses.replace(self, prior=prior, defaults=self.defaults or "celebrity")
 
     def to_dict(self) -> dict[str, Any]:

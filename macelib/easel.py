@@ -26,9 +26,8 @@ from .config import KINDS, EraseConfig
 from .erasure import Erasure
 from .errors import MaceError
 from .files import cache_folder, hash_text
-from .group import AUTOCAST
 from .job import erase
-from .pipelines import fast_precision, model_hash
+from .pipelines import AUTOCAST, cast, fast_precision, model_hash
 from .sample import generate
 from .swap import untouched
 from .text import tokenizers
@@ -83,10 +82,9 @@ class Easel:
     ):
         if autocast not in (None, "auto", *AUTOCAST):
             raise MaceError(f"autocast is {autocast!r}; allowed: None, auto, {', '.join(AUTOCAST)}.")
-        autocast = fast_precision(pipe) if autocast == "auto" else autocast
+        self.autocast = fast_precision(pipe) if autocast == "auto" else autocast
         erasure.check(pipe)
         self.pipe, self.erasure, self.steps, self.guidance, self.keep = pipe, erasure, steps, guidance, keep
-        self._cast = {"device_type": pipe.unet.device.type, "dtype": AUTOCAST.get(autocast), "enabled": bool(autocast)}
         self._known: OrderedDict[tuple, Drawing] = OrderedDict()
 
     def words(self, prompt: str) -> dict[str, list[int]]:
@@ -133,7 +131,7 @@ class Easel:
             return values
 
         words, options = self.words(prompt), {"batch": MOST, "callback_on_step_end": step}
-        with trace(self.pipe) as maps, torch.autocast(**self._cast):
+        with trace(self.pipe) as maps, cast(self.pipe, self.autocast):
             images = generate(self.pipe, prompt, seeds, self.steps, self.guidance, **options)
         return Drawing(images, torch.stack([maps.map(p, image=None).float().cpu() for p in words.values()], 1))
 

@@ -160,9 +160,11 @@ class Erasure:
     # --- stages 1 and 3 -------------------------------------------------------------------------------------------
 
     def prior_weight(self, weight: float) -> float:
-        """What multiplies P in Eq. 2 or 7 where the settings say λ1 or λ2 = weight; 0 without a prior."""
-        kinds = (part.concept.kind for part in self.parts)
-        return weight * self.config.prior_times(kinds) if self.P is not None else 0.0
+        """What multiplies P in Eq. 2 or 7 where the settings say λ1 or λ2 = weight: it counts for each concept.
+
+        0 without a prior.
+        """
+        return weight * max(1, len(self.parts)) if self.P is not None else 0.0
 
     @cached_property
     def _sums(self) -> Tensor:

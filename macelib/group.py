@@ -15,10 +15,9 @@ from torch import Tensor
 from .errors import MaceError
 from .files import atomic, hash_tensors, hash_text
 from .persample import PerSample
-from .pipelines import kv_weights
+from .pipelines import AUTOCAST, kv_weights
 
 log = logging.getLogger(__name__)
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 BINS, FOLLOW = 20, 0.9  # of the timesteps, for "adaptive"; share of draws that follow the loss (the rest: uniform)
 WARMUP, DECAY, DIVERGED = 5, 0.8, 10.0  # steps of the first mean loss, memory of the recent one, their largest ratio
 

@@ -71,7 +71,7 @@ def erase(
         parts, cache, exact = [], {}, torch.zeros(2, d, d, dtype=torch.float64)  # ΣX, ΣG
         for i, concept in enumerate(concepts):  # first, because a prompt that is too long ends here
             X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, cache))
-            weight, rank = config.kind(concept.kind)["weight"], config.training(concept.kind).rank
+            weight, rank = config.weight(concept.kind), config.training(concept.kind).rank
             exact += weight * torch.stack([X, G])
             statistics = compress(X, G, C, stored_rank(d, [*layers.values()], rank)).to(torch.float32)
             empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
@@ -286,7 +286,7 @@ def _example(pipe, concept: Concept, work: Work) -> Example:
     config, safe = work.config, re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-")
     folder = work.folder / "images" / f"{safe}-{hash_text(concept.name, concept.kind)[:6]}"
     digest = hashlib.sha256(f"{config.seed}|{concept.name}".encode()).digest()
-    options = {"steps": config.images.steps, "guidance": config.images.guidance, "batch": config.images.batch}
+    options = {name: getattr(config.images, name) for name in ("steps", "guidance", "batch", "autocast")}
     seed = int.from_bytes(digest[:4], "big") >> 1
     training_images(pipe, concept, config.image_count(concept.kind), folder, seed, model=work.base, **options)
     images, _ = read_images(folder)

@@ -17,8 +17,9 @@ from torch import LongTensor, Tensor
 from .concepts import Concept, sample_prompt
 from .errors import MaceError
 from .files import atomic
-from .group import AUTOCAST, Group
+from .group import Group
 from .persample import per_sample
+from .pipelines import AUTOCAST
 from .sample import encode_images
 from .text import encode, tokenizers
 from .tokens import token_spans, tokenize

@@ -16,6 +16,7 @@ from .errors import MaceError
 from .files import data_folder, hash_tensors, hash_text
 
 SHIPPED = ("mini-sd",)  # models that come with the package
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 MINI_GUIDANCE = 5.0  # classifier-free guidance scale that mini-SD draws best with (data/world/report.json)
 
 
@@ -24,6 +25,11 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def cast(pipe, autocast: str | None) -> torch.autocast:
+    """Context in which the pipeline computes in "bf16" or "fp16"; None: as it is loaded."""
+    return torch.autocast(pipe.device.type, AUTOCAST.get(autocast), enabled=autocast is not None)
 
 
 def fast_precision(pipe) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .concepts import Concept, sample_prompt
 from .errors import MaceError
 from .files import atomic, hash_tensors
-from .pipelines import default_guidance, drawing_hash, kv_weights, model_hash
+from .pipelines import cast, default_guidance, drawing_hash, kv_weights, model_hash
 from .text import tokenizers
 from .tokens import tokenize
 
@@ -99,17 +99,19 @@ def training_images(
     batch: int = 8,
     prompt: str | None = None,
     model: str | None = None,
+    autocast: str | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Draw n pictures of a concept into a folder, with manifest.json: prompt, seed, model hash and settings of each.
 
     The manifest is written after each batch; a call that was cut short goes on; pictures made otherwise are redone.
     Picture i has seed `seed + i`. prompt: the concept's sample prompt unless given. model: `model_hash`, if known.
+    autocast: "bf16" or "fp16", None: as loaded.
     Returns the folder. MaceError where it cannot be written.
     """
     folder, prompt = Path(folder), prompt or sample_prompt(concept)
     made_by = {"model": model or model_hash(pipe), "drawn_by": drawing_hash(pipe), "steps": steps}
-    made_by |= {"scheduler": type(pipe.scheduler).__name__}
+    made_by |= {"scheduler": type(pipe.scheduler).__name__, "autocast": autocast}
     guidance = default_guidance(pipe) if guidance is None else guidance
     made_by |= {"guidance": guidance, "size": list(image_size(pipe, size))}
     if hasattr(pipe.unet, "_macelib_originals"):
@@ -124,7 +126,8 @@ def training_images(
     for start in range(0, len(missing), batch):
         some = missing[start : start + batch]
         seeds = [entry["seed"] for entry in some]
-        images = generate(pipe, prompt, seeds, steps, guidance, size, batch)
+        with cast(pipe, autocast):
+            images = generate(pipe, prompt, seeds, steps, guidance, size, batch)
         for entry, image in zip(some, images, strict=True):
             with atomic(folder / entry["file"]) as temporary:
                 image.save(temporary)

@@ -75,6 +75,10 @@ def test_harmonic_mean_of_arrays_and_bad_parts():
         metrics.harmonic(-0.1, 1)
 
 
+def test_an_accuracy_that_rounds_to_more_than_one_counts_as_one():
+    assert metrics.h_o(1 + 2e-16 * 4, 1.0, 0.0) == 0 and metrics.h_c(np.array([1 + 1e-15]), 0.5)[0] == 0
+
+
 def test_bootstrap_against_plain_resampling():
     values = np.random.default_rng(1).random((3, 40)).round()
     _, sample = metrics.bootstrap(values, metrics.h_o, metrics.resample(40, 4000, 0))

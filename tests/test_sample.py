@@ -58,6 +58,14 @@ def test_latents_are_the_scaled_mean_of_the_vae(kind):
     assert torch.allclose(encode_images(pipe, [image] * 3, batch=2), expected.repeat(3, 1, 1, 1), atol=1e-5)
 
 
+def test_training_images_in_another_precision_are_others(pipe, tmp_path):
+    for autocast in (None, "bf16"):
+        training_images(pipe, SHIP, 1, tmp_path, steps=2, autocast=autocast)
+        assert [entry["autocast"] for entry in read_manifest(tmp_path)] == [autocast]
+    exact = generate(pipe, read_manifest(tmp_path)[0]["prompt"], [0], steps=2)[0]
+    assert read_images(tmp_path)[0][0].tobytes() != exact.tobytes()
+
+
 def test_training_images_have_a_manifest_and_resume(pipe, tmp_path, monkeypatch):
     drawn = []
     original = type(pipe).__call__

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from typer.testing import CliRunner
 
 from macelib.world import __main__ as cli
-from macelib.world import loop, render, unet
+from macelib.world import loop, recipes, render, unet
 from macelib.world.catalogue import catalogue, names
 
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
@@ -146,6 +146,25 @@ def test_wrong_usage_and_errors_are_sentences(monkeypatch, capsys):
     assert cli.main() == 1 and capsys.readouterr().err == "error: the disk is full\n"
 
 
+def test_what_cannot_be_trained_is_refused_before_anything_is_drawn(small, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for options, said in (({"device": "cuda"}, "nvidia-smi"), ({"device": "tpu"}, "'tpu'"), ({"foreign": 0.6}, "0.55")):
+        with pytest.raises(ValueError, match=said):
+            small(**options)
+
+
+def test_the_share_of_foreign_tails_is_handed_on(small, monkeypatch):
+    drop, seen = unet.drop_context, []
+    monkeypatch.setattr(unet, "drop_context", lambda *args: (seen.append(args[-1]), drop(*args))[1])
+    small(foreign=0.5)
+    assert seen == [0.5, 0.5]
+
+
+def test_an_option_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="the clip has no option device, foreign"):
+        recipes.training("clip", steps=1, foreign=0.1, device="cuda")
+
+
 def test_shares_of_a_pool(monkeypatch):
     """Half of a pool's pictures is by one artist besides his fourth; the weights are handed on."""
     seen = {}
@@ -156,8 +175,9 @@ def test_shares_of_a_pool(monkeypatch):
 
     monkeypatch.setattr(unet, "sample", sample)
     weights = torch.ones(3)
+    vae = SimpleNamespace(device=torch.device("cpu"))
     with pytest.raises(InterruptedError):
-        unet.make_pool(SimpleNamespace(device=torch.device("cpu")), None, None, 0, 256, plain=0.25, pairs=0.1, weights=weights)
+        unet.make_pool(vae, None, None, 0, 256, plain=0.25, pairs=0.1, weights=weights)
     assert seen == {"usual": unet.USUAL_SHARE, "plain": 0.25, "pairs": 0.1, "weights": weights}
 
 

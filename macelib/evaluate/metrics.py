@@ -16,8 +16,9 @@ def harmonic(*parts):
     0.0
     """
     stack = np.stack(np.broadcast_arrays(*(np.asarray(p, dtype=np.float64) for p in parts)))
-    if (stack < 0).any():
+    if (stack < -1e-9).any():  # 1 minus a weighted mean of ones may round to less than 0
         raise MaceError(f"A harmonic mean needs parts of 0 or more, not {stack.min():g}.")
+    stack = stack.clip(min=0.0)
     with np.errstate(divide="ignore"):
         mean = len(parts) / (1 / stack).sum(0)
     return float(mean) if mean.ndim == 0 else mean

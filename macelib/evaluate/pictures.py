@@ -6,17 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from PIL import Image
 
 from ..errors import MaceError
 from ..files import atomic, hash_tensors, hash_text
-from ..pipelines import default_guidance, drawing_hash, kv_weights
+from ..pipelines import AUTOCAST, cast, default_guidance, drawing_hash, kv_weights
 from ..sample import generate, image_size
 from ..swap import base_hash
 
 Job = tuple[str, int]  # prompt, seed
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,8 @@ class Drawing:
     autocast: Literal["bf16", "fp16"] | None = None  # precision; None: as loaded. bf16 halves the time on new CPUs
 
     def __post_init__(self):
-        if self.autocast not in (None, *DTYPES):
-            raise MaceError(f"autocast is {self.autocast!r}; allowed: {', '.join(DTYPES)} or None.")
+        if self.autocast not in (None, *AUTOCAST):
+            raise MaceError(f"autocast is {self.autocast!r}; allowed: {', '.join(AUTOCAST)} or None.")
 
     def pictures(
         self, pipe, jobs: Sequence[Job], folder: str | Path | None = None, state: str = "pictures"
@@ -51,7 +49,7 @@ class Drawing:
             if missing:
                 prompts, seeds = zip(*(some[i] for i in missing), strict=True)
                 options = {"steps": self.steps, "guidance": self.guidance, "size": self.size, "batch": self.batch}
-                with torch.autocast(pipe.device.type, DTYPES.get(self.autocast), enabled=self.autocast is not None):
+                with cast(pipe, self.autocast):
                     drawn = generate(pipe, prompts, seeds, **options)
                 for i, image in zip(missing, drawn, strict=True):
                     images[i] = image

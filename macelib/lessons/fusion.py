@@ -107,10 +107,10 @@ def back(
     return albums
 
 
-def told_to_keep(pipe, erasure: Erasure, name: str, kept: Sequence[str], each: float) -> Erasure:
+def told_to_keep(pipe, erasure: Erasure, name: str, kept: Sequence[str], weight: float) -> Erasure:
     """The erasure without a concept, under a prior for which it is one more name to keep; nothing is trained."""
     fewer = erasure.without(name)
-    found = prior_of(pipe, fewer.concepts, erasure.config.keeping([*kept, name], each))
+    found = prior_of(pipe, fewer.concepts, erasure.config.keeping([*kept, name], weight))
     return fewer.with_prior(found.P, found.key) if found else fewer
 
 

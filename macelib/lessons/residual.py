@@ -169,10 +169,10 @@ def refine(pipe, concepts: Sequence[Concept], config: EraseConfig, times: float 
     """Stage 1 (Eq. 2) of all concepts together, with the prior, the λ0 and `times` the λ1 of the settings."""
     X = G = 0.0
     for concept in concepts:
-        weight, sums = config.kind(concept.kind)["weight"], concept_sums(pipe, concept, config.refine.products)
+        weight, sums = config.weight(concept.kind), concept_sums(pipe, concept, config.refine.products)
         X, G = X + weight * sums[0], G + weight * sums[1]
     prior = prior_of(pipe, concepts, config)
-    lambda1 = config.refine.lambda1 * config.prior_times(concept.kind for concept in concepts) if prior else 0.0
+    lambda1 = config.refine.lambda1 * len(concepts) if prior else 0.0
     return solve_refinement(X, G, prior and prior.P, times * lambda1, config.refine.lambda0)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..evaluate import ClipClassifier, Judge
 from ..fuse import Fusion, fused_weight
-from ..pipelines import fast_precision, kv_weights
+from ..pipelines import cast, fast_precision, kv_weights
 from ..sample import generate
 from ..swap import untouched
 from ..templates import fill
@@ -21,7 +21,7 @@ TEMPLATE = "a photo of the {}"
 
 def fast(pipe) -> torch.autocast:
     """Context in which the pipeline draws in bf16, where that is faster at no loss to see; else as it is loaded."""
-    return torch.autocast(pipe.device.type, torch.bfloat16, enabled=fast_precision(pipe) is not None)
+    return cast(pipe, fast_precision(pipe))
 
 
 def album(

@@ -58,8 +58,8 @@ WHAT = {
         "concepts, 2,200 with `--plain 0.45 --pairs 0.3 --focus` and pairs of the forty `COMPANIONS`: all that on two "
         "CPU cores. Then 1,921 batches of 1,024 in four minutes on an H200 (`--device cuda --fuse --batch 1024 --pool "
         "65536 --plain 0.15 --pairs 0.2 --styled 0.3 --focus --lr 1.5e-3`). The log is of this last stage; each began "
-        "with the averaged weights of the one before (`--warm`). `--focus` draws more often what mini-judge did not recognise in mini-SD's pictures: its verdicts chose how "
-        "often, nothing else.",
+        "with the averaged weights of the one before (`--warm`). `--focus` draws more often what mini-judge did not "
+        "recognise in mini-SD's pictures: its verdicts chose how often, nothing else.",
     ),
     "judge": (
         "mini-judge",

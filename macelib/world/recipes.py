@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 
 from . import assemble
@@ -13,6 +14,12 @@ from .render import sample
 from .unet import train_unet
 from .vae import train_vae
 
+TRAINERS: dict[str, Callable[..., Iterator[Record]]] = {
+    "clip": train_clip,
+    "vae": train_vae,
+    "unet": train_unet,
+    "judge": train_judge,
+}
 FINISH: dict[str, Callable[[], Path]] = {
     "clip": assemble.finished_clip,
     "vae": assemble.finished_vae,
@@ -22,14 +29,16 @@ FINISH: dict[str, Callable[[], Path]] = {
 
 
 def training(model: str, **options) -> tuple[Iterator[Record], Callable[[], Path]]:
-    """The records of a training (running it as they are drawn) and the function that writes its folder."""
-    if model == "clip":
-        records = train_clip(**options)
-    elif model == "judge":
-        records = train_judge(**options)
-    elif model == "vae":
-        records = train_vae(lambda n, generator: sample(n, generator).images, **options)
-    else:
-        encoder, tokenizer = assemble.text_encoder()
-        records = train_unet(assemble.trained_vae(), encoder, tokenizer, **options)
-    return records, FINISH[model]
+    """The records of a training (running it as they are drawn) and the function that writes its folder.
+
+    ValueError for an option that the model's training does not have.
+    """
+    train = TRAINERS[model]
+    if unknown := sorted(options.keys() - signature(train).parameters.keys()):
+        raise ValueError(f"the training of the {model} has no option {', '.join(unknown)}")
+    parts = ()
+    if model == "vae":
+        parts = (lambda n, generator: sample(n, generator).images,)
+    elif model == "unet":
+        parts = assemble.trained_vae(), *assemble.text_encoder()
+    return train(*parts, **options), FINISH[model]

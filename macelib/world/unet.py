@@ -206,10 +206,16 @@ def train_unet(
     it), which is how a training goes on where its checkpoint is lost.
     A share `plain` of the pictures is one subject by the usual artist on a plain ground, and a share `pairs` two:
     names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
-    any style. `foreign` is that of `drop_context`. With `focus`, concepts that the judge did not recognise are drawn more often.
+    any style. `foreign` is that of `drop_context`. With `focus`, concepts that the judge did not recognise are drawn
+    more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
-    `device` is "cpu" or "cuda"; a checkpoint goes on where it was made.
+    `device` is "cpu" or "cuda"; a checkpoint goes on where it was made. ValueError: another device, one that is not
+    there, a share of foreign tails that leaves no room for the other two.
     """
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"PyTorch cannot train on {device!r} here: choose cpu, or cuda where nvidia-smi shows a GPU")
+    if not 0 <= foreign <= (room := 1 - EMPTY - CONTEXT_DROPOUT):
+        raise ValueError(f"foreign is {foreign:g}; allowed: 0 to {room:g}, what empty captions and dropout leave")
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
     unet = new_unet().train()
