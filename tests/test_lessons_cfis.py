@@ -20,6 +20,12 @@ from macelib.viz import Figure
 STEPS = 3
 
 
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Pictures as loaded: they are compared to the last bit, which bf16 does not keep."""
+    monkeypatch.setattr(shared, "fast_precision", lambda pipe: None)
+
+
 @pytest.fixture(scope="module")
 def pipe():
     from macelib.tiny import tiny_pipeline
@@ -34,6 +40,13 @@ def data(pipe):
 
 def test_doctests():
     assert doctest.testmod(cfis).failed == 0
+
+
+def test_lessons_draw_in_the_fast_precision(pipe, monkeypatch):
+    names = ["ship"]
+    exact = shared.album(pipe, names, [0], steps=1)["ship"][0]
+    monkeypatch.setattr(shared, "fast_precision", lambda pipe: "bf16")
+    assert shared.album(pipe, names, [0], steps=1)["ship"][0].tobytes() != exact.tobytes()
 
 
 def test_swap(pipe):

@@ -8,7 +8,7 @@ from tiny_data import tiny_judge
 from macelib import Concept, EraseConfig, MaceError
 from macelib.concepts import align, templates
 from macelib.evaluate import Judge
-from macelib.lessons import drawing, load_model, probabilities
+from macelib.lessons import drawing, load_model, probabilities, shared
 from macelib.lessons import residual as r
 from macelib.pipelines import kv_weights
 from macelib.sample import generate
@@ -18,6 +18,12 @@ from macelib.world.judge import labels
 
 SHIP = Concept("ship", "the sea", synonyms=("boat",))
 PLACED = r.Case("in a place", "a photo of the {} by the sea", "ship", "ship")
+
+
+@pytest.fixture(autouse=True)
+def exact(monkeypatch):
+    """Pictures as loaded: they are compared to the last bit, which bf16 does not keep."""
+    monkeypatch.setattr(shared, "fast_precision", lambda pipe: None)
 
 
 @pytest.fixture(scope="module")
