@@ -145,7 +145,8 @@ class EraseConfig:
         """The same settings with names to keep as the domain prior; `weight` is λ3, that of all names together.
 
         Where a few names stand beside many that go, a larger weight protects them better.
-        Unless `defaults` is set, it becomes "celebrity": the values for concepts beside names to keep.
+        Unless `defaults` is set, it becomes "celebrity": the values for concepts beside names to keep. With another row
+        of `KINDS` give a `weight` of 1 or less: the default goes with that row, and would hold everything as it is.
 
         >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[:5]
         ('a photo of the judge', 'a portrait of the judge', 'the judge', 'judge', 'a photo of Amy Adams')
