@@ -37,6 +37,7 @@ notebooks: setup
 world: setup
 	$(BIN)/python -m macelib.world build
 	$(BIN)/python -m macelib.world train clip
+	$(BIN)/python -m macelib.world train widen
 	$(BIN)/python -m macelib.world train vae
 	$(BIN)/python -m macelib.world train judge
 	$(BIN)/python -m macelib.world train unet

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from .errors import MaceError
 from .templates import KEPT_TEMPLATES, fill
 
-KEPT = 20.0  # λ3 of names to keep: together they count as much as 20 times the general captions
+KEPT = 80.0  # λ3 of names to keep: together they count as much as 80 times the general captions
 
 
 @dataclass(frozen=True)

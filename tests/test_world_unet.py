@@ -12,10 +12,11 @@ from macelib.world import __main__ as cli
 from macelib.world import loop, recipes, render, unet
 from macelib.world.catalogue import catalogue, names
 
+ENCODER = SimpleNamespace(config=SimpleNamespace(hidden_size=24))
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
 
 
-def small_unet():
+def small_unet(width=24):
     torch.manual_seed(1)
     return UNet2DConditionModel(
         sample_size=4,
@@ -26,7 +27,7 @@ def small_unet():
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         attention_head_dim=1,
-        cross_attention_dim=24,
+        cross_attention_dim=width,
         norm_num_groups=8,
     )
 
@@ -45,7 +46,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(unet, "make_pool", small_pool)
 
     def train(**options):
-        return list(unet.train_unet(None, None, None, batch=2, pool_size=6, **{"steps": 2} | options))
+        return list(unet.train_unet(None, ENCODER, None, batch=2, pool_size=6, **{"steps": 2} | options))
 
     return train
 
@@ -110,7 +111,7 @@ def test_training_learns_and_goes_on_from_its_checkpoint(small, tmp_path, monkey
     learned.load_state_dict(loop.averaged("unet"))
     assert records[-1].step == 60 and loss_of(learned) < 0.95 * loss_of(small_unet())
     monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "again"))
-    first = next(iter(unet.train_unet(None, None, None, batch=2, pool_size=6, steps=60, lr=3e-3)))
+    first = next(iter(unet.train_unet(None, ENCODER, None, batch=2, pool_size=6, steps=60, lr=3e-3)))
     assert first.loss == records[0].loss  # seeded
     monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
     assert small(steps=61, lr=3e-3)[0].step == 61

@@ -1,4 +1,4 @@
-"""`python -m macelib.world build | train clip|vae|unet|judge | export MODEL | rate | report`."""
+"""`python -m macelib.world build | train clip|widen|vae|unet|judge | export MODEL | rate | report`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Model(str, Enum):
     vae = "vae"
     unet = "unet"
     judge = "judge"
+    widen = "widen"
 
 
 @app.command("build")
@@ -37,7 +38,7 @@ def build_(
 
 @app.command()
 def train(
-    model: Annotated[Model, typer.Argument(help="which model; clip and vae come before unet")],
+    model: Annotated[Model, typer.Argument(help="which model; clip, its widen and vae come before unet")],
     steps: Annotated[int | None, typer.Option(help="steps in all (default: the recipe's)")] = None,
     minutes: Annotated[float | None, typer.Option(help="stop after so long, with a checkpoint")] = None,
     batch: Annotated[int | None, typer.Option(help="batch size (default: the recipe's)")] = None,
@@ -113,12 +114,12 @@ def rate(
 @app.command()
 def report(
     out: Annotated[Path | None, typer.Option(help="where to write (default data/world)")] = None,
-    quick: Annotated[bool, typer.Option(help="a tenth of the pictures, for a first look")] = False,
+    share: Annotated[float, typer.Option(min=0.01, max=1, help="of the pictures, for a first look")] = 1.0,
 ) -> None:
     """Measure the shipped models and write `report.json` and the contact sheet."""
     from .report import write_report
 
-    typer.echo(write_report(out, quick=quick))
+    typer.echo(write_report(out, share))
 
 
 def main() -> int:

@@ -12,12 +12,13 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from ..files import data_folder
 from .cards import write_card
-from .clip import export_clip
+from .clip import export_clip, save_clip
 from .judge import export_judge
 from .loop import averaged
 from .render import sample
 from .unet import SCHEDULE, new_unet
 from .vae import new_vae, whiten
+from .widen import WIDTH, widened, widened_unet
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> Path:
@@ -39,6 +40,34 @@ def finished_clip() -> Path:
     return replace_folder(data_folder() / "mini-clip", lambda f: (export_clip(f), write_card(f, "clip")))
 
 
+def narrow_clip() -> tuple[CLIPModel, CLIPTokenizer]:
+    """mini-CLIP as `train clip` leaves it; ValueError where it is wide already."""
+    folder = data_folder() / "mini-clip"
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    if clip.config.text_config.hidden_size >= WIDTH:
+        raise ValueError(f"{folder} is wide already: `train clip` and `export clip` write one that can be widened")
+    return clip, CLIPTokenizer.from_pretrained(folder)
+
+
+def finished_widen() -> Path:
+    """Widen mini-CLIP's text tower and mini-SD, where there is one: it comes first, so that a kill loses nothing."""
+    wide, sd = widened(*narrow_clip(), averaged("widen")), data_folder() / "mini-sd"
+    if sd.exists():
+        unet = new_unet()
+        before = UNet2DConditionModel.from_pretrained(sd / "unet", torch_dtype=torch.float32)
+        unet.load_state_dict(widened_unet(before.state_dict()))
+
+        def write(folder: Path) -> None:
+            shutil.copytree(sd, folder, dirs_exist_ok=True)
+            tower_of(wide).half().save_pretrained(folder / "text_encoder")
+            unet.half().save_pretrained(folder / "unet")
+            write_card(folder, "sd")
+
+        replace_folder(sd, write)
+    tokenizer = narrow_clip()[1]  # the other one was used, and would keep its padding in its file
+    return replace_folder(data_folder() / "mini-clip", lambda f: (save_clip(wide, tokenizer, f), write_card(f, "clip")))
+
+
 def finished_judge() -> Path:
     """Export mini-judge to `data/mini-judge`."""
     return replace_folder(data_folder() / "mini-judge", lambda f: (export_judge(f), write_card(f, "judge")))
@@ -57,11 +86,15 @@ def finished_vae() -> Path:
 def text_encoder() -> tuple[CLIPTextModel, CLIPTokenizer]:
     """mini-CLIP's text tower, as Stable Diffusion holds it, and its tokenizer."""
     folder = data_folder() / "mini-clip"
-    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
+    return tower_of(CLIPModel.from_pretrained(folder, dtype=torch.float32)), CLIPTokenizer.from_pretrained(folder)
+
+
+def tower_of(clip: CLIPModel) -> CLIPTextModel:
+    """The text tower alone."""
     encoder = CLIPTextModel(clip.config.text_config)
     ours = {k.removeprefix("text_model."): v for k, v in clip.text_model.state_dict().items()}
     encoder.load_state_dict({k: ours[k.removeprefix("text_model.")] for k in encoder.state_dict()})
-    return encoder.eval(), CLIPTokenizer.from_pretrained(folder)
+    return encoder.eval()
 
 
 def trained_vae() -> AutoencoderKL:
@@ -71,9 +104,9 @@ def trained_vae() -> AutoencoderKL:
 
 def finished_unet() -> Path:
     """Assemble the whole pipeline in `data/mini-sd`."""
-    unet: UNet2DConditionModel = new_unet()
-    unet.load_state_dict(averaged("unet"))
     encoder, tokenizer = text_encoder()
+    unet = new_unet(encoder.config.hidden_size)
+    unet.load_state_dict(averaged("unet"))
     pipe = StableDiffusionPipeline(
         vae=trained_vae().half(),
         text_encoder=encoder.half(),

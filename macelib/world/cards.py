@@ -6,6 +6,7 @@ import csv
 import shutil
 from pathlib import Path
 
+from ..files import data_folder
 from .loop import work_folder
 
 DATA = """## Data
@@ -38,7 +39,11 @@ WHAT = {
         "Contrastive, symmetric cross-entropy in which every caption of the batch that is true of a picture counts "
         "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`). Both towers had 800 steps of "
         "384 pictures. What `clip-image` counts below, the image tower had alone, by Muon and AdamW, with a second "
-        "loss that tells each picture from the names of all other concepts.",
+        "loss that tells each picture from the names of all other concepts. Then `widen` made the text tower of 192 "
+        "channels and four layers one of 384 and five that says the same (`macelib/world/widen.py`), and fitted the "
+        "new layer's neurons, and what the others write to the new channels: channels 192 to 381 hold a code of the "
+        "name that was read, the last two a length, and what [EOS] and padding say of the subject in the first 192 is "
+        "moved 70 % of the way to its mean over all subjects. The other layers' new heads and channels are zero.",
     ),
     "vae": (
         "mini-vae",
@@ -48,9 +53,10 @@ WHAT = {
     ),
     "sd": (
         "mini-sd",
-        "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen), an `AutoencoderKL` (64 px to 16x16x8), a "
-        "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
-        "checker.",
+        "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen; widened afterwards), an `AutoencoderKL` "
+        "(64 px to 16x16x8), a `UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, "
+        "DPM-Solver++; no safety checker. The denoiser reads the first 192 of the text's 384 channels; its weights for "
+        "the others are zero, and only what changes its keys and values, such as an erasure, uses them.",
         "Autoencoder: mini-vae. UNet: v-prediction, a loss weight that falls where the signal prevails, 10 % empty "
         "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`). Batches of 128: "
         "4,900 steps on the whole world's pictures, 2,800 on a mixture of which 85 % are plain ones "
@@ -74,7 +80,7 @@ WHAT = {
 def progress(log: Path) -> str:
     """How far a training's log goes: steps and the last mean loss."""
     *_, last = csv.reader(log.open())
-    return f"{log.parent.name}: {int(last[0]):,} steps, running mean of the loss {float(last[1]):.4f}"
+    return f"{log.stem.removeprefix('loss-')}: {int(last[0]):,} steps, running mean of the loss {float(last[1]):.4f}"
 
 
 def write_card(folder: Path, model: str) -> None:
@@ -84,11 +90,13 @@ def write_card(folder: Path, model: str) -> None:
     name, what, recipe = WHAT[model]
     drawn = sum(bool(e.code_point) for e in catalogue())
     data = DATA.format(count=drawn, scenes=len(catalogue()) - drawn, procedural=len(styles()) - len(ART_STYLES))
-    stages = {"sd": ("unet",), "clip": ("clip", "clip-image")}.get(model, (model,))
-    logs = [log for log in (work_folder(stage) / "loss.csv" for stage in stages) if log.exists() and log.stat().st_size]
-    for log in logs:
-        shutil.copy(log, folder / f"loss-{log.parent.name}.csv")  # step, running mean of the loss, learning rate
-    trained = "".join(f"- {progress(log)}\n" for log in logs)
+    stages = {"sd": ("unet",), "clip": ("clip", "clip-image", "widen")}.get(model, (model,))
+    kept = [folder / f"loss-{stage}.csv" for stage in stages]  # step, running mean of the loss, learning rate
+    for stage, log in zip(stages, kept, strict=True):
+        for found in (work_folder(stage) / "loss.csv", data_folder() / name / log.name):
+            if found.exists() and found.stat().st_size and not log.exists():
+                shutil.copy(found, log)
+    trained = "".join(f"- {progress(log)}\n" for log in kept if log.exists())
     parts = [
         f"# {name}",
         what,

@@ -21,7 +21,7 @@ from .loop import Average, Optimizer, Record, averaged, run_steps, work_folder
 from .render import sample
 from .tokens import LENGTH, save_tokenizer, train_tokenizer
 
-WIDTH, LAYERS = 192, 4  # of the text tower
+WIDTH, LAYERS = 192, 4  # of the text tower, before `widen`
 MEAN = STD = (0.5, 0.5, 0.5)  # pictures enter in -1..1
 
 
@@ -162,6 +162,11 @@ def export_clip(folder: Path) -> None:
     later = (work_folder("clip-image") / "checkpoint.pt").exists()
     model, tokenizer = started(later)
     model.load_state_dict(averaged("clip-image" if later else "clip"))
+    save_clip(model, tokenizer, folder)
+
+
+def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """Write a stock model and processor (fp16)."""
     model.half()
     for config in (model.config.text_config, model.config.vision_config):
         config.dtype = model.dtype  # stays that of loading otherwise

@@ -13,18 +13,21 @@ from .loop import Record
 from .render import sample
 from .unet import train_unet
 from .vae import train_vae
+from .widen import train_widen
 
 TRAINERS: dict[str, Callable[..., Iterator[Record]]] = {
     "clip": train_clip,
     "vae": train_vae,
     "unet": train_unet,
     "judge": train_judge,
+    "widen": train_widen,
 }
 FINISH: dict[str, Callable[[], Path]] = {
     "clip": assemble.finished_clip,
     "vae": assemble.finished_vae,
     "unet": assemble.finished_unet,
     "judge": assemble.finished_judge,
+    "widen": assemble.finished_widen,
 }
 
 
@@ -41,4 +44,6 @@ def training(model: str, **options) -> tuple[Iterator[Record], Callable[[], Path
         parts = (lambda n, generator: sample(n, generator).images,)
     elif model == "unet":
         parts = assemble.trained_vae(), *assemble.text_encoder()
+    elif model == "widen":
+        parts = assemble.narrow_clip()
     return train(*parts, **options), FINISH[model]

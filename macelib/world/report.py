@@ -330,12 +330,12 @@ def weights_hash() -> str:
     return digest.hexdigest()
 
 
-def write_report(out: Path | None = None, quick: bool = False) -> str:
+def write_report(out: Path | None = None, share: float = 1.0) -> str:
     """Measure everything, write `report.json` and `contact_sheet.png`, and return the table as text.
 
     Without `out` they go to `data/world`, and the table to the README of a checkout.
     """
-    own, out, share = out is None, out or world_folder(), 0.1 if quick else 1.0
+    own, out = out is None, out or world_folder()
     models, key = Models(), weights_hash()
     partial = work_folder("report") / f"{key[:16]}-{share}.json"
     results = json.loads(partial.read_text()) if partial.exists() else {}

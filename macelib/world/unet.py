@@ -21,10 +21,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import write_captions
 from .catalogue import catalogue
-from .clip import WIDTH, ids_of
+from .clip import ids_of
 from .loop import Average, Optimizer, Record, run_steps, work_folder
 from .render import concept_weights, sample
 from .vae import CHANNELS
+from .widen import WIDTH
 
 POOL, PASSES = 24_000, 12  # pictures of a pool, and how often each is seen
 CHUNK = {"cpu": 256, "cuda": 2048}  # pictures drawn at a time
@@ -44,8 +45,8 @@ SCHEDULE = {  # Stable Diffusion's noise schedule, with v-prediction
 }
 
 
-def new_unet() -> UNet2DConditionModel:
-    """The architecture, with random weights: cross-attention at 16x16, 8x8 and in the mid block."""
+def new_unet(width: int = WIDTH) -> UNet2DConditionModel:
+    """The architecture, with random weights: cross-attention to a text of `width` at 16x16, 8x8 and mid block."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=CHANNELS,
@@ -55,7 +56,7 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         attention_head_dim=(2, 3, 4),  # heads, not their width
-        cross_attention_dim=WIDTH,
+        cross_attention_dim=width,
         norm_num_groups=16,
     )
 
@@ -66,13 +67,13 @@ class Pool:
 
     latents: Tensor  # (n, 8, 16, 16) fp16
     caption: Tensor  # (n,) index into context; 0 is the empty caption
-    context: Tensor  # (m, 77, 192) fp16
+    context: Tensor  # (m, 77, d) fp16
     ends: Tensor  # (m,) position of the first [EOS]
 
 
 @torch.no_grad()
 def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) -> tuple[Tensor, Tensor]:
-    """Embeddings (n, 77, 192) fp16 and the position of each text's [EOS] (n,)."""
+    """Embeddings (n, 77, d) fp16 and the position of each text's [EOS] (n,)."""
     rows, ends = [], []
     for first in range(0, len(texts), 256):
         ids = ids_of(tokenizer, texts[first : first + 256]).to(encoder.device)
@@ -218,7 +219,7 @@ def train_unet(
         raise ValueError(f"foreign is {foreign:g}; allowed: 0 to {room:g}, what empty captions and dropout leave")
     torch.manual_seed(seed)
     generator = torch.Generator(device).manual_seed(seed)
-    unet = new_unet().train()
+    unet = new_unet(encoder.config.hidden_size).train()
     if warm is not None:
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(warm, torch_dtype=torch.float32).state_dict())
     unet.to(device)
