@@ -18,6 +18,7 @@ PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
 BLOCK = {torch.float64: 512, torch.float32: 1024}  # rows at once: bounds memory, and the rounding of a product
 PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
+SMALL = 384  # width of the text up to which a concept's statistics are kept whole (1.8 MB)
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
 
 
@@ -212,6 +213,8 @@ def stored_rank(d: int, outs: Sequence[int], rank: int = 1) -> int:
 
     outs: out features of every layer. Where a LoRA of high rank leaves less, the factors get 250 kB all the same.
     """
+    if d <= SMALL:
+        return d
     return rank_for(d, max(PER_CONCEPT - 4 * rank * (sum(outs) + len(outs) * d), 250_000))
 
 
