@@ -74,7 +74,7 @@ class Drawing:
 class Easel:
     """Draws with a pipeline and an erasure made for it, and remembers the last drawings; the pipeline is left alone.
 
-    autocast: None (as loaded), "bf16" or "fp16"; "auto": "bf16" where the device computes in it, twice as fast.
+    autocast: None (as loaded), "bf16" or "fp16"; "auto": "bf16" where that is faster.
     """
 
     def __init__(

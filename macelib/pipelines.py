@@ -35,7 +35,8 @@ def cast(pipe, autocast: str | None) -> torch.autocast:
 def fast_precision(pipe) -> str | None:
     """The autocast that saves time at no loss to see: "bf16" for float32 weights on a device that computes in it.
 
-    None elsewhere: an older processor would be slower for it, and weights in half precision are fast as they are.
+    None elsewhere: weights in half precision are fast as they are, and a processor without bf16 tiles (AMX) is slower
+    for it, even one with bf16 vectors: mini-SD's denoiser makes 67 passes a second in bf16, 97 in float32.
     """
     if pipe.unet.dtype != torch.float32:
         return None
@@ -43,8 +44,7 @@ def fast_precision(pipe) -> str | None:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
     if pipe.device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
         return None
-    known = torch.cpu.get_capabilities()
-    return "bf16" if known.get("avx512_bf16") or known.get("amx_bf16") else None
+    return "bf16" if torch.cpu.get_capabilities().get("amx_bf16") else None
 
 
 def load_pipeline(

@@ -103,6 +103,8 @@ def test_a_fast_precision_is_one_that_the_processor_has(monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
     assert fast_precision(pipe) is None
     known["avx512_bf16"] = True
+    assert fast_precision(pipe) is None, "bf16 vectors alone are slower than float32"
+    known["amx_bf16"] = True
     assert fast_precision(pipe) == "bf16"
     pipe.unet.to(torch.float16)
     assert fast_precision(pipe) is None, "weights in half precision are left as they are"

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
 from ..files import data_folder
-from ..pipelines import MINI_GUIDANCE, load_pipeline
+from ..pipelines import MINI_GUIDANCE, cast, fast_precision, load_pipeline
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles, world_folder
 from .clip import name_vectors, seen
@@ -40,10 +40,12 @@ STEPS, BATCH = 25, {"cpu": 40, "cuda": 400}  # denoising steps, pictures drawn a
 class Drawing:
     """mini-SD, loaded once."""
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, steps: int = STEPS) -> None:
+        self.steps = steps
         self.pipe = load_pipeline("mini-sd", device=device)
         self.pipe.set_progress_bar_config(disable=True)
         self.device = self.pipe.device
+        self.precision = fast_precision(self.pipe)
         self.batch = BATCH.get(self.device.type, BATCH["cpu"])
 
     @torch.no_grad()
@@ -52,18 +54,18 @@ class Drawing:
         return self.pipe.encode_prompt(prompts, self.pipe.device, 1, False)[0]
 
     @torch.no_grad()
-    def draw(self, context: Tensor, first_seed: int = 0, steps: int = STEPS) -> Tensor:
+    def draw(self, context: Tensor, first_seed: int = 0) -> Tensor:
         """Pictures (n, 3, 64, 64) in 0..1 of embeddings (n, 77, d), seeds counted from `first_seed`."""
         empty = self.embed([""])
         images = []
         for start in tqdm(range(0, len(context), self.batch), leave=False, desc="drawing", mininterval=5):
             part = context[start : start + self.batch]
             seeds = range(first_seed + start, first_seed + start + len(part))
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with cast(self.pipe, self.precision):
                 out = self.pipe(
                     prompt_embeds=part,
                     negative_prompt_embeds=empty.expand(len(part), -1, -1),
-                    num_inference_steps=steps,
+                    num_inference_steps=self.steps,
                     guidance_scale=MINI_GUIDANCE,
                     generator=[torch.Generator().manual_seed(s) for s in seeds],
                     output_type="pt",
@@ -75,8 +77,8 @@ class Drawing:
 class Models(Drawing):
     """The shipped models, loaded once."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, steps: int = STEPS) -> None:
+        super().__init__(steps=steps)
         folder = data_folder()
         self.clip = CLIPModel.from_pretrained(folder / "mini-clip", dtype=torch.float32).eval()  # on the CPU
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "mini-clip")
@@ -177,8 +179,8 @@ def measure_concepts(m: Models, share: float) -> dict:
 
 def rate_concepts(each: int, steps: int) -> dict[str, float]:
     """Share of `each` pictures that the judge recognises, by concept; kept for `train unet --focus`."""
-    m = Models()
-    images = m.draw(m.embed([photo(e.name) for e in catalogue()]).repeat_interleave(each, 0), steps=steps)
+    m = Models(steps)
+    images = m.draw(m.embed([photo(e.name) for e in catalogue()]).repeat_interleave(each, 0))
     hit = m.concepts(images).view(-1, each) == torch.arange(len(catalogue()))[:, None]
     rates = dict(zip((e.name for e in catalogue()), hit.float().mean(1).tolist(), strict=True))
     rates_path().with_suffix(".tmp").write_text(json.dumps(rates, indent=0))
@@ -330,14 +332,15 @@ def weights_hash() -> str:
     return digest.hexdigest()
 
 
-def write_report(out: Path | None = None, share: float = 1.0) -> str:
+def write_report(out: Path | None = None, share: float = 1.0, steps: int = STEPS) -> str:
     """Measure everything, write `report.json` and `contact_sheet.png`, and return the table as text.
 
+    share: of the pictures. steps: of denoising; the time of 16 pictures is always that of 25.
     Without `out` they go to `data/world`, and the table to the README of a checkout.
     """
     own, out = out is None, out or world_folder()
-    models, key = Models(), weights_hash()
-    partial = work_folder("report") / f"{key[:16]}-{share}.json"
+    models, key = Models(steps), weights_hash()
+    partial = work_folder("report") / f"{key[:16]}-{share}-{steps}.json"
     results = json.loads(partial.read_text()) if partial.exists() else {}
     places = results.get("measured_on", {})
     for measure in MEASURES:
@@ -351,7 +354,8 @@ def write_report(out: Path | None = None, share: float = 1.0) -> str:
     values = {k: v for name, part in results.items() if name != "measured_on" for k, v in part.items()}
     report = {
         "weights_sha256": key,
-        "steps": STEPS,
+        "steps": steps,
+        "precision": models.precision or "fp32",
         "guidance": MINI_GUIDANCE,
         "share_of_pictures": share,
         "torch": torch.__version__,

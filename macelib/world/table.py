@@ -40,8 +40,10 @@ def readme_table(report: dict) -> str:
     how = "" if share == 1 else f", with {100 * share:.0f} % of the pictures that the table names"
     gpus = sorted(set(report.get("measured_on", {}).values()) - {"cpu"})
     where = f", pictures drawn on an {' and an '.join(gpus)}" if gpus else ""
+    options = "" if report["steps"] == 25 else f" --steps {report['steps']}"
     said = (
-        f"Measured by `python -m macelib.world report` in {report['steps']} steps at guidance {report['guidance']:g}"
+        f"Measured by `python -m macelib.world report{options}` in {report['steps']} steps at guidance "
+        f"{report['guidance']:g}"
         f" on {report['machine']}{where}{how}."
     )
     return "\n".join(["| Measure | Aim | Measured |", "|---|---|---|", *rows, "", said])
