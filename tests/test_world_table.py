@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from macelib.files import data_folder
 from macelib.world import report, table
@@ -18,7 +19,48 @@ def test_the_readme_shows_the_report_of_the_shipped_weights():
 @pytest.fixture
 def shipped():
     values = dict.fromkeys(table.TARGETS, 0.5)
-    return {"measures": values, "share_of_pictures": 1.0, "steps": 25, "guidance": 5.0, "machine": "a laptop"}
+    return {
+        "measures": values,
+        "share_of_pictures": 1.0,
+        "steps": 25,
+        "precision": "bf16",
+        "guidance": 5.0,
+        "machine": "a laptop",
+    }
+
+
+def test_a_report_goes_on_where_it_stopped_with_the_steps_that_it_was_told(tmp_path, monkeypatch):
+    asked, finished = [], []
+
+    class Models:
+        precision, device = None, torch.device("cpu")
+
+        def __init__(self, steps):
+            asked.append(steps)
+
+    def measure_first(m, share):
+        finished.append(share)
+        return dict.fromkeys(table.TARGETS, 0.5)
+
+    def measure_second(m, share):
+        if len(asked) == 1:
+            raise KeyboardInterrupt
+        return {"objects": 0.9}
+
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
+    monkeypatch.setattr(report, "Models", Models)
+    monkeypatch.setattr(report, "MEASURES", (measure_first, measure_second))
+    monkeypatch.setattr(report, "contact_sheet", lambda m, path: None)
+    with pytest.raises(KeyboardInterrupt):
+        report.write_report(tmp_path, 0.5, 12)
+    assert not (tmp_path / "report.json").exists()
+    assert "0.900" in report.write_report(tmp_path, 0.5, 12)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert asked == [12, 12] and finished == [0.5], "a finished measure was taken again"
+    assert (written["steps"], written["precision"], written["share_of_pictures"]) == (12, "fp32", 0.5)
+    assert "`python -m macelib.world report --steps 12` at guidance 5, in fp32," in table.readme_table(written)
+    report.write_report(tmp_path, 0.5, 3)
+    assert finished == [0.5, 0.5], "other steps are another report"
 
 
 def test_a_table_has_a_place_in_a_page(tmp_path, shipped):

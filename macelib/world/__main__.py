@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from .table import STEPS
+
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -115,7 +117,7 @@ def rate(
 def report(
     out: Annotated[Path | None, typer.Option(help="where to write (default data/world)")] = None,
     share: Annotated[float, typer.Option(min=0.01, max=1, help="of the pictures, for a first look")] = 1.0,
-    steps: Annotated[int, typer.Option(min=1, help="of denoising")] = 25,
+    steps: Annotated[int, typer.Option(min=1, help="of denoising")] = STEPS,
 ) -> None:
     """Measure the shipped models and write `report.json` and the contact sheet."""
     from .report import write_report

@@ -30,11 +30,11 @@ from .clip import name_vectors, seen
 from .judge import crop_half, judge_logits
 from .loop import work_folder
 from .render import Batch, compose, sample
-from .table import TARGETS, into_readme, text_table
+from .table import STEPS, TARGETS, into_readme, text_table
 from .unet import rates_path
 from .vae import psnr
 
-STEPS, BATCH = 25, {"cpu": 40, "cuda": 400}  # denoising steps, pictures drawn at a time
+BATCH = {"cpu": 40, "cuda": 400}  # pictures drawn at a time
 
 
 class Drawing:
@@ -340,7 +340,8 @@ def write_report(out: Path | None = None, share: float = 1.0, steps: int = STEPS
     """
     own, out = out is None, out or world_folder()
     models, key = Models(steps), weights_hash()
-    partial = work_folder("report") / f"{key[:16]}-{share}-{steps}.json"
+    precision = models.precision or "fp32"
+    partial = work_folder("report") / f"{key[:16]}-{share}-{steps}-{precision}.json"
     results = json.loads(partial.read_text()) if partial.exists() else {}
     places = results.get("measured_on", {})
     for measure in MEASURES:
@@ -355,7 +356,7 @@ def write_report(out: Path | None = None, share: float = 1.0, steps: int = STEPS
     report = {
         "weights_sha256": key,
         "steps": steps,
-        "precision": models.precision or "fp32",
+        "precision": precision,
         "guidance": MINI_GUIDANCE,
         "share_of_pictures": share,
         "torch": torch.__version__,

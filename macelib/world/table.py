@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..files import data_folder, into_marks
 
+STEPS = 25  # of denoising, in the time of 16 pictures, and in the other measures unless told otherwise
 TARGETS = {  # measure: (what it is, target)
     "judge_renderings": ("judge, top-1 on fresh renderings, all concepts", ">= 0.98"),
     "objects": ("ten objects, 50 pictures each, judge's top-1 among the ten", ">= 0.96"),
@@ -21,7 +22,7 @@ TARGETS = {  # measure: (what it is, target)
     "clip_concepts": ("mini-CLIP zero-shot among all concepts, on renderings", ">= 0.90"),
     "residual_route": ("concept's own tokens replaced by [EOS]'s embedding, top-1 over 50 concepts", "0.40 to 0.90"),
     "own_route": ("only the concept's tokens, the rest from the empty prompt", ">= 0.60"),
-    "seconds_16": ("seconds for 16 pictures, 25 steps, guidance", "<= 12"),
+    "seconds_16": (f"seconds for 16 pictures, {STEPS} steps, guidance", "<= 12"),
     "memory_gb": ("peak memory of that, GB", "<= 2"),
     "vae_psnr": ("autoencoder's round trip, PSNR in dB", ">= 28"),
 }
@@ -40,11 +41,9 @@ def readme_table(report: dict) -> str:
     how = "" if share == 1 else f", with {100 * share:.0f} % of the pictures that the table names"
     gpus = sorted(set(report.get("measured_on", {}).values()) - {"cpu"})
     where = f", pictures drawn on an {' and an '.join(gpus)}" if gpus else ""
-    options = "" if report["steps"] == 25 else f" --steps {report['steps']}"
     said = (
-        f"Measured by `python -m macelib.world report{options}` in {report['steps']} steps at guidance "
-        f"{report['guidance']:g}"
-        f" on {report['machine']}{where}{how}."
+        f"Measured by `python -m macelib.world report --steps {report['steps']}` at guidance {report['guidance']:g},"
+        f" in {report['precision']}, on {report['machine']}{where}{how}."
     )
     return "\n".join(["| Measure | Aim | Measured |", "|---|---|---|", *rows, "", said])
 
