@@ -96,6 +96,15 @@ def test_styled_pictures_show_one_subject_in_any_style():
     assert drawn.max() < 1.3 * drawn.min(), "the artists are not alike"
 
 
+def test_painted_pictures_show_one_subject_in_oils():
+    shares = {"plain": 0.3, "painted": 0.7}
+    concept, second, style, scene = render.draw_facts(2000, torch.Generator().manual_seed(1), **shares)
+    assert (scene == -1).all() and (second == -1).all() and len(set(concept.tolist())) > 300
+    oils = (style == cat.styles().index(render.PAINTED)).float().mean()
+    assert 0.65 < oils < 0.75
+    assert set(style.tolist()) == {cat.styles().index(render.PAINTED), cat.ART_STYLES.index(render.USUAL)}
+
+
 def test_the_image_tower_trains_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
     shipped, _ = clip.started(shipped=True)

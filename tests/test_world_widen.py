@@ -82,6 +82,19 @@ def test_targets_move_tails_towards_the_mean_and_nothing_else(narrow, tokenizer,
     assert torch.allclose(before[:, 4:].mean(0), target[:, 4:].mean(0), atol=0.03)
 
 
+def test_the_last_token_of_a_name_alone_has_its_code(narrow, tokenizer):
+    listen = widen.Listener(widen.grown(narrow), tokenizer, narrow.config.text_config.hidden_size)
+    none, pairs = 99, [(("polar bear", 3), ("ship", 5)), (("ship", 5), ("polar bear", 3))]
+    seen = set()
+    for seed in range(8):
+        *_, name = widen._about(listen, "a photo of the {0} and the {1}", pairs, none, random.Random(seed))
+        rows = name.view(2, -1)  # two words of a subject, two of the text, then [EOS] and padding
+        assert rows[:, 1].tolist() == [5, 3]
+        assert set(rows[:, 4:].flatten().tolist()) == {none}
+        seen |= set(rows[:, :4].flatten().tolist())
+    assert seen == {3, 5, none}
+
+
 def test_a_fit_is_what_the_tower_says_and_is_written_once(narrow, tokenizer, tmp_path, monkeypatch):
     monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
     monkeypatch.setattr(widen, "SUBJECTS", 4)

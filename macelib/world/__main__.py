@@ -53,6 +53,7 @@ def train(
     ] = None,
     pairs: Annotated[float | None, typer.Option(help="unet: share of plain pictures of two subjects")] = None,
     styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
+    painted: Annotated[float | None, typer.Option(help="unet: share of plain pictures as oil paintings")] = None,
     foreign: Annotated[
         float | None, typer.Option(help="unet: share of captions with another's [EOS] and padding")
     ] = None,
@@ -75,6 +76,7 @@ def train(
         "plain": plain,
         "pairs": pairs,
         "styled": styled,
+        "painted": painted,
         "foreign": foreign,
         "warm": warm,
         "pool_size": pool_size,

@@ -14,6 +14,7 @@ from .styles import apply_style
 
 TWO, SCENE_ONLY, PROCEDURAL, SCENIC = 0.10, 0.05, 0.25, 0.3  # shares: two subjects, no subject, filtered, scenic ground
 USUAL = "twemoji"  # the artist of a picture whose caption names none, for the generator
+PAINTED = "oil painting"  # the style in which the paper's protocol of celebrities asks for everybody
 FAVOUR = 2.0  # how much more often the ten objects of the paper's first protocol are drawn
 
 
@@ -137,13 +138,14 @@ def draw_facts(
     plain: float = 0.0,
     pairs: float = 0.0,
     styled: float = 0.0,
+    painted: float = 0.0,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
 
     A share `plain` of them is instead one subject, a share `pairs` two of the `COMPANIONS`, by `USUAL` on a plain
-    ground; a share `styled` is one subject there in any style, the four artists alike. weights: (drawn concepts,), how
-    often each is drawn; `concept_weights()` unless given.
+    ground; a share `styled` is one subject there in any style, the four artists alike, and a share `painted` one in
+    `PAINTED`. weights: (drawn concepts,), how often each is drawn; `concept_weights()` unless given.
     """
     drawn = len(atlas())
     weights = concept_weights() if weights is None else weights
@@ -151,26 +153,28 @@ def draw_facts(
     kind = torch.rand(n, generator=generator)
     second = torch.where((kind < TWO) & (other != concept), other, -1)
     only = kind > 1 - SCENE_ONLY
-    painted = torch.randint(len(SCENES), (n,), generator=generator)
-    scene = torch.where(torch.rand(n, generator=generator) < SCENIC, painted, -1)
+    ground = torch.randint(len(SCENES), (n,), generator=generator)
+    scene = torch.where(torch.rand(n, generator=generator) < SCENIC, ground, -1)
     filtered = torch.rand(n, generator=generator) < PROCEDURAL
     art = artists(n, generator, usual)
     procedural = torch.randint(len(ART_STYLES), len(styles()), (n,), generator=generator)
     style = torch.where(filtered, procedural, art)
-    if plain or pairs or styled:
+    if plain or pairs or styled or painted:
         chance = torch.rand(n, generator=generator)
-        twos, usually, simple = (chance < share for share in (pairs, pairs + plain, pairs + plain + styled))
+        ends = (pairs, pairs + plain, pairs + plain + styled, pairs + plain + styled + painted)
+        twos, usually, in_style, simple = (chance < end for end in ends)
         only, style = only & ~simple, style.masked_fill(usually, ART_STYLES.index(USUAL))
         if styled:
             alike = torch.randint(len(ART_STYLES), (n,), generator=generator)
-            style = torch.where(simple & ~usually & ~filtered, alike, style)
+            style = torch.where(in_style & ~usually & ~filtered, alike, style)
+        style = style.masked_fill(simple & ~in_style, styles().index(PAINTED))
         second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
         if pairs:
             weights = of_companions(weights)
             left, right = torch.multinomial(weights, 2 * n, replacement=True, generator=generator).view(2, n)
             twos = twos & (left != right)
             concept, second = torch.where(twos, left, concept), torch.where(twos, right, second)
-    return torch.where(only, drawn + painted, concept), second, style, scene
+    return torch.where(only, drawn + ground, concept), second, style, scene
 
 
 def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0, **shares) -> Batch:

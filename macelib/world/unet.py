@@ -195,6 +195,7 @@ def train_unet(
     plain: float = 0.0,
     pairs: float = 0.0,
     styled: float = 0.0,
+    painted: float = 0.0,
     foreign: float = 0.0,
     focus: bool = False,
     fuse: bool = False,
@@ -207,8 +208,8 @@ def train_unet(
     it), which is how a training goes on where its checkpoint is lost.
     A share `plain` of the pictures is one subject by the usual artist on a plain ground, and a share `pairs` two:
     names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
-    any style. `foreign` is that of `drop_context`. With `focus`, concepts that the judge did not recognise are drawn
-    more often.
+    any style, and `painted` one as an oil painting. `foreign` is that of `drop_context`. With `focus`, concepts that
+    the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     `device` is "cpu" or "cuda"; a checkpoint goes on where it was made. ValueError: another device, one that is not
     there, a share of foreign tails that leaves no room for the other two.
@@ -230,7 +231,8 @@ def train_unet(
         unet.compile(dynamic=False)
     schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     per_pool = pool_size * PASSES // batch
-    shares = {"plain": plain, "pairs": pairs, "styled": styled, "weights": weights_of_pool(focus).to(device)}
+    shares = {"plain": plain, "pairs": pairs, "styled": styled, "painted": painted}
+    shares |= {"weights": weights_of_pool(focus).to(device)}
     held: dict[int, Pool] = {}
 
     def step(index: int) -> float:

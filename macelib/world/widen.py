@@ -4,12 +4,13 @@ A tower of 192 channels cannot hold 200 names so that one linear map erases a hu
 Diffusion has 768. Widening keeps what the trained tower says (its channels are the first half), adds a layer,
 and fits that layer's neurons, and what all neurons write to the new channels, by regression on the activations:
 
-- new channels, which every token that has read a name fills with that name's random code, in whatever sentence;
+- new channels, which the last token of a name fills with that name's random code, in whatever sentence, and every other
+  token leaves empty: stage 2 attenuates a concept's own tokens, and so finds them apart from [EOS] and padding;
 - a correction of [EOS] and padding, which moves what they say of the subject a part of the way to the mean over all
   subjects in the same sentence. The trained tower's tails say everything, and the concept's own tokens were never
   needed; Stable Diffusion's do not (Fig. 2 of the paper).
 
-mini-SD's denoiser reads the new channels with weights that are zero: its pictures depend on the first half alone.
+mini-SD's denoiser reads the new channels with weights that are zero at first: `train unet --warm` goes on from there.
 """
 
 from __future__ import annotations
@@ -137,8 +138,7 @@ class Tokens:
     past: Tensor  # (n, layers x hidden) what the trained layers' neurons say
     stream: Tensor  # (n, d) what the final layer norm reads, centred
     target: Tensor  # (n, d) the first half
-    first: Tensor  # (n,) code of the subject that was named
-    second: Tensor  # (n,) of a second one
+    name: Tensor  # (n,) code of the name that ends here
 
 
 class Listener:
@@ -176,8 +176,7 @@ def collect(listen: Listener, sentences: int, seed: int) -> Tokens:
 
 def _plain(listen: Listener, texts: list[str], none: int) -> tuple[Tensor, ...]:
     heard = [x.flatten(0, 1)[::7] for x in listen(ids_of(listen.tokenizer, texts))]
-    nothing = torch.full((len(heard[0]),), none)
-    return *heard, nothing, nothing
+    return *heard, torch.full((len(heard[0]),), none)
 
 
 def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Random) -> tuple[Tensor, ...]:
@@ -187,25 +186,22 @@ def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Rand
     ids = torch.tensor(rows["input_ids"])
     ends = (ids == listen.tokenizer.eos_token_id).int().argmax(1)  # (n,)
     heard = listen(ids)
-    picked, codes_of = [], []
+    picked, names = [], []
     shifts = [0, *(rng.randrange(1, 77 - int(ends.max())) for _ in range(OFFSETS))]
     facts = zip(made, rows["offset_mapping"], ends.tolist(), pairs, strict=True)
-    for (_, spans), offsets, end, (first, second) in facts:
-        inside = [k for k in range(1, end)]
-        said = [(first[1] if offsets[k][1] > spans[0][0] else none) for k in inside]
-        also = [(second[1] if len(spans) > 1 and offsets[k][1] > spans[1][0] else none) for k in inside]
+    for (_, spans), offsets, end, pair in facts:
+        inside = range(1, end)
         own = [k for k in inside if any(a < offsets[k][1] and offsets[k][0] < b for a, b in spans)]
+        last = {max(k for k in own if offsets[k][0] < b): code for (_, b), (_, code) in zip(spans, pair, strict=False)}
         chosen = [rng.choice(own), own[-1], rng.choice(inside), rng.randrange(0, end)]
-        both = first[1], second[1] if len(spans) > 1 else none
         picked.append(chosen + [end + s for s in shifts])
-        codes_of.append([(said[k - 1], also[k - 1]) if k else (none, none) for k in chosen] + [both] * len(shifts))
+        names.append([last.get(k, none) for k in picked[-1]])
     at = torch.tensor(picked)  # (n, tokens)
     *activations, target = (x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in heard)
     target, tail = target.float(), slice(len(chosen), None)
     mean = target[:, tail].mean(0, keepdim=True)  # over the subjects, token by token
     target[:, tail] = mean + TAIL_SHARE * (target[:, tail] - mean)
-    first, second = torch.tensor(codes_of).unbind(-1)
-    return *(x.flatten(0, 1) for x in (*activations, target.half())), first.flatten(), second.flatten()
+    return *(x.flatten(0, 1) for x in (*activations, target.half())), torch.tensor(names).flatten()
 
 
 class Neurons(nn.Module):
@@ -288,11 +284,11 @@ def train_widen(
     average = Average(neurons, 0.995)
 
     def step(_: int) -> float:
-        rows = torch.randint(len(tokens.first), (batch,), generator=generator)
+        rows = torch.randint(len(tokens.name), (batch,), generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = neurons(*(x[rows].float() for x in (tokens.inner, tokens.past, tokens.stream)), norm)
-        said = code[tokens.first[rows]] + code[tokens.second[rows]]
-        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float()) + F.mse_loss(out[:, d:-2], said)
+        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float())
+        loss += F.mse_loss(out[:, d:-2], code[tokens.name[rows]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
