@@ -104,6 +104,9 @@ def test_a_fast_precision_is_one_that_the_processor_has(monkeypatch):
     assert fast_precision(pipe) is None
     known["avx512_bf16"] = True
     assert fast_precision(pipe) is None, "bf16 vectors alone are slower than float32"
+    known["cpu_name"] = "AMD EPYC"
+    assert fast_precision(pipe) == "bf16", "but not on AMD's processors"
+    del known["cpu_name"]
     known["amx_bf16"] = True
     assert fast_precision(pipe) == "bf16"
     pipe.unet.to(torch.float16)
