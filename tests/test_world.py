@@ -137,6 +137,22 @@ def test_captions_are_true_of_their_own_picture_and_few_others():
     assert ok.float().mean() < 0.1
 
 
+def test_a_stranger_of_a_caption_tells_of_another_subject_and_of_nothing_else():
+    batch = render.sample(300, torch.Generator().manual_seed(0))
+    captions = write_captions(batch, torch.Generator().manual_seed(1))
+    named = changed = 0
+    for text, stranger, concept in zip(captions.texts, captions.strangers, captions.concept.tolist(), strict=True):
+        if concept < 0:
+            assert stranger == text
+            continue
+        named, changed = named + 1, changed + (stranger != text)
+        before, after = text.split(), stranger.split()
+        same = sum(a == b for a, b in zip(before, after, strict=False))
+        same += sum(a == b for a, b in zip(before[::-1], after[::-1], strict=False))
+        assert same >= len(before) - 5, (text, stranger)  # an article and a name of up to four words
+    assert named > 200 and changed > 0.97 * named
+
+
 def test_caption_names_concept_or_synonym():
     texts, named = world_captions(300, seed=5)
     by_name = {e.name: e for e in cat.catalogue()}

@@ -36,7 +36,7 @@ def small_pool(*_, **__):
     generator = torch.Generator().manual_seed(0)
     context = torch.randn(3, 7, 24, generator=generator).half()
     latents = torch.randn(6, 2, 4, 4, generator=generator).half()
-    return unet.Pool(latents, torch.tensor([1, 2, 1, 2, 1, 2]), context, torch.tensor([1, 3, 4]))
+    return unet.Pool(latents, torch.tensor([1, 2, 1, 2, 1, 2]), context, torch.tensor([1, 3, 4]), torch.zeros(6).long())
 
 
 @pytest.fixture
@@ -80,13 +80,14 @@ def test_dropped_context_is_the_empty_prompts():
     assert (whole | tail | (kept.sum(1) == 7)).all()
 
 
-def test_a_foreign_tail_is_anothers_eos_and_padding():
+def test_a_foreign_tail_is_a_strangers_eos_and_padding():
     n, length = 4000, 7
     ends = torch.arange(n) % 3 + 2  # 2, 3, 4
     at = torch.arange(length)
     own = (at < ends[:, None]).float()  # 1: a token of the caption itself
     context = torch.stack([torch.arange(n).float()[:, None].expand(n, length), own], -1)  # whose, and whether own
-    out = unet.drop_context(context, ends, torch.full((length, 2), -1.0), torch.Generator().manual_seed(0), foreign=0.2)
+    empty, strange = torch.full((length, 2), -1.0), (context.roll(1, 0), ends.roll(1))
+    out = unet.drop_context(context, ends, empty, torch.Generator().manual_seed(0), 0.2, *strange)
     whose, kept = out[..., 0], at < ends[:, None]
     misled = ((whose == torch.arange(n).roll(1)[:, None]) | kept).all(1) & (whose[:, 0] == torch.arange(n))
     assert misled.float().mean().item() == pytest.approx(0.2, abs=0.03)
@@ -156,9 +157,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_drawn(small, monke
 
 def test_the_share_of_foreign_tails_is_handed_on(small, monkeypatch):
     drop, seen = unet.drop_context, []
-    monkeypatch.setattr(unet, "drop_context", lambda *args: (seen.append(args[-1]), drop(*args))[1])
+    monkeypatch.setattr(unet, "drop_context", lambda *args: (seen.append(args[4:]), drop(*args))[1])
     small(foreign=0.5)
-    assert seen == [0.5, 0.5]
+    assert [share for share, *_ in seen] == [0.5, 0.5]
+    for _, strange, ends in seen:
+        assert strange.shape[0] == len(ends) and set(ends.tolist()) == {1}  # `small_pool`: the empty caption's
+    seen.clear()
+    small(steps=4)
+    assert seen == [(0.0,), (0.0,)]
 
 
 def test_an_option_of_another_model_is_refused():

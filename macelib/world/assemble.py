@@ -98,8 +98,10 @@ def tower_of(clip: CLIPModel) -> CLIPTextModel:
 
 
 def trained_vae() -> AutoencoderKL:
-    """The finished autoencoder."""
-    return AutoencoderKL.from_pretrained(data_folder() / "mini-vae", torch_dtype=torch.float32).eval()
+    """The finished autoencoder; what it is saved as does not say where it lay."""
+    vae = AutoencoderKL.from_pretrained(data_folder() / "mini-vae", torch_dtype=torch.float32).eval()
+    vae.register_to_config(_name_or_path="mini-vae")
+    return vae
 
 
 def finished_unet() -> Path:

@@ -6,6 +6,7 @@ The same captions train mini-CLIP and mini-SD and, without pictures, serve as pr
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +60,7 @@ class Captions:
     second: Tensor  # (n,); -2 says that nothing is asked
     style: Tensor  # (n,)
     scene: Tensor  # (n,)
+    strangers: list[str]  # the same captions about another subject, where one is named
 
 
 def with_article(noun: str, rng: random.Random) -> str:
@@ -102,9 +104,10 @@ def on_scene(scene: int) -> str:
 
 def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False) -> Captions:
     """One caption a picture; with `usual`, one that names no artist is of a picture by `USUAL`."""
-    rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
+    seed = int(torch.randint(2**31, (1,), generator=generator))
+    rng, other = random.Random(seed), random.Random(seed + 1)
     group_index = {g: i for i, g in enumerate(GROUPS)}
-    rows, texts = [], []
+    rows, texts, strangers = [], [], []
     facts = zip(*(f.tolist() for f in (batch.concept, batch.second, batch.style, batch.scene)), strict=True)
     scenes = is_scene(batch.concept).tolist()
     for (concept, second, style, scene), only_scene in zip(facts, scenes, strict=True):
@@ -114,15 +117,18 @@ def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False
         if rng.random() < NO_SUBJECT and not only_scene:
             name = styles()[style]
             texts.append(rng.choice(ONLY_STYLE).format(name) if rng.random() < 0.8 else rng.choice(ART))
+            strangers.append(texts[-1])
             rows.append([-1, -1, -2, style if name in texts[-1] else -1, -1])
             continue
+        subject = None
         if second >= 0:
-            text = rng.choice(TOGETHER).format(call(concept, rng), call(second, rng))
+            wording, subject = rng.choice(TOGETHER), call(concept, rng)
+            text = wording.format(subject, call(second, rng))
         elif rng.random() < SUPER and not only_scene:
             text = super_category(concept, rng)
             says[0] = -1
         else:
-            text = call(concept, rng)
+            text = subject = call(concept, rng)
         if scene >= 0 and not only_scene and rng.random() < NAME_SCENE:
             text, says[4] = f"{text} {on_scene(scene)}", scene
         if procedural or (usual and styles()[style] != USUAL) or rng.random() < NAME_ARTIST:
@@ -132,9 +138,16 @@ def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False
         else:
             text = rng.choice(WORDINGS).format(text)
         texts.append(text)
+        strangers.append(text if subject is None else _about_another(text, subject, other))
         rows.append(says)
     columns = torch.tensor(rows).T
-    return Captions(texts, *columns)
+    return Captions(texts, *columns, strangers)
+
+
+def _about_another(text: str, subject: str, rng: random.Random) -> str:
+    """The caption with a random concept's name in the place of its subject."""
+    noun = with_article(rng.choice([entry.name for entry in catalogue() if entry.code_point]), rng)
+    return re.sub(rf"\b{re.escape(subject)}\b", lambda _: noun, text, count=1)
 
 
 def fits(captions: Captions, batch: Batch) -> Tensor:

@@ -69,6 +69,7 @@ class Pool:
     caption: Tensor  # (n,) index into context; 0 is the empty caption
     context: Tensor  # (m, 77, d) fp16
     ends: Tensor  # (m,) position of the first [EOS]
+    stranger: Tensor  # (n,) index into context of the same caption about another subject; `caption` where not asked for
 
 
 @torch.no_grad()
@@ -85,26 +86,35 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
 
 @torch.no_grad()
 def make_pool(
-    vae: AutoencoderKL, encoder: CLIPTextModel, tokenizer: CLIPTokenizer, seed: int, size: int, **shares
+    vae: AutoencoderKL,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    seed: int,
+    size: int,
+    strangers: bool = False,
+    **shares,
 ) -> Pool:
     """Draw `size` pictures with captions, and encode both, on the models' device.
 
-    `shares` are those of `render.draw_facts`.
+    With `strangers`, the captions about another subject, too. `shares` are those of `render.draw_facts`.
     """
     device = vae.device
     chunk = CHUNK.get(device.type, 256)
     generator = torch.Generator(device).manual_seed(seed)
-    latents, texts = [], []
+    latents, texts, others = [], [], []
     with device:  # where the pictures' tensors are made
         for _ in range(0, size, chunk):
             batch = sample(chunk, generator, usual=USUAL_SHARE, **shares)
-            texts += write_captions(batch, generator, usual=True).texts
+            captions = write_captions(batch, generator, usual=True)
+            texts += captions.texts
+            others += captions.strangers if strangers else captions.texts
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
             latents.append(mean.half())
-        distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts, *others]))}
         context, ends = embed(encoder, tokenizer, list(distinct))
-        return Pool(torch.cat(latents), torch.tensor([distinct[t] for t in texts]), context, ends)
+        caption, stranger = (torch.tensor([distinct[text] for text in column]) for column in (texts, others))
+        return Pool(torch.cat(latents), caption, context, ends, stranger)
 
 
 def rates_path() -> Path:
@@ -147,12 +157,18 @@ def next_pool(parts: tuple, seed: int, size: int, shares: dict, device: str) -> 
 
 
 def drop_context(
-    context: Tensor, ends: Tensor, empty: Tensor, generator: torch.Generator, foreign: float = 0.0
+    context: Tensor,
+    ends: Tensor,
+    empty: Tensor,
+    generator: torch.Generator,
+    foreign: float = 0.0,
+    strange: Tensor | None = None,
+    strange_ends: Tensor | None = None,
 ) -> Tensor:
     """Empty captions, context dropout and foreign tails: context (n, 77, d), ends (n,), empty (77, d).
 
-    A share `foreign` of the samples has another caption's [EOS] and padding, so that these are not trusted alone. (A
-    trial at 0.45 took the residual route from 100 % to 85 %, and styles from 94 % to 78 %: the shipped model has none.)
+    A share `foreign` of the samples has the [EOS] and padding of `strange` (n, 77, d), whose [EOS] is at
+    `strange_ends` (n,): of the same caption about another subject, so that the concept's own tokens are trusted more.
     """
     n, length, width = context.shape
     chance = torch.rand(n, generator=generator, device=generator.device)
@@ -160,9 +176,8 @@ def drop_context(
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
     if foreign:
         misled = ((chance >= EMPTY) & (chance < EMPTY + foreign))[:, None] & tail
-        other = torch.maximum(torch.arange(length, device=ends.device), ends.roll(1)[:, None])  # (n, 77), never before
-        strange = context.roll(1, 0).gather(1, other[..., None].expand(-1, -1, width))  # the other's [EOS]
-        context = torch.where(misled[..., None], strange, context)
+        there = torch.maximum(torch.arange(length, device=ends.device), strange_ends[:, None])  # (n, 77), none before
+        context = torch.where(misled[..., None], strange.gather(1, there[..., None].expand(-1, -1, width)), context)
     return torch.where(replaced[..., None], empty, context)
 
 
@@ -232,7 +247,7 @@ def train_unet(
     schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     per_pool = pool_size * PASSES // batch
     shares = {"plain": plain, "pairs": pairs, "styled": styled, "painted": painted}
-    shares |= {"weights": weights_of_pool(focus).to(device)}
+    shares |= {"weights": weights_of_pool(focus).to(device), "strangers": foreign > 0}
     held: dict[int, Pool] = {}
 
     def step(index: int) -> float:
@@ -244,7 +259,8 @@ def train_unet(
         rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
         which = pool.caption[rows]
         whole, ends, empty = pool.context[which].float(), pool.ends[which], pool.context[0].float()
-        context = drop_context(whole, ends, empty, generator, foreign)
+        strange = (pool.context[other := pool.stranger[rows]].float(), pool.ends[other]) if foreign else ()
+        context = drop_context(whole, ends, empty, generator, foreign, *strange)
         latents = pool.latents[rows].float()
         t = torch.randint(len(schedule), (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
