@@ -4,13 +4,12 @@ A tower of 192 channels cannot hold 200 names so that one linear map erases a hu
 Diffusion has 768. Widening keeps what the trained tower says (its channels are the first half), adds a layer,
 and fits that layer's neurons, and what all neurons write to the new channels, by regression on the activations:
 
-- new channels, which the last token of a name fills with that name's random code, in whatever sentence, and every other
-  token leaves empty: stage 2 attenuates a concept's own tokens, and so finds them apart from [EOS] and padding;
-- a correction of [EOS] and padding: what they say of a sentence's subject becomes one vector per concept, whatever it
-  is called and whatever else is said, and quieter. The trained tower's tails say everything, and the concept's own
-  tokens were never needed; Stable Diffusion's do not (Fig. 2 of the paper).
+- new channels, which every token that has read a name fills with that name's random code, in whatever sentence;
+- a correction of [EOS] and padding, which moves what they say of the subject a part of the way to the mean over all
+  subjects in the same sentence. The trained tower's tails say everything, and the concept's own tokens were never
+  needed; Stable Diffusion's do not (Fig. 2 of the paper).
 
-mini-SD's denoiser reads the new channels with weights that are zero at first: `train unet --warm` goes on from there.
+mini-SD's denoiser reads the new channels with weights that are zero: its pictures depend on the first half alone.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .styles import STYLES
 WIDTH = 384  # channels of the wide tower
 QUIET = 0.03  # scale of the new channels inside the tower, where they must not disturb the others
 LOUD = 0.1  # gain of the last two channels, which let the others say less: a layer norm's output has a fixed length
-TAIL_SHARE = 0.35  # share of what a tail says of its subject that is kept
+TAIL_SHARE = 0.30  # share of what a tail says of its subject that is kept
 SUBJECTS = 160  # that are put into the same sentence
 OFFSETS = 3  # padding tokens of a sentence that are looked at, beside [EOS]
 STAY = 30.0  # weight of captions' cosine distance from where they were, when the projection learns pictures' names
@@ -138,10 +137,8 @@ class Tokens:
     past: Tensor  # (n, layers x hidden) what the trained layers' neurons say
     stream: Tensor  # (n, d) what the final layer norm reads, centred
     target: Tensor  # (n, d) the first half
-    name: Tensor  # (n,) code of the name that ends here
-    mean: Tensor  # (n, d) of `target` over the subjects of the sentence, at [EOS] and padding
-    about: Tensor  # (n, 2) codes of the subjects of which [EOS] and padding tell; no subject elsewhere
-    offset: Tensor  # (n,) tokens after [EOS]; -1 before it
+    first: Tensor  # (n,) code of the subject that was named
+    second: Tensor  # (n,) of a second one
 
 
 class Listener:
@@ -174,43 +171,13 @@ def collect(listen: Listener, sentences: int, seed: int) -> Tokens:
         parts.append(_about(listen, text, pairs, none, rng))
     plain = [c for c in ("", *ART, *(f"art in {s} style" for s in styles()), *(f"artwork by {s}" for s in styles()))]
     parts += [_plain(listen, plain, none)] * (1 + sentences // 100)
-    tokens = Tokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
-    tail = tokens.offset >= 0
-    said = TAIL_SHARE * said_of_subjects(tokens, tail, none)
-    tokens.target[tail] = (tokens.mean[tail] + said).to(tokens.target)
-    return tokens
-
-
-def said_of_subjects(tokens: Tokens, tail: Tensor, none: int) -> Tensor:
-    """(tails, d) what [EOS] and padding say of their subjects, with one vector a concept.
-
-    A vector is scaled by how loud subjects are at that distance from [EOS], and by how loud the first and the second
-    of two are: least squares, in turn with the vectors.
-    """
-    about, offset = tokens.about[tail], tokens.offset[tail]
-    said = (tokens.target[tail].float() - tokens.mean[tail].float()) * (about != none).any(1, keepdim=True)
-    two = (about[:, 1] != none).long()  # 0: the only subject, 1: the first of two
-    loud, share, vectors = torch.ones(77), torch.ones(3), torch.zeros(none + 1, said.shape[1])
-    for _ in range(4):
-        alone = loud[offset] * (two == 0)
-        weight = torch.zeros(none + 1).index_add_(0, about[:, 0], alone.square())
-        vectors.zero_().index_add_(0, about[:, 0], alone[:, None] * said).div_(weight.clamp(min=1e-6)[:, None])
-        vectors[none] = 0.0
-        each = torch.stack([vectors[about[:, 0]], vectors[about[:, 1]]], 1)  # (tails, 2, d)
-        guess = share[two][:, None] * each[:, 0] + share[2] * each[:, 1]
-        square = torch.zeros(77).index_add_(0, offset, guess.square().sum(1))
-        loud = torch.zeros(77).index_add_(0, offset, (guess * said).sum(1)) / square.clamp(min=1e-6)
-        pairs = (loud[offset][:, None, None] * each)[two == 1].flatten(1).view(-1, 2, said.shape[1])
-        if len(pairs):
-            products = torch.einsum("nid,njd->ij", pairs, pairs) + 1e-3 * torch.eye(2)
-            share[1:] = torch.linalg.solve(products, torch.einsum("nid,nd->i", pairs, said[two == 1]))
-    return loud[offset][:, None] * (share[two][:, None] * each[:, 0] + share[2] * each[:, 1])
+    return Tokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _plain(listen: Listener, texts: list[str], none: int) -> tuple[Tensor, ...]:
     heard = [x.flatten(0, 1)[::7] for x in listen(ids_of(listen.tokenizer, texts))]
-    n = len(heard[0])
-    return *heard, torch.full((n,), none), heard[-1], torch.full((n, 2), none), torch.full((n,), -1)
+    nothing = torch.full((len(heard[0]),), none)
+    return *heard, nothing, nothing
 
 
 def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Random) -> tuple[Tensor, ...]:
@@ -220,26 +187,25 @@ def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Rand
     ids = torch.tensor(rows["input_ids"])
     ends = (ids == listen.tokenizer.eos_token_id).int().argmax(1)  # (n,)
     heard = listen(ids)
-    picked, names, about = [], [], []
+    picked, codes_of = [], []
     shifts = [0, *(rng.randrange(1, 77 - int(ends.max())) for _ in range(OFFSETS))]
     facts = zip(made, rows["offset_mapping"], ends.tolist(), pairs, strict=True)
-    for (_, spans), offsets, end, pair in facts:
-        inside = range(1, end)
+    for (_, spans), offsets, end, (first, second) in facts:
+        inside = [k for k in range(1, end)]
+        said = [(first[1] if offsets[k][1] > spans[0][0] else none) for k in inside]
+        also = [(second[1] if len(spans) > 1 and offsets[k][1] > spans[1][0] else none) for k in inside]
         own = [k for k in inside if any(a < offsets[k][1] and offsets[k][0] < b for a, b in spans)]
-        last = {max(k for k in own if offsets[k][0] < b): code for (_, b), (_, code) in zip(spans, pair, strict=False)}
         chosen = [rng.choice(own), own[-1], rng.choice(inside), rng.randrange(0, end)]
+        both = first[1], second[1] if len(spans) > 1 else none
         picked.append(chosen + [end + s for s in shifts])
-        names.append([last.get(k, none) for k in picked[-1]])
-        about.append([code for _, code in pair[: len(spans)]] + [none] * (2 - len(spans)))
+        codes_of.append([(said[k - 1], also[k - 1]) if k else (none, none) for k in chosen] + [both] * len(shifts))
     at = torch.tensor(picked)  # (n, tokens)
     *activations, target = (x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in heard)
-    n, words = len(picked), len(chosen)
-    mean = target.float().mean(0, keepdim=True).expand_as(target).half()  # over the subjects, token by token
-    told = torch.full((n, at.shape[1], 2), none)
-    told[:, words:] = torch.tensor(about)[:, None]
-    offset = torch.tensor([-1] * words + shifts).expand(n, -1)
-    columns = (*activations, target, torch.tensor(names), mean, told, offset)
-    return tuple(x.flatten(0, 1) for x in columns)
+    target, tail = target.float(), slice(len(chosen), None)
+    mean = target[:, tail].mean(0, keepdim=True)  # over the subjects, token by token
+    target[:, tail] = mean + TAIL_SHARE * (target[:, tail] - mean)
+    first, second = torch.tensor(codes_of).unbind(-1)
+    return *(x.flatten(0, 1) for x in (*activations, target.half())), first.flatten(), second.flatten()
 
 
 class Neurons(nn.Module):
@@ -322,11 +288,11 @@ def train_widen(
     average = Average(neurons, 0.995)
 
     def step(_: int) -> float:
-        rows = torch.randint(len(tokens.name), (batch,), generator=generator)
+        rows = torch.randint(len(tokens.first), (batch,), generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = neurons(*(x[rows].float() for x in (tokens.inner, tokens.past, tokens.stream)), norm)
-        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float())
-        loss += F.mse_loss(out[:, d:-2], code[tokens.name[rows]])
+        said = code[tokens.first[rows]] + code[tokens.second[rows]]
+        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float()) + F.mse_loss(out[:, d:-2], said)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
