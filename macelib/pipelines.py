@@ -37,7 +37,7 @@ def fast_precision(pipe) -> str | None:
 
     None elsewhere: weights in half precision are fast as they are, and few processors gain from it. Those with bf16
     tiles (AMX) do, and AMD's with bf16 vectors: mini-SD's denoiser makes 111 passes a second in bf16, 62 in float32.
-    Intel's with bf16 vectors alone do not: 67 and 97.
+    Another maker's with bf16 vectors alone did not: 67 and 97.
     """
     if pipe.unet.dtype != torch.float32:
         return None

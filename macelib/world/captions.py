@@ -60,7 +60,7 @@ class Captions:
     second: Tensor  # (n,); -2 says that nothing is asked
     style: Tensor  # (n,)
     scene: Tensor  # (n,)
-    strangers: list[str]  # the same captions about another subject, where one is named
+    subjects: list[str]  # what a caption calls its first subject; "" where it names none
 
 
 def with_article(noun: str, rng: random.Random) -> str:
@@ -104,10 +104,9 @@ def on_scene(scene: int) -> str:
 
 def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False) -> Captions:
     """One caption a picture; with `usual`, one that names no artist is of a picture by `USUAL`."""
-    seed = int(torch.randint(2**31, (1,), generator=generator))
-    rng, other = random.Random(seed), random.Random(seed + 1)
+    rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     group_index = {g: i for i, g in enumerate(GROUPS)}
-    rows, texts, strangers = [], [], []
+    rows, texts, subjects = [], [], []
     facts = zip(*(f.tolist() for f in (batch.concept, batch.second, batch.style, batch.scene)), strict=True)
     scenes = is_scene(batch.concept).tolist()
     for (concept, second, style, scene), only_scene in zip(facts, scenes, strict=True):
@@ -117,10 +116,10 @@ def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False
         if rng.random() < NO_SUBJECT and not only_scene:
             name = styles()[style]
             texts.append(rng.choice(ONLY_STYLE).format(name) if rng.random() < 0.8 else rng.choice(ART))
-            strangers.append(texts[-1])
+            subjects.append("")
             rows.append([-1, -1, -2, style if name in texts[-1] else -1, -1])
             continue
-        subject = None
+        subject = ""
         if second >= 0:
             wording, subject = rng.choice(TOGETHER), call(concept, rng)
             text = wording.format(subject, call(second, rng))
@@ -138,16 +137,19 @@ def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False
         else:
             text = rng.choice(WORDINGS).format(text)
         texts.append(text)
-        strangers.append(text if subject is None else _about_another(text, subject, other))
+        subjects.append(subject)
         rows.append(says)
     columns = torch.tensor(rows).T
-    return Captions(texts, *columns, strangers)
+    return Captions(texts, *columns, subjects)
 
 
-def _about_another(text: str, subject: str, rng: random.Random) -> str:
-    """The caption with a random concept's name in the place of its subject."""
-    noun = with_article(rng.choice([entry.name for entry in catalogue() if entry.code_point]), rng)
-    return re.sub(rf"\b{re.escape(subject)}\b", lambda _: noun, text, count=1)
+def about_others(captions: Captions, seed: int) -> list[str]:
+    """The same captions with a random concept's name in the place of their first subject, where one is named."""
+    rng, drawn, texts = random.Random(seed), [entry.name for entry in catalogue() if entry.code_point], []
+    for text, subject in zip(captions.texts, captions.subjects, strict=True):
+        noun = with_article(rng.choice(drawn), rng)
+        texts.append(re.sub(rf"\b{re.escape(subject)}\b", noun, text, count=1) if subject else text)
+    return texts
 
 
 def fits(captions: Captions, batch: Batch) -> Tensor:

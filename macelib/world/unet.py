@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .captions import write_captions
+from .captions import about_others, write_captions
 from .catalogue import catalogue
 from .clip import ids_of
 from .loop import Average, Optimizer, Record, run_steps, work_folder
@@ -103,11 +103,11 @@ def make_pool(
     generator = torch.Generator(device).manual_seed(seed)
     latents, texts, others = [], [], []
     with device:  # where the pictures' tensors are made
-        for _ in range(0, size, chunk):
+        for start in range(0, size, chunk):
             batch = sample(chunk, generator, usual=USUAL_SHARE, **shares)
             captions = write_captions(batch, generator, usual=True)
             texts += captions.texts
-            others += captions.strangers if strangers else captions.texts
+            others += about_others(captions, seed + start) if strangers else captions.texts
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
             latents.append(mean.half())
