@@ -1,6 +1,7 @@
 """The training of mini-SD's denoiser: its loss, what is dropped from the context, warm starts, resuming."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -127,6 +128,25 @@ def test_a_warm_start_has_the_folders_weights(small, tmp_path):
     small(steps=1, lr=0.0, warm=tmp_path / "unet")
     for k, v in loop.averaged("unet").items():
         assert torch.allclose(v, given.state_dict()[k]), k
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_a_compiled_denoiser_has_the_gradient_of_an_eager_one():
+    generator = torch.Generator().manual_seed(0)
+    noisy, context = torch.randn(2, 2, 4, 4, generator=generator), torch.randn(2, 7, 24, generator=generator)
+
+    def gradient(prepare):
+        network = small_unet().train()
+        prepare(network)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = network(noisy, torch.tensor([3, 500]), context).sample
+        out.float().square().mean().backward()
+        return {name: p.grad for name, p in network.named_parameters() if p.ndim > 1}
+
+    compiled = gradient(unet.compile_unet)
+    for name, grad in gradient(lambda network: None).items():
+        assert (compiled[name] - grad).norm() < 0.1 * grad.norm(), name  # bfloat16 has eight bits
 
 
 def test_a_warm_start_from_nothing_is_refused(tmp_path):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -196,6 +197,17 @@ def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, 
     return (weight * (guess - target).square().mean((1, 2, 3))).mean()
 
 
+def compile_unet(unet: UNet2DConditionModel) -> None:
+    """Compile the network but for its upsamplers: in a whole graph, PyTorch 2.13 loses the gradient behind them.
+
+    On CPUs, with bfloat16 autocast, it comes out as zeros, and all of the coarse half stays as it was.
+    """
+    for module in unet.modules():
+        if isinstance(module, Upsample2D):
+            module.forward = torch.compiler.disable(module.forward)
+    unet.compile(dynamic=False)
+
+
 def train_unet(
     vae: AutoencoderKL,
     encoder: CLIPTextModel,
@@ -243,7 +255,7 @@ def train_unet(
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
     optimizer, average = Optimizer(unet, lr), Average(unet, 0.998)
     if fuse:
-        unet.compile(dynamic=False)
+        compile_unet(unet)
     schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     per_pool = pool_size * PASSES // batch
     shares = {"plain": plain, "pairs": pairs, "styled": styled, "painted": painted}
