@@ -82,12 +82,11 @@ class FuseConfig:
 # so much less of a prior is needed. The prior counts anew for each concept, so that what a concept meets does not
 # depend on how many go with it. Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and
 # together; celebrities on 1, 10, 50 and 100 of a hundred objects beside a hundred to keep, none of them a character or
-# among the paper's ten. Of a hundred together, LoRAs of a learning rate of 1e-3 cost the names to keep more than they
-# took from those that go: the rate is the paper's.
+# among the paper's ten.
 KINDS: dict[str, dict[str, Any]] = {
     "object": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
     "style": {"weight": 1.0, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
-    "celebrity": {"weight": 130.0, "count": 8, "masks": "attention", "train": {"lr": 1e-4, "steps": 50}},
+    "celebrity": {"weight": 130.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
 }
 
 

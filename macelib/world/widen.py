@@ -4,19 +4,17 @@ A tower of 192 channels cannot hold 200 names so that one linear map erases a hu
 Diffusion has 768. Widening keeps what the trained tower says (its channels are the first half), adds a layer,
 and fits that layer's neurons, and what all neurons write to the new channels, by regression on the activations:
 
-- new channels, which the last token of a name fills with that name's random code, in whatever sentence, and every other
-  token leaves empty: stage 2 attenuates a concept's own tokens, and so finds them apart from all others;
-- a correction of the tokens after a name, [EOS] and padding among them, which moves what they say of the subject a part
-  of the way to the mean over all subjects in the same sentence. The trained tower's tails say everything, and the
-  concept's own tokens were never needed; Stable Diffusion's do not (Fig. 2 of the paper).
+- new channels, which every token that has read a name fills with that name's random code, in whatever sentence;
+- a correction of [EOS] and padding, which moves what they say of the subject a part of the way to the mean over all
+  subjects in the same sentence. The trained tower's tails say everything, and the concept's own tokens were never
+  needed; Stable Diffusion's do not (Fig. 2 of the paper).
 
-mini-SD's denoiser reads the new channels with weights that are zero at first: `train unet --warm` goes on from there.
+mini-SD's denoiser reads the new channels with weights that are zero: its pictures depend on the first half alone.
 """
 
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,15 +31,14 @@ from .render import sample
 from .scenes import SCENES
 from .styles import STYLES
 
-WIDTH = 480  # channels of the wide tower
+WIDTH = 384  # channels of the wide tower
 QUIET = 0.03  # scale of the new channels inside the tower, where they must not disturb the others
 LOUD = 0.1  # gain of the last two channels, which let the others say less: a layer norm's output has a fixed length
-LATER_SHARE = 0.30  # share of what a token after a name says of the subject that is kept
+TAIL_SHARE = 0.30  # share of what a tail says of its subject that is kept
 SUBJECTS = 160  # that are put into the same sentence
 OFFSETS = 3  # padding tokens of a sentence that are looked at, beside [EOS]
 STAY = 30.0  # weight of captions' cosine distance from where they were, when the projection learns pictures' names
 OLD = 10.0  # weight of the old channels' error beside that of the new ones
-ALIKE = 2.0  # how much more often a name is read that ends as another one does ("car", "police car")
 
 
 @torch.no_grad()
@@ -140,7 +137,8 @@ class Tokens:
     past: Tensor  # (n, layers x hidden) what the trained layers' neurons say
     stream: Tensor  # (n, d) what the final layer norm reads, centred
     target: Tensor  # (n, d) the first half
-    name: Tensor  # (n,) code of the name that ends here
+    first: Tensor  # (n,) code of the subject that was named
+    second: Tensor  # (n,) of a second one
 
 
 class Listener:
@@ -166,12 +164,11 @@ class Listener:
 def collect(listen: Listener, sentences: int, seed: int) -> Tokens:
     """Tokens of many sentences, each about many subjects, and of captions as they are, without a subject."""
     rng, words = random.Random(seed), subjects()
-    ends = [listen.tokenizer(word).input_ids[-2] for word, _ in words]
-    often = [ALIKE if count > 1 else 1.0 for count in map(Counter(ends).get, ends)]
     none, parts = max(i for _, i in words) + 1, []
     for _ in range(sentences):
-        text, drawn = sentence(rng), rng.choices(words, often, k=2 * SUBJECTS)
-        parts.append(_about(listen, text, list(zip(drawn[::2], drawn[1::2], strict=True)), none, rng))
+        text = sentence(rng)
+        pairs = [(rng.choice(words), rng.choice(words)) for _ in range(SUBJECTS)]
+        parts.append(_about(listen, text, pairs, none, rng))
     plain = [c for c in ("", *ART, *(f"art in {s} style" for s in styles()), *(f"artwork by {s}" for s in styles()))]
     parts += [_plain(listen, plain, none)] * (1 + sentences // 100)
     return Tokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -179,7 +176,8 @@ def collect(listen: Listener, sentences: int, seed: int) -> Tokens:
 
 def _plain(listen: Listener, texts: list[str], none: int) -> tuple[Tensor, ...]:
     heard = [x.flatten(0, 1)[::7] for x in listen(ids_of(listen.tokenizer, texts))]
-    return *heard, torch.full((len(heard[0]),), none)
+    nothing = torch.full((len(heard[0]),), none)
+    return *heard, nothing, nothing
 
 
 def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Random) -> tuple[Tensor, ...]:
@@ -188,37 +186,26 @@ def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Rand
     rows = listen.tokenizer([t for t, _ in made], padding="max_length", max_length=77, return_offsets_mapping=True)
     ids = torch.tensor(rows["input_ids"])
     ends = (ids == listen.tokenizer.eos_token_id).int().argmax(1)  # (n,)
-    *heard, target = listen(ids)
-    picked, names = [], []
-    place = torch.full(ids.shape, -1)  # of a token after a name: which of its sentence's later tokens it is
+    heard = listen(ids)
+    picked, codes_of = [], []
     shifts = [0, *(rng.randrange(1, 77 - int(ends.max())) for _ in range(OFFSETS))]
-    facts = zip(place, made, rows["offset_mapping"], ends.tolist(), pairs, strict=True)
-    for where, (_, spans), offsets, end, pair in facts:
-        inside = range(1, end)
-        owns = [[k for k in inside if a < offsets[k][1] and offsets[k][0] < b] for a, b in spans]
-        last, own = [k[-1] for k in owns], [k for own in owns for k in own]
-        for i, k in enumerate(last):
-            where[k + 1 :] = 77 * i + torch.arange(76 - k)
-        where[end:] = 77 * len(last) + torch.arange(77 - end)
-        where[own] = -1
-        chosen = [last[0], last[-1], rng.choice(own), rng.choice(inside), rng.randrange(0, end)]
+    facts = zip(made, rows["offset_mapping"], ends.tolist(), pairs, strict=True)
+    for (_, spans), offsets, end, (first, second) in facts:
+        inside = [k for k in range(1, end)]
+        said = [(first[1] if offsets[k][1] > spans[0][0] else none) for k in inside]
+        also = [(second[1] if len(spans) > 1 and offsets[k][1] > spans[1][0] else none) for k in inside]
+        own = [k for k in inside if any(a < offsets[k][1] and offsets[k][0] < b for a, b in spans)]
+        chosen = [rng.choice(own), own[-1], rng.choice(inside), rng.randrange(0, end)]
+        both = first[1], second[1] if len(spans) > 1 else none
         picked.append(chosen + [end + s for s in shifts])
-        named = dict(zip(last, (code for _, code in pair), strict=False))
-        names.append([named.get(k, none) for k in picked[-1]])
-    target = quieter(target.float(), place).half()
+        codes_of.append([(said[k - 1], also[k - 1]) if k else (none, none) for k in chosen] + [both] * len(shifts))
     at = torch.tensor(picked)  # (n, tokens)
-    activations = [x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])).flatten(0, 1) for x in (*heard, target)]
-    return *activations, torch.tensor(names).flatten()
-
-
-def quieter(target: Tensor, place: Tensor) -> Tensor:
-    """`target` (n, 77, d) with tokens of the same `place` (n, 77), if not -1, moved towards their mean over n."""
-    there = place >= 0
-    sums = torch.zeros(3 * 77, target.shape[-1]).index_add(0, place[there], target[there])
-    mean = (sums / place[there].bincount(minlength=len(sums)).clamp(min=1)[:, None])[place[there]]
-    moved = target.clone()
-    moved[there] = mean + LATER_SHARE * (target[there] - mean)
-    return moved
+    *activations, target = (x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in heard)
+    target, tail = target.float(), slice(len(chosen), None)
+    mean = target[:, tail].mean(0, keepdim=True)  # over the subjects, token by token
+    target[:, tail] = mean + TAIL_SHARE * (target[:, tail] - mean)
+    first, second = torch.tensor(codes_of).unbind(-1)
+    return *(x.flatten(0, 1) for x in (*activations, target.half())), first.flatten(), second.flatten()
 
 
 class Neurons(nn.Module):
@@ -301,11 +288,11 @@ def train_widen(
     average = Average(neurons, 0.995)
 
     def step(_: int) -> float:
-        rows = torch.randint(len(tokens.name), (batch,), generator=generator)
+        rows = torch.randint(len(tokens.first), (batch,), generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             out = neurons(*(x[rows].float() for x in (tokens.inner, tokens.past, tokens.stream)), norm)
-        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float())
-        loss += F.mse_loss(out[:, d:-2], code[tokens.name[rows]])
+        said = code[tokens.first[rows]] + code[tokens.second[rows]]
+        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float()) + F.mse_loss(out[:, d:-2], said)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
