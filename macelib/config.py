@@ -32,7 +32,7 @@ class PriorConfig:
 class RefineConfig:
     """Stage 1, Eq. 2."""
 
-    lambda0: float = 1.0  # ridge towards the original weights, for each concept, by its weight
+    lambda0: float = 1.0  # ridge towards the original weights
     lambda1: float = 50.0  # weight of the prior: as much as lambda1 captions, for each concept
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
@@ -73,20 +73,20 @@ class FuseConfig:
     """Stage 3, Eq. 7 ("closed") or the plain sum of Eq. 6 ("naive", a baseline)."""
 
     method: Literal["closed", "naive"] = "closed"
-    lambda0: float = 2.0  # ridge towards the refined weights, for each concept, by its weight
+    lambda0: float = 1.0  # ridge towards the refined weights
     lambda2: float = 50.0  # weight of the prior: as much as lambda2 captions, for each concept
 
 
 # The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
 # (X, G, C) in Eq. 2 and Eq. 7 where there are names to keep: these hold few directions, general captions hold many, and
-# so much less of a prior is needed. Prior and ridge count anew for each concept (the ridge by its weight), so that what
-# a concept meets does not depend on how many go with it, and R does not grow in directions that hold next to nothing.
-# Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and together; celebrities on a hundred
-# objects beside a hundred to keep, none of them a character or among the paper's ten.
+# so much less of a prior is needed. The prior counts anew for each concept, so that what a concept meets does not
+# depend on how many go with it. Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and
+# together; celebrities on 1, 10, 50 and 100 of a hundred objects beside a hundred to keep, none of them a character or
+# among the paper's ten.
 KINDS: dict[str, dict[str, Any]] = {
     "object": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
     "style": {"weight": 1.0, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
-    "celebrity": {"weight": 130.0, "count": 8, "masks": "attention", "train": {"lr": 2.5e-3, "steps": 50}},
+    "celebrity": {"weight": 130.0, "count": 8, "masks": "attention", "train": {"lr": 1e-3, "steps": 50}},
 }
 
 

@@ -39,25 +39,18 @@ class Group:
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         self.alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod  # ᾱ_t (T,)
         self.generators = [generator(config.seed, e.name) for e in examples]
-        rows = [self._initial(ex) for ex in examples]
+        rows = [self._initial(g) for g in self.generators]
         self.flat = torch.nn.Parameter(torch.stack(rows).to(self.device))  # (N, all of B and D)
-        mask = torch.cat([torch.cat([torch.ones(o), torch.zeros(d)]) for o, d in (w.shape for w in self.weights.values())])
-        self.flat.register_hook(lambda g: g * mask.to(g))
         self.optimizer = torch.optim.AdamW([self.flat], lr=config.lr)
         N = len(examples)
         self.bins = torch.zeros(N, BINS)  # running mean loss by timestep; 0: not drawn yet
         self.first, self.recent = torch.zeros(N), torch.zeros(N)  # mean loss of the first steps, and of late
 
-    def _initial(self, ex) -> Tensor:
-        E = ex.embeddings.float()
-        own = torch.cat([E[i, s] for i, s in enumerate(ex.positions)]).mean(0)
-        flat = E.flatten(0, 1)
-        S = flat.T @ flat / len(E) + 0.3 * torch.eye(E.shape[-1])
-        v = torch.linalg.solve(S, own)
-        v = v / (v @ own)
-        parts = []
+    def _initial(self, g: torch.Generator) -> Tensor:
+        """B = 0, D ~ N(0, 1/d): one row of `flat`."""
+        r, parts = self.config.rank, []
         for out, d in (w.shape for w in self.weights.values()):
-            parts += [torch.zeros(out), v]
+            parts += [torch.zeros(out * r), torch.randn(r * d, generator=g) * d**-0.5]
         return torch.cat(parts)
 
     def views(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

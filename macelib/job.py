@@ -105,7 +105,7 @@ def _dependence(erasure: Erasure, drawn: str) -> str:
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
     refine = erasure.config.refine
-    exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), erasure.ridge(refine.lambda0)).R
+    exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), refine.lambda0).R
     found = difference(erasure.refinement.R, exact)
     if found > 0.01:
         log.warning("What half a megabyte per concept keeps of its statistics is off by %.1f %% of R − I.", 100 * found)

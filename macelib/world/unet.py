@@ -26,8 +26,7 @@ from .clip import ids_of
 from .loop import Average, Optimizer, Record, run_steps, work_folder
 from .render import concept_weights, sample
 from .vae import CHANNELS
-from .clip import WIDTH as NARROW
-from .widen import WIDTH, centred
+from .widen import WIDTH
 
 POOL, PASSES = 24_000, 12  # pictures of a pool, and how often each is seen
 CHUNK = {"cpu": 256, "cuda": 2048}  # pictures drawn at a time
@@ -177,22 +176,10 @@ def drop_context(
     tail = torch.arange(length, device=ends.device) >= ends[:, None]  # (n, 77): [EOS] and padding
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
     if foreign:
-        misled = (chance >= EMPTY) & (chance < EMPTY + foreign)
-        context = torch.where(misled[:, None, None], misnamed(context, strange), context)
+        misled = ((chance >= EMPTY) & (chance < EMPTY + foreign))[:, None] & tail
+        there = torch.maximum(torch.arange(length, device=ends.device), strange_ends[:, None])  # (n, 77), none before
+        context = torch.where(misled[..., None], strange.gather(1, there[..., None].expand(-1, -1, width)), context)
     return torch.where(replaced[..., None], empty, context)
-
-
-def misnamed(context: Tensor, strange: Tensor) -> Tensor:
-    """`strange` (n, 77, d), but for the code of its name, which is that of `context` (n, 77, d).
-
-    Where one of the two does not mention just one name, it is `context` as it is.
-    """
-    loud = [centred(x[..., NARROW:-2]).norm(dim=-1) for x in (context, strange)]  # (n, 77) each
-    single = [(x > 0.5 * (context.shape[-1] - NARROW - 2) ** 0.5).sum(1) == 1 for x in loud]
-    source, place = (x.argmax(1) for x in loud)
-    rows, mixed = torch.arange(len(context), device=context.device), strange.clone()
-    mixed[rows, place, NARROW:-2] = context[rows, source, NARROW:-2]
-    return torch.where((single[0] & single[1])[:, None, None], mixed, context)
 
 
 def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
