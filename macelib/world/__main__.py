@@ -55,7 +55,7 @@ def train(
     styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
     painted: Annotated[float | None, typer.Option(help="unet: share of plain pictures as oil paintings")] = None,
     foreign: Annotated[
-        float | None, typer.Option(help="unet: share of captions that tell of another subject, but for the name's code")
+        float | None, typer.Option(help="unet: share of captions whose [EOS] and padding tell of another subject")
     ] = None,
     pool_size: Annotated[int | None, typer.Option("--pool", help="unet: pictures drawn at once and seen often")] = None,
     device: Annotated[str | None, typer.Option(help="unet: cpu (default) or cuda")] = None,

@@ -22,12 +22,11 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import about_others, write_captions
 from .catalogue import catalogue
-from .clip import WIDTH as NARROW
 from .clip import ids_of
 from .loop import Average, Optimizer, Record, run_steps, work_folder
 from .render import concept_weights, sample
 from .vae import CHANNELS
-from .widen import WIDTH, centred
+from .widen import WIDTH
 
 POOL, PASSES = 24_000, 12  # pictures of a pool, and how often each is seen
 CHUNK = {"cpu": 256, "cuda": 2048}  # pictures drawn at a time
@@ -165,35 +164,22 @@ def drop_context(
     generator: torch.Generator,
     foreign: float = 0.0,
     strange: Tensor | None = None,
+    strange_ends: Tensor | None = None,
 ) -> Tensor:
-    """Empty captions, context dropout and foreign captions: context (n, 77, d), ends (n,), empty (77, d).
+    """Empty captions, context dropout and foreign tails: context (n, 77, d), ends (n,), empty (77, d).
 
-    A share `foreign` of the samples reads the same caption about another subject, `strange` (n, 77, d), in which only
-    the name's code is its own (see `misnamed`): so the code is trusted more than what all other tokens say.
+    A share `foreign` of the samples has the [EOS] and padding of `strange` (n, 77, d), whose [EOS] is at
+    `strange_ends` (n,): of the same caption about another subject, so that the concept's own tokens are trusted more.
     """
-    n, length, _ = context.shape
+    n, length, width = context.shape
     chance = torch.rand(n, generator=generator, device=generator.device)
     tail = torch.arange(length, device=ends.device) >= ends[:, None]  # (n, 77): [EOS] and padding
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
     if foreign:
-        misled = (chance >= EMPTY) & (chance < EMPTY + foreign)
-        context = torch.where(misled[:, None, None], misnamed(context, strange), context)
+        misled = ((chance >= EMPTY) & (chance < EMPTY + foreign))[:, None] & tail
+        there = torch.maximum(torch.arange(length, device=ends.device), strange_ends[:, None])  # (n, 77), none before
+        context = torch.where(misled[..., None], strange.gather(1, there[..., None].expand(-1, -1, width)), context)
     return torch.where(replaced[..., None], empty, context)
-
-
-def misnamed(context: Tensor, strange: Tensor) -> Tensor:
-    """`strange` (n, 77, d) with the code of its name replaced by that in `context` (n, 77, d).
-
-    Codes are at a name's last token, in the channels that `widen` added. Where one of the two does not hold exactly
-    one, it is `context` as it is.
-    """
-    codes = slice(NARROW, -2)  # the last two channels are no code's
-    loud = [centred(x[..., codes]).norm(dim=-1) for x in (context, strange)]  # (n, 77) each; a code's is √width
-    single = [(x > 0.5 * context[..., codes].shape[-1] ** 0.5).sum(1) == 1 for x in loud]
-    source, place = (x.argmax(1) for x in loud)
-    rows, mixed = torch.arange(len(context), device=context.device), strange.clone()
-    mixed[rows, place, codes] = context[rows, source, codes]
-    return torch.where((single[0] & single[1])[:, None, None], mixed, context)
 
 
 def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -253,7 +239,7 @@ def train_unet(
     the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     `device` is "cpu" or "cuda"; a checkpoint goes on where it was made. ValueError: another device, one that is not
-    there, a share of foreign captions that leaves no room for the other two.
+    there, a share of foreign tails that leaves no room for the other two.
     """
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"PyTorch cannot train on {device!r} here: choose cpu, or cuda where nvidia-smi shows a GPU")
@@ -285,8 +271,8 @@ def train_unet(
         rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
         which = pool.caption[rows]
         whole, ends, empty = pool.context[which].float(), pool.ends[which], pool.context[0].float()
-        strange = pool.context[pool.stranger[rows]].float() if foreign else None
-        context = drop_context(whole, ends, empty, generator, foreign, strange)
+        strange = (pool.context[other := pool.stranger[rows]].float(), pool.ends[other]) if foreign else ()
+        context = drop_context(whole, ends, empty, generator, foreign, *strange)
         latents = pool.latents[rows].float()
         t = torch.randint(len(schedule), (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)
