@@ -137,12 +137,6 @@ def test_captions_are_true_of_their_own_picture_and_few_others():
     assert ok.float().mean() < 0.1
 
 
-def test_a_share_of_subjects_is_called_by_their_super_category():
-    batch, one = render.sample(400, torch.Generator().manual_seed(0), plain=1.0), torch.Generator().manual_seed(1)
-    few, many = (write_captions(batch, one, wider=share).concept.lt(0).float().mean() for share in (0.0, 0.5))
-    assert few < 0.08 and 0.4 < many < 0.65  # captions of no subject at all are among both
-
-
 def test_a_stranger_of_a_caption_tells_of_another_subject_and_of_nothing_else():
     batch = render.sample(300, torch.Generator().manual_seed(0))
     captions = write_captions(batch, torch.Generator().manual_seed(1))

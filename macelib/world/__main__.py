@@ -55,9 +55,8 @@ def train(
     styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
     painted: Annotated[float | None, typer.Option(help="unet: share of plain pictures as oil paintings")] = None,
     foreign: Annotated[
-        float | None, typer.Option(help="unet: share of captions that tell of another subject, but for the name's code")
+        float | None, typer.Option(help="unet: share of captions whose [EOS] and padding tell of another subject")
     ] = None,
-    wider: Annotated[float | None, typer.Option(help="unet: share of subjects called by their super-category")] = None,
     pool_size: Annotated[int | None, typer.Option("--pool", help="unet: pictures drawn at once and seen often")] = None,
     device: Annotated[str | None, typer.Option(help="unet: cpu (default) or cuda")] = None,
     focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
@@ -79,7 +78,6 @@ def train(
         "styled": styled,
         "painted": painted,
         "foreign": foreign,
-        "wider": wider,
         "warm": warm,
         "pool_size": pool_size,
         "device": device,
