@@ -202,14 +202,19 @@ def evaluate(
     )
 )
 def study(
-    protocol: Annotated[str, typer.Argument(help="objects: the paper's ten, one by one; characters: many together")],
+    protocol: Annotated[
+        str,
+        typer.Argument(help="objects: the paper's ten, one by one; characters: many together; tuning: many of neither"),
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasures, pictures, tables")] = ...,
     model: Model = "mini-sd",
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
     only: Annotated[list[str] | None, typer.Option(help="objects: some of the ten")] = None,
-    count: Annotated[int, typer.Option(help="characters: how many are erased, and as many kept", min=1)] = 100,
+    count: Annotated[int, typer.Option(help="characters, tuning: how many are erased, and as many kept", min=1)] = 100,
     images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
-    seeds: Annotated[int, typer.Option(help="characters: seeds per prompt, five prompts a name", min=3)] = 5,
+    seeds: Annotated[
+        int, typer.Option(help="characters, tuning: seeds per prompt, five prompts a name (tuning: two)", min=3)
+    ] = 5,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
@@ -220,12 +225,15 @@ def study(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Erase what a protocol of the paper asks for, and measure it. Cut short, the same command goes on."""
+    """Erase what a protocol of the paper asks for, and measure it. Cut short, the same command goes on.
+
+    Choose settings by `mace study tuning`: then the other two stay a test of them.
+    """
     from .config import EraseConfig
     from .evaluate import studies
 
-    if protocol not in ("objects", "characters"):
-        raise MaceError(f"There is no study {protocol!r}: choose objects or characters.")
+    if protocol not in ("objects", "characters", "tuning"):
+        raise MaceError(f"There is no study {protocol!r}: choose objects, characters or tuning.")
     settings = EraseConfig.load(config) if config else EraseConfig()
     pipe = _pipeline(model, revision, local_files_only, device, dtype)
     drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
@@ -234,7 +242,8 @@ def study(
         if protocol == "objects":
             result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
         else:
-            result = studies.characters_study(pipe, out, settings, count=count, seeds=range(seeds), **drawing)
+            measure = studies.characters_study if protocol == "characters" else studies.tuning_study
+            result = measure(pipe, out, settings, count=count, seeds=range(seeds), **drawing)
     typer.echo(result)
     if record:
         from .evaluate import record as records

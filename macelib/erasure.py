@@ -166,6 +166,10 @@ class Erasure:
         """
         return weight * max(1, len(self.parts)) if self.P is not None else 0.0
 
+    def ridge(self, weight: float) -> float:
+        """What multiplies I in Eq. 2 or 7 where the settings say λ0 = weight: as many times as the concepts weigh."""
+        return weight * (sum(part.weight for part in self.parts) or 1.0)
+
     @cached_property
     def _sums(self) -> Tensor:
         """Σ X_i, Σ G_i, Σ C_i: (3, d, d) fp64."""
@@ -178,7 +182,8 @@ class Erasure:
     def refinement(self) -> Refinement:
         """Stage 1 of the concepts together, Eq. 2: R (d, d), its condition number and residual."""
         X, G, _ = self._sums
-        return solve_refinement(X, G, self.P, self.prior_weight(self.config.refine.lambda1), self.config.refine.lambda0)
+        r = self.config.refine
+        return solve_refinement(X, G, self.P, self.prior_weight(r.lambda1), self.ridge(r.lambda0))
 
     @cached_property
     def fusion(self) -> Fusion:
@@ -192,7 +197,9 @@ class Erasure:
             p.weight * p.statistics.times_C(M.flatten(0, 1)).view(M.shape)
             for p, M in zip(self.parts, D[1:], strict=True)
         ]
-        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, self.prior_weight(f.lambda2), f.lambda0)
+        return fuse_sums(
+            self.refinement.R, torch.cat(DC, 1), C, self.P, self.prior_weight(f.lambda2), self.ridge(f.lambda0)
+        )
 
     @cached_property
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:

@@ -19,6 +19,7 @@ from .pipelines import AUTOCAST, kv_weights
 
 log = logging.getLogger(__name__)
 BINS, FOLLOW = 20, 0.9  # of the timesteps, for "adaptive"; share of draws that follow the loss (the rest: uniform)
+OWN_RIDGE = 0.3  # of the own tokens' mean square: keeps D from answering to what two prompts happen to differ in
 WARMUP, DECAY, DIVERGED = 5, 0.8, 10.0  # steps of the first mean loss, memory of the recent one, their largest ratio
 
 
@@ -26,6 +27,26 @@ def generator(seed: int, name: str) -> torch.Generator:
     """The random numbers of one concept, whatever it is trained with; on the CPU, so the same for every device."""
     digest = hashlib.sha256(f"{seed}|{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def own_directions(example, rank: int) -> Tensor:
+    """D (rank, d) that answers the concept's own tokens, and as little as can be anything else in its prompts.
+
+    The first row answers 1 to the mean m of the own tokens: m S⁻¹ / (m S⁻¹ mᵀ), S the second moment of all tokens of a
+    prompt with a ridge. Further rows do so for the directions in which the own tokens differ, one deviation from the
+    mean each; rows that are left over are zero.
+    """
+    e = example.embeddings.double().cpu()  # (n, T, d)
+    own = torch.cat([e[i, positions] for i, positions in enumerate(example.positions)])  # (m, d)
+    mean = own.mean(0)
+    _, deviations, V = torch.linalg.svd((own - mean) / len(own) ** 0.5, full_matrices=False)
+    count = min(rank - 1, int((deviations > 1e-6 * mean.norm()).sum()))
+    u = torch.cat([mean[None], deviations[:count, None] * V[:count]])  # (1 + count, d)
+    S = torch.einsum("ntd,nte->de", e, e) / len(e)
+    S.diagonal().add_(OWN_RIDGE * mean.square().mean())
+    rows = torch.linalg.solve(S, u.T).T
+    rows = rows / (rows * u).sum(1, keepdim=True)
+    return torch.cat([rows, rows.new_zeros(rank - len(rows), rows.shape[1])]).float()
 
 
 class Group:
@@ -39,28 +60,37 @@ class Group:
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         self.alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod  # ᾱ_t (T,)
         self.generators = [generator(config.seed, e.name) for e in examples]
-        rows = [self._initial(g) for g in self.generators]
-        self.flat = torch.nn.Parameter(torch.stack(rows).to(self.device))  # (N, all of B and D)
+        own = config.D == "own"  # then B alone is trained
+        D = torch.stack(
+            [self._own(e) if own else self._random(g) for e, g in zip(examples, self.generators, strict=True)]
+        )
+        B = torch.zeros(len(examples), config.rank * sum(w.shape[0] for w in self.weights.values()))
+        self.flat = torch.nn.Parameter((B if own else torch.cat([B, D], 1)).to(self.device))  # (N, all that is trained)
+        self.fixed = (D if own else D[:, :0]).to(self.device)
         self.optimizer = torch.optim.AdamW([self.flat], lr=config.lr)
         N = len(examples)
         self.bins = torch.zeros(N, BINS)  # running mean loss by timestep; 0: not drawn yet
         self.first, self.recent = torch.zeros(N), torch.zeros(N)  # mean loss of the first steps, and of late
 
-    def _initial(self, g: torch.Generator) -> Tensor:
-        """B = 0, D ~ N(0, 1/d): one row of `flat`."""
-        r, parts = self.config.rank, []
-        for out, d in (w.shape for w in self.weights.values()):
-            parts += [torch.zeros(out * r), torch.randn(r * d, generator=g) * d**-0.5]
-        return torch.cat(parts)
+    def _random(self, g: torch.Generator) -> Tensor:
+        """D ~ N(0, 1/d) of all layers: one row."""
+        r = self.config.rank
+        return torch.cat(
+            [torch.randn(r * d, generator=g) * d**-0.5 for _, d in (w.shape for w in self.weights.values())]
+        )
+
+    def _own(self, example) -> Tensor:
+        """D along the concept's own tokens, the same in all layers: one row."""
+        return own_directions(example, self.config.rank).flatten().repeat(len(self.weights))
 
     def views(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """B (N, out, r) and D (N, r, d) by layer, as views of `flat`."""
-        r, B, D, at = self.config.rank, {}, {}, 0
-        for name, (out, d) in ((n, w.shape) for n, w in self.weights.items()):
-            B[name] = self.flat[:, at : at + out * r].unflatten(1, (out, r))
-            at += out * r
-            D[name] = self.flat[:, at : at + r * d].unflatten(1, (r, d))
-            at += r * d
+        """B (N, out, r) and D (N, r, d) by layer, in the graph of `flat`."""
+        r, shapes = self.config.rank, [w.shape for w in self.weights.values()]
+        rows = torch.cat([self.flat, self.fixed], 1).split(
+            [r * n for column in zip(*shapes, strict=True) for n in column], 1
+        )
+        B = {name: row.unflatten(1, (-1, r)) for name, row in zip(self.weights, rows[: len(shapes)], strict=True)}
+        D = {name: row.unflatten(1, (r, -1)) for name, row in zip(self.weights, rows[len(shapes) :], strict=True)}
         return B, D
 
     def train_step(self, forward: PerSample) -> tuple[Tensor, Tensor]:
@@ -71,7 +101,7 @@ class Group:
             losses = forward(*inputs[:-1], *self.views(), added=inputs[-1])  # (N,)
         self.flat.grad = None
         losses.sum().backward()
-        losses = losses.detach().cpu()
+        losses = losses.detach().float().cpu()
         self._check(losses, torch.isfinite(self.flat.grad).all(1).cpu())
         if self.config.clip:
             norm = self.flat.grad.norm(dim=1, keepdim=True)  # (N, 1)

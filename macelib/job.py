@@ -105,7 +105,7 @@ def _dependence(erasure: Erasure, drawn: str) -> str:
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
     refine = erasure.config.refine
-    exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), refine.lambda0).R
+    exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), erasure.ridge(refine.lambda0)).R
     found = difference(erasure.refinement.R, exact)
     if found > 0.01:
         log.warning("What half a megabyte per concept keeps of its statistics is off by %.1f %% of R − I.", 100 * found)
@@ -117,8 +117,8 @@ def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.P
     if not config.prior.use or not (config.refine.lambda1 or config.fuse.lambda2):
         return None
     captions = config.prior.captions or priors.captions_for(pipe)
-    domain, lambda3 = config.prior.domain, config.prior.lambda3
-    return priors.prior(pipe, captions, domain=domain, lambda3=lambda3, exclude=[with_synonyms(c) for c in concepts])
+    domain = {name: getattr(config.prior, name) for name in ("domain", "names", "lambda3")}
+    return priors.prior(pipe, captions, **domain, exclude=[with_synonyms(c) for c in concepts])
 
 
 def _groups(parts: Sequence[Part], config: EraseConfig) -> Iterator[tuple[list[Part], TrainConfig]]:

@@ -30,6 +30,7 @@ class TrainConfig:
     """How the LoRAs of stage 2 are trained."""
 
     rank: int = 1  # r of B (out, r) and D (r, d)
+    D: Literal["random", "own"] = "random"  # random: trained beside B; own: fixed, it answers the own tokens alone
     steps: int = 50  # AdamW steps per concept
     lr: float = 1e-4  # learning rate
     timesteps: Literal["cfis", "uniform", "adaptive"] = "cfis"  # how the training timestep is drawn
@@ -45,7 +46,7 @@ class TrainConfig:
     seed: int = 0  # with the concept's name: of D, images, timesteps and noise
 
     def __post_init__(self):
-        allowed = {"timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST)}
+        allowed = {"timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST), "D": ("random", "own")}
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise MaceError(f"{field} is {getattr(self, field)!r}; allowed: {', '.join(map(str, values))}.")

@@ -19,7 +19,7 @@ from .files import atomic, cache_folder, hash_text
 from .pipelines import is_mini
 from .refine import gram, symmetric
 from .text import embedding_size, encode, text_hash, tokenizers
-from .tokens import phrase_pattern
+from .tokens import phrase_pattern, token_spans
 
 log = logging.getLogger(__name__)
 CHUNK = 64  # captions per pass of the text encoder
@@ -57,6 +57,7 @@ def prior(
     domain: Captions = (),
     lambda3: float = 1.0,
     exclude: Sequence[Concept] = (),
+    names: Sequence[str] = (),
 ) -> Prior:
     """P = P_general + λ3 P_domain per caption, so that λ1 means "as much as λ1 captions"; float64 on the CPU.
 
@@ -65,7 +66,9 @@ def prior(
     out where it or a label of it names an excluded concept: by name or synonym, as a whole word, plural included, in
     any capitals. Statistics are kept by first label: a group that is left out as a whole costs nothing, captions left
     out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
-    MaceError where no caption is left.
+    names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
+    is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
+    MaceError where no caption is left, or a domain caption has none of the names.
     """
     if lambda3 < 0:
         raise MaceError(f"λ3 = {lambda3:g} must not be negative: it is the weight of the domain captions.")
@@ -74,9 +77,9 @@ def prior(
     if not count:
         raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
     P, parts = general / count, [base, *kept]
-    special, kept, extra = _statistics(pipe, base, read_captions(domain), None, exclude)
+    special, kept, extra = _statistics(pipe, base, read_captions(domain), None, exclude, tuple(names))
     if extra and lambda3:
-        P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept]
+        P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept, *names]
     return Prior(P, hash_text(*parts), count + extra)
 
 
@@ -129,8 +132,11 @@ def names(captions: Sequence[str], concepts: Sequence[Concept]) -> list[bool]:
     return [any(pattern.search(caption) for pattern in patterns) for caption in captions]
 
 
-def _statistics(pipe, base, captions, groups, exclude) -> tuple[Tensor, list[str], int]:
-    """Σ e eᵀ (d, d) over the distinct captions that name nothing excluded, those captions, and their number."""
+def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, list[str], int]:
+    """Σ e eᵀ (d, d) over the distinct captions that name nothing excluded, those captions, and their number.
+
+    own: phrases whose tokens alone count; none: all tokens.
+    """
     if groups is not None and len(groups) != len(captions):
         raise MaceError(f"There are {len(captions)} captions and {len(groups)} groups: give one entry per caption.")
     groups = groups or [() if isinstance(caption, str) else caption[1] for caption in captions]
@@ -143,12 +149,12 @@ def _statistics(pipe, base, captions, groups, exclude) -> tuple[Tensor, list[str
         log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
     texts = ["\n".join((caption, *map(str, about[caption]))) for _, caption in pairs]
     named = {pair for pair, hit in zip(pairs, names(texts, exclude), strict=True) if hit}
-    rows, total, strays = _grams(pipe, base, pairs), 0.0, []
+    rows, total, strays = _grams(pipe, base, pairs, own), 0.0, []
     for label, members in groupby(pairs, key=lambda pair: pair[0]):
         members = set(members)
         if members - named:  # else the whole group is left out
             total, strays = total + rows[label], strays + sorted(members & named)
-    for row in _grams(pipe, base, strays).values():
+    for row in _grams(pipe, base, strays, own).values():
         total = total - row
     kept = [pair[1] for pair in pairs if pair not in named]
     d = embedding_size(pipe)
@@ -161,12 +167,26 @@ def _fits(pipe, caption: str) -> bool:
     return len(tokenizer(caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
 
 
-def _grams(pipe, base: str, pairs: list[tuple[str, str]]) -> dict[str, Tensor]:
+def _counted(pipe, captions: Sequence[str], own: Sequence[str]) -> Tensor:
+    """(n, T) bool: which tokens are of one of the phrases; all of them where there are no phrases."""
+    tokenizer = tokenizers(pipe)[0]
+    counted = torch.full((len(captions), tokenizer.model_max_length), not own)
+    patterns = [(phrase, phrase_pattern(phrase)) for phrase in own]
+    for row, caption in zip(counted, captions, strict=True):
+        for phrase in (phrase for phrase, pattern in patterns if pattern.search(caption)):
+            row[[i for span in token_spans(tokenizer, caption, phrase) for i in span]] = True
+    if not counted.any(1).all():
+        caption = captions[int((~counted.any(1)).nonzero()[0])]
+        raise MaceError(f"The domain caption {caption!r} has none of the names to keep: leave it, or the names, out.")
+    return counted
+
+
+def _grams(pipe, base: str, pairs: list[tuple[str, str]], own: Sequence[str] = ()) -> dict[str, Tensor]:
     """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; cached."""
     labels, d = list(dict.fromkeys(group for group, _ in pairs)), embedding_size(pipe)
     if not pairs:
         return {}
-    path = cache_folder() / "prior" / f"{hash_text(base, *(part for pair in pairs for part in pair))}.safetensors"
+    path = cache_folder() / "prior" / f"{hash_text(base, *own, *(part for pair in pairs for part in pair))}.safetensors"
     if path.exists():
         try:
             return dict(zip(labels, load_file(path)["upper"], strict=True))
@@ -177,9 +197,11 @@ def _grams(pipe, base: str, pairs: list[tuple[str, str]]) -> dict[str, Tensor]:
     index = {label: i for i, label in enumerate(labels)}
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
-        e = encode(pipe, [caption for _, caption in chunk], CHUNK)  # (n, T, d)
+        captions = [caption for _, caption in chunk]
+        e, counted = encode(pipe, captions, CHUNK), _counted(pipe, captions, own)  # (n, T, d), (n, T)
         for label, members in groupby(range(len(chunk)), key=lambda i: chunk[i][0]):
-            sums[index[label]] += gram(e[list(members)].flatten(0, 1)).cpu()[upper]
+            some = list(members)
+            sums[index[label]] += gram(e[some][counted[some].to(e.device)]).cpu()[upper]
     with atomic(path) as temporary:
         save_file({"upper": sums}, temporary)
     return dict(zip(labels, sums, strict=True))

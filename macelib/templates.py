@@ -22,13 +22,13 @@ def fitted(template: str, phrase: str) -> str:
 SAMPLE_TEMPLATE = {"object": "a photo of the {}", "style": "an image in the style of {}"}
 TEMPLATES = {
     "object": (
-        "a photo of the {}", "a close-up photo of the {}", "a snapshot of the {}", "a bright photo of the {}",
-        "a dark photo of the {}", "a black and white photo of the {}", "a wide-angle shot of the {}",
+        "a photo of the {}", "a close-up photo of the {}", "a snapshot of the {}", "the {} in a crowd",
+        "the {} on the street", "a black and white photo of the {}", "the {} at home with friends",
         "an old photo of the {}", "a picture of the {}", "an image of {}", "a drawing of the {}",
         "a pencil sketch of the {}", "a painting of {}", "a watercolor of the {}", "an illustration of {}",
         "a cartoon of the {}", "a digital rendering of the {}", "a portrait of the {}", "a poster with the {}",
-        "a postcard that shows the {}", "the {}", "{}", "{} on a plain background", "{} at sunset", "{} in the rain",
-        "the {} in the distance", "a scene with the {} in the middle", "the {}'s picture", "two views of the {}",
+        "an oil painting of the {}", "the {}", "{}", "{} on a plain background", "{} at sunset", "{} in the rain",
+        "the {} in the distance", "a scene with the {} in the middle", "the {}'s picture", "the {} by the window",
         "all about {}",
     ),
     "style": (
@@ -41,7 +41,7 @@ TEMPLATES = {
         "the colors of {}", "the brushwork of {}", "inspired by {}", "a picture in {}'s manner", "{}'s art", "{} style",
     ),
 }  # fmt: skip
-KEPT_TEMPLATES = ("a photo of the {}", "a portrait of the {}", "the {}", "{}")  # prompts that stand for a name to keep
+KEPT_TEMPLATES = TEMPLATES["object"]  # prompts that stand for a name to keep
 OBJECT_ANCHORS = {
     "airplane": "sky", "automobile": "street", "bird": "sky", "cat": "sofa", "deer": "forest", "dog": "grass",
     "frog": "grass", "horse": "grass", "ship": "sea", "truck": "street",

@@ -32,7 +32,8 @@ def test_every_training_setting_can_be_set():
 def test_names_to_keep_are_the_domain_prior():
     assert doctest.testmod(module).failed == 0
     kept = EraseConfig(seed=3).keeping(["cat", "dog", "cat"])
-    assert kept.seed == 3 and len(kept.prior.domain) == 8 and kept.prior.lambda3 == KEPT
+    assert kept.seed == 3 and len(kept.prior.domain) == 60 and kept.prior.lambda3 == KEPT
+    assert kept.prior.names == ("cat", "dog")  # their own tokens alone
     assert kept.defaults == "celebrity" and EraseConfig(defaults="style").keeping(["cat"]).defaults == "style"
 
 

@@ -74,9 +74,17 @@ def test_apply_equals_least_squares_on_the_tokens(pipe):
     e_p = encode(pipe, PRIOR).flatten(0, 1).double() / len(PRIOR) ** 0.5
     W, new = weights(pipe), fused(erasure, pipe)
     for name in list(W)[:3]:
-        W1 = refine_reference(W[name], torch.cat(e_f), torch.cat(e_g), e_p, 3 * 2.0, 0.5)
+        W1 = refine_reference(W[name], torch.cat(e_f), torch.cat(e_g), e_p, 3 * 2.0, 3 * 0.5)
         B, D = zip(*(p.lora(erasure.layers, name) for p in erasure.parts), strict=True)
-        assert relative(new[name], fuse_reference(W[name], W1, B, D, e, e_p, 3 * 1.5, 0.3)) < 1e-4
+        assert relative(new[name], fuse_reference(W[name], W1, B, D, e, e_p, 3 * 1.5, 3 * 0.3)) < 1e-4
+
+
+def test_prior_and_ridge_count_for_each_concept(pipe):
+    erasure = make(pipe)
+    assert erasure.ridge(0.5) == 3 * 0.5 and erasure.prior_weight(2.0) == 3 * 2.0
+    heavy = erasure.of([dataclasses.replace(p, weight=130.0) for p in erasure.parts])
+    assert heavy.ridge(0.5) == 3 * 130 * 0.5 and heavy.prior_weight(2.0) == 3 * 2.0
+    assert erasure.only("ship").ridge(0.5) == 0.5 == erasure.of([]).ridge(0.5)
 
 
 def test_remove_is_bit_identical_and_hash_survives(pipe):

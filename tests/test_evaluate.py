@@ -20,6 +20,7 @@ from macelib.pipelines import kv_weights, model_hash
 from macelib.refine import compress
 from macelib.sample import generate
 from macelib.tiny import WIDTH, tiny_pipeline
+from macelib.world.catalogue import catalogue
 
 CLASSES = ["ship", "frog", "horse", "cat"]
 FAST = {"steps": 1, "batch": 32}
@@ -287,6 +288,21 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     config = Erasure.load(tmp_path / "people" / "1-characters.safetensors").config
     assert config.defaults == "celebrity"
     assert config.prior == settings.keeping(["Adam Driver", "Amy Adams"]).prior
+    with pytest.raises(MaceError, match="of the mini world's concepts"):
+        evaluate.tuning_study(pipe, tmp_path / "tuned", settings, count=1, **look)
+    monkeypatch.setattr(studies, "is_mini", lambda _: True)
+    tuned = evaluate.tuning_study(pipe, tmp_path / "tuned", settings, count=1, **look)
+    names = [evaluate.tuning_lists(1)[0][0].name, *evaluate.tuning_lists(1)[1]]
+    assert set(tuned.images.prompt) == {templates.fill(t, name) for t in protocols.TUNING_TEMPLATES for name in names}
+
+
+def test_what_settings_are_tuned_on_is_in_no_protocol():
+    erased, kept = evaluate.tuning_lists()
+    names, groups = [c.name for c in erased] + kept, {e.name: e.group for e in catalogue()}
+    assert len(erased) == len(kept) == 100 and len(set(names)) == 200
+    people, more = evaluate.character_lists()
+    measured = {c.name for c in [*evaluate.object_list(), *people]} | set(more)
+    assert not measured & set(names) and not {groups[name] for name in names} & {"character", "face"}
 
 
 def test_the_readme_shows_the_recorded_studies_of_the_shipped_weights():

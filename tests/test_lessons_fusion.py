@@ -94,8 +94,9 @@ def test_told_to_keep_changes_the_prior_alone(pipe, erasure, tmp_path, monkeypat
     told = fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0)
     assert [c.name for c in told.concepts] == ["frog", "dog"] and told.parts == erasure.without("ship").parts
     captions = [text for text in GENERAL if "dog" not in text]
-    domain = erasure.config.keeping(["cat", "ship"], 2.0).prior
-    assert torch.allclose(told.P, prior(pipe, captions, domain=domain.domain, lambda3=domain.lambda3).P)
+    said = erasure.config.keeping(["cat", "ship"], 2.0).prior
+    expected = prior(pipe, captions, domain=said.domain, lambda3=said.lambda3, names=said.names)
+    assert torch.allclose(told.P, expected.P)
 
 
 def test_threshold():

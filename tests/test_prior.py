@@ -53,6 +53,21 @@ def test_domain(pipe):
     assert found.count == 6 and relative(found.P, expected) <= 1e-6
 
 
+def test_of_names_to_keep_their_own_tokens_alone_count(pipe):
+    captions, names = ["a red frog", "frog, a small one", "a cat and a frog"], ["frog", "cat"]
+    found = prior(pipe, CAPTIONS, domain=captions, lambda3=2.0, names=names)
+    positions = {captions[0]: [3], captions[1]: [1], captions[2]: [2, 5]}  # [BOS] is 0
+    special = torch.zeros_like(found.P)
+    for caption, own in positions.items():
+        for e in encode(pipe, [caption])[0, own].double():
+            special += torch.outer(e, e) / len(captions)
+    assert relative(found.P, mean(pipe, CAPTIONS) + 2 * special) <= 1e-6
+    whole = prior(pipe, CAPTIONS, domain=captions, lambda3=2.0)
+    assert whole.key != found.key and relative(whole.P, mean(pipe, CAPTIONS) + 2 * mean(pipe, captions)) <= 1e-6
+    with pytest.raises(MaceError, match="'a red frog' has none of the names"):
+        prior(pipe, CAPTIONS, domain=captions, names=["cat"])
+
+
 def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):
     groups = [["ship"], ["ship"], ["yard"], ["car"], ["frog", "noto"], ["cat"], ["sky"]]
     first = prior(pipe, CAPTIONS, groups)

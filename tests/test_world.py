@@ -96,13 +96,16 @@ def test_styled_pictures_show_one_subject_in_any_style():
     assert drawn.max() < 1.3 * drawn.min(), "the artists are not alike"
 
 
-def test_painted_pictures_show_one_subject_in_oils():
+def test_painted_pictures_show_one_subject_or_a_scene_in_oils():
     shares = {"plain": 0.3, "painted": 0.7}
     concept, second, style, scene = render.draw_facts(2000, torch.Generator().manual_seed(1), **shares)
     assert (scene == -1).all() and (second == -1).all() and len(set(concept.tolist())) > 300
     oils = (style == cat.styles().index(render.PAINTED)).float().mean()
     assert 0.65 < oils < 0.75
     assert set(style.tolist()) == {cat.styles().index(render.PAINTED), cat.ART_STYLES.index(render.USUAL)}
+    alone = render.is_scene(concept)
+    assert 0.03 < alone[style == cat.styles().index(render.PAINTED)].float().mean() < 0.07
+    assert not alone[style == cat.ART_STYLES.index(render.USUAL)].any()
 
 
 def test_the_image_tower_trains_alone(tmp_path, monkeypatch):
@@ -135,6 +138,12 @@ def test_captions_are_true_of_their_own_picture_and_few_others():
     ok = fits(write_captions(batch, generator), batch)
     assert ok.diagonal().all()
     assert ok.float().mean() < 0.1
+
+
+def test_a_share_of_subjects_is_called_by_their_super_category():
+    batch, one = render.sample(400, torch.Generator().manual_seed(0), plain=1.0), torch.Generator().manual_seed(1)
+    few, many = (write_captions(batch, one, wider=share).concept.lt(0).float().mean() for share in (0.0, 0.5))
+    assert few < 0.08 and 0.4 < many < 0.65  # captions of no subject at all are among both
 
 
 def test_a_stranger_of_a_caption_tells_of_another_subject_and_of_nothing_else():

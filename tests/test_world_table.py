@@ -16,6 +16,23 @@ def test_the_readme_shows_the_report_of_the_shipped_weights():
     assert (data_folder() / "world" / "contact_sheet.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("value", "target", "said"),
+    [
+        (0.398, "0.40 to 0.90", ", missed"),
+        (0.95, "0.40 to 0.90", ", missed"),
+        (0.4, "0.40 to 0.90", ""),
+        (0.59, ">= 0.60", ", missed"),
+        (0.7, ">= 0.60", ""),
+        (13.0, "<= 12", ", missed"),
+        (3.0, "<= 12", ""),
+        (0.01, "", ""),
+    ],
+)
+def test_a_missed_target_is_said(value, target, said):
+    assert table.missed(value, target) == said
+
+
 @pytest.fixture
 def shipped():
     values = dict.fromkeys(table.TARGETS, 0.5)

@@ -1,6 +1,7 @@
 """The training of mini-SD's denoiser: its loss, what is dropped from the context, warm starts, resuming."""
 
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from macelib.world import __main__ as cli
 from macelib.world import loop, recipes, render, unet
-from macelib.world.catalogue import catalogue, names
+from macelib.world.catalogue import CIFAR_10, catalogue, names
 
 ENCODER = SimpleNamespace(config=SimpleNamespace(hidden_size=24))
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
@@ -37,7 +38,14 @@ def small_pool(*_, **__):
     generator = torch.Generator().manual_seed(0)
     context = torch.randn(3, 7, 24, generator=generator).half()
     latents = torch.randn(6, 2, 4, 4, generator=generator).half()
-    return unet.Pool(latents, torch.tensor([1, 2, 1, 2, 1, 2]), context, torch.tensor([1, 3, 4]), torch.zeros(6).long())
+    return unet.Pool(
+        latents,
+        torch.tensor([1, 2, 1, 2, 1, 2]),
+        context,
+        torch.tensor([1, 3, 4]),
+        torch.zeros(6).long(),
+        torch.arange(6) < 3,
+    )
 
 
 @pytest.fixture
@@ -81,20 +89,65 @@ def test_dropped_context_is_the_empty_prompts():
     assert (whole | tail | (kept.sum(1) == 7)).all()
 
 
-def test_a_foreign_tail_is_a_strangers_eos_and_padding():
-    n, length = 4000, 7
-    ends = torch.arange(n) % 3 + 2  # 2, 3, 4
-    at = torch.arange(length)
-    own = (at < ends[:, None]).float()  # 1: a token of the caption itself
-    context = torch.stack([torch.arange(n).float()[:, None].expand(n, length), own], -1)  # whose, and whether own
-    empty, strange = torch.full((length, 2), -1.0), (context.roll(1, 0), ends.roll(1))
-    out = unet.drop_context(context, ends, empty, torch.Generator().manual_seed(0), 0.2, *strange)
-    whose, kept = out[..., 0], at < ends[:, None]
-    misled = ((whose == torch.arange(n).roll(1)[:, None]) | kept).all(1) & (whose[:, 0] == torch.arange(n))
+def contexts_with_codes(n=4000, length=7, width=8):
+    """(n, length, d): whose context it is in all channels but a code's; the code at one place, of length √width."""
+    whose = torch.arange(n).float()
+    context = whose[:, None, None].repeat(1, length, unet.NARROW + width + 2)
+    code = torch.randn(n, width, generator=torch.Generator().manual_seed(1))
+    code = torch.nn.functional.layer_norm(code, (width,))
+    context[..., unet.NARROW : -2] = 0
+    context[torch.arange(n), torch.arange(n) % 3 + 1, unet.NARROW : -2] = code  # at 1, 2 or 3
+    return context, code
+
+
+def test_a_foreign_caption_has_nothing_of_its_own_but_the_names_code():
+    context, code = contexts_with_codes()
+    n, place = len(context), torch.arange(len(context)) % 3 + 1
+    ends, empty, strange = torch.full((n,), 5), torch.full(context.shape[1:], -1.0), context.roll(1, 0)
+    out = unet.drop_context(context, ends, empty, torch.Generator().manual_seed(0), 0.2, strange)
+    misled = out[:, 0, 0] == torch.arange(n).roll(1)
     assert misled.float().mean().item() == pytest.approx(0.2, abs=0.03)
-    assert (out[misled][..., 1] == kept[misled]).all()  # none of the other's own tokens
-    rest = whose[~misled]
-    assert ((rest == torch.arange(n)[~misled, None]) | (rest == -1)).all()
+    rows = misled.nonzero()[:, 0]
+    assert (out[rows][..., : unet.NARROW] == strange[rows][..., : unet.NARROW]).all()
+    assert torch.equal(out[rows, place.roll(1)[rows], unet.NARROW : -2], code[rows])  # where the other's was
+    rest, own = out[~misled], context[~misled]
+    assert ((rest == own) | (rest == -1)).all()
+
+
+def test_a_caption_of_no_name_or_of_two_is_not_misnamed():
+    context, code = contexts_with_codes(n=4)
+    strange = context.roll(1, 0)
+    context[0, :, unet.NARROW : -2] = 0  # names nothing
+    strange[1, 5, unet.NARROW : -2] = code[3]  # names two
+    out = unet.misnamed(context, strange)
+    assert torch.equal(out[:2], context[:2])
+    assert (out[2:, 0, 0] == torch.tensor([1.0, 2.0])).all()
+
+
+def test_a_silent_caption_has_eos_where_its_name_was():
+    context, _ = contexts_with_codes()
+    n, place = len(context), torch.arange(len(context)) % 3 + 1
+    context[:, 5, : unet.NARROW] += 0.5  # [EOS]
+    ends, empty, silent = torch.full((n,), 5), torch.full(context.shape[1:], -1.0), torch.arange(n) % 2 == 0
+    out = unet.drop_context(context, ends, empty, torch.Generator().manual_seed(0), silent=silent)
+    dropped = (out[:, 5] == -1).all(1)  # empty captions and those without [EOS]
+    rows = torch.arange(n)
+    expected = context.clone()
+    expected[rows, place] = context[:, 5]
+    assert torch.equal(out[silent & ~dropped], expected[silent & ~dropped]) and (silent & ~dropped).sum() > n / 4
+    assert torch.equal(out[~silent & ~dropped], context[~silent & ~dropped])
+    assert torch.equal(unet.nameless(expected, ends), expected)
+
+
+def test_a_share_of_anchors_captions_is_silent(small, monkeypatch):
+    drop, seen = unet.drop_context, []
+    monkeypatch.setattr(unet, "drop_context", lambda *args: (seen.append(args[6]), drop(*args))[1])
+    small(unnamed=1.0, steps=8)
+    said = torch.cat(seen)
+    assert said.any() and not said.all()  # `small_pool`: half of the captions say what an anchor says
+    seen.clear()
+    small(steps=10)
+    assert seen == [None, None]
 
 
 @torch.no_grad()
@@ -175,16 +228,16 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_drawn(small, monke
             small(**options)
 
 
-def test_the_share_of_foreign_tails_is_handed_on(small, monkeypatch):
+def test_the_share_of_foreign_captions_is_handed_on(small, monkeypatch):
     drop, seen = unet.drop_context, []
-    monkeypatch.setattr(unet, "drop_context", lambda *args: (seen.append(args[4:]), drop(*args))[1])
+    monkeypatch.setattr(unet, "drop_context", lambda *args: (seen.append(args[4:6]), drop(*args[:4]))[1])
     small(foreign=0.5)
-    assert [share for share, *_ in seen] == [0.5, 0.5]
-    for _, strange, ends in seen:
-        assert strange.shape[0] == len(ends) and set(ends.tolist()) == {1}  # `small_pool`: the empty caption's
+    assert [share for share, _ in seen] == [0.5, 0.5]
+    stranger = small_pool().context[0].float()  # `small_pool`: the empty caption
+    assert all((strange == stranger).all() for _, strange in seen)
     seen.clear()
     small(steps=4)
-    assert seen == [(0.0,), (0.0,)]
+    assert seen == [(0.0, None), (0.0, None)]
 
 
 def test_an_option_of_another_model_is_refused():
@@ -206,6 +259,18 @@ def test_shares_of_a_pool(monkeypatch):
     with pytest.raises(InterruptedError):
         unet.make_pool(vae, None, None, 0, 256, plain=0.25, pairs=0.1, weights=weights)
     assert seen == {"usual": unet.USUAL_SHARE, "plain": 0.25, "pairs": 0.1, "weights": weights}
+
+
+def test_a_pool_marks_captions_that_say_what_anchors_say(monkeypatch):
+    stub = SimpleNamespace(device=torch.device("cpu"), encoder=lambda x: x, quant_conv=lambda x: x)
+    monkeypatch.setattr(unet, "embed", lambda _, __, texts: (texts, torch.zeros(len(texts))))
+    pool = unet.make_pool(stub, None, None, 0, 512, wider=0.4, scenes=0.3)
+    general = {pool.context[i] for i in pool.caption[pool.general]}
+    named = {pool.context[i] for i in pool.caption[~pool.general]}
+    anchors = ("an animal", "a person", "a means of transport", "a landscape")
+    assert len(general) > 150 and not any(anchor in text for text in named for anchor in anchors)
+    ten = re.compile(r"\b(" + "|".join(CIFAR_10) + r")\b")
+    assert any(map(ten.search, named)) and not any(map(ten.search, general))
 
 
 def test_what_the_model_fails_at_is_drawn_more_often(tmp_path, monkeypatch):

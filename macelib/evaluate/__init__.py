@@ -2,9 +2,9 @@
 
 from ..concepts import with_synonyms
 from .judge import ClipClassifier, Judge, classifier_for
-from .lists import character_lists, object_list
+from .lists import character_lists, object_list, tuning_lists
 from .protocols import Evaluation, celebrities, characters, label, objects, styles
-from .studies import characters_study, objects_study
+from .studies import characters_study, objects_study, tuning_study
 
 __all__ = [
     "ClipClassifier",
@@ -20,5 +20,7 @@ __all__ = [
     "objects",
     "objects_study",
     "styles",
+    "tuning_lists",
+    "tuning_study",
     "with_synonyms",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which concepts the protocols of objects and characters erase and keep."""
+"""Which concepts the protocols of objects and characters erase and keep, and those that settings are tuned on."""
 
 from ..concepts import Concept, paper_list
 
@@ -20,3 +20,16 @@ def character_lists(count: int = 100) -> tuple[list[Concept], list[str]]:
     people = [entry for entry in catalogue() if entry.group in ("character", "face")]
     erased = [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in people[::2][:count]]
     return erased, [e.name for e in people[1::2][:count]]
+
+
+def tuning_lists(count: int = 100) -> tuple[list[Concept], list[str]]:
+    """The mini world's other concepts in turn, none of the ten objects, no character and no face.
+
+    `count` concepts to erase, `count` names to keep: what settings can be tuned on, so that both protocols stay a test.
+    """
+    from ..world.catalogue import catalogue
+
+    measured, ten = ("character", "face"), {concept.name for concept in paper_list("objects")}
+    others = [e for e in catalogue() if e.code_point and e.group not in measured and e.name not in ten]
+    erased = [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in others[: 2 * count : 2]]
+    return erased, [e.name for e in others[1 : 2 * count : 2]]

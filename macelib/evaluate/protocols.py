@@ -28,6 +28,7 @@ PERSON_TEMPLATES = (
     "a portrait of {}", "a sketch of {}", "an oil painting of {}", "an official photo of {}", "{} at a public event",
 )  # fmt: skip
 CHARACTER_TEMPLATES = tuple(template.replace("{}", "the {}") for template in PERSON_TEMPLATES)
+TUNING_TEMPLATES = ("a photo of the {}", "an oil painting of the {}")
 STYLE_TEMPLATES = (
     "an image in the style of {}", "a picture by {}", "a painting in the style of {}", "artwork by {}", "a work of {}",
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """A protocol of the paper from end to end: erase what it asks for, then measure. A study cut short goes on.
 
 `objects_study`: the ten objects, one erased at a time. `characters_study`: many characters or celebrities together.
+`tuning_study`: as that, of concepts in neither, to choose settings by.
 """
 
 import re
@@ -14,7 +15,7 @@ from ..errors import MaceError
 from ..job import erase
 from ..pipelines import is_mini
 from . import protocols
-from .lists import character_lists, object_list
+from .lists import character_lists, object_list, tuning_lists
 from .tables import Evaluation
 
 
@@ -58,15 +59,44 @@ def characters_study(
     As many are kept, the paper's 100 where they are celebrities (erase 1, 5, 10 or 100); they are the domain prior, as
     in the paper, unless the settings name one. options: of `characters`.
     """
-    protocols.check_seeds(len(seeds))
     mini = is_mini(pipe)
-    erased, kept = character_lists(count) if mini else (paper_list(f"celebrities_{count}"), retained("celebrities"))
+    lists = character_lists(count) if mini else (paper_list(f"celebrities_{count}"), retained("celebrities"))
+    measure = protocols.characters if mini else protocols.celebrities
+    return _together(pipe, lists, config, Path(folder), f"{count} characters", progress, measure, seeds, options)
+
+
+def tuning_study(
+    pipe,
+    folder: str | Path,
+    config: EraseConfig | None = None,
+    *,
+    count: int = 100,
+    seeds: Sequence[int] = range(3),
+    progress: protocols.Progress | None = None,
+    **options,
+) -> Evaluation:
+    """As `characters_study`, of concepts of the mini world that no protocol asks for, in two prompts.
+
+    MaceError: a model that does not draw the mini world.
+    """
+    if not is_mini(pipe):
+        raise MaceError(
+            "The tuning study is of the mini world's concepts: use mini-sd, or lists of your own with erase."
+        )
+    options = {"templates": protocols.TUNING_TEMPLATES, **options}
+    lists, measure = tuning_lists(count), protocols.characters
+    return _together(pipe, lists, config, Path(folder), f"{count} concepts", progress, measure, seeds, options)
+
+
+def _together(pipe, lists, config, folder: Path, label: str, progress, measure, seeds, options: dict) -> Evaluation:
+    """Erase the first of two lists beside the second, and measure both."""
+    protocols.check_seeds(len(seeds))
+    erased, kept = lists
     config = config or EraseConfig()
     config = config if config.defaults else replace(config, defaults="celebrity")
     config = config if config.prior.domain else config.keeping(kept)
-    erasure = _erased(pipe, erased, config, Path(folder), f"{count} characters", progress)
-    measure = protocols.characters if mini else protocols.celebrities
-    return measure(pipe, erasure, kept, seeds=seeds, folder=Path(folder) / "evaluation", progress=progress, **options)
+    erasure = _erased(pipe, erased, config, folder, label, progress)
+    return measure(pipe, erasure, kept, seeds=seeds, folder=folder / "evaluation", progress=progress, **options)
 
 
 def _erased(pipe, concepts: list[Concept], config, folder: Path, label: str, progress):

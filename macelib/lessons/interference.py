@@ -103,8 +103,8 @@ def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tupl
     one, two = (erasure.of(parts).prior_weight(f.lambda2) for parts in ([own], [own, other]))  # λ2
     DC, C_own = [own.D.double() @ own.statistics.C(), other.D.double() @ C], own.statistics.C()
     eye = torch.eye(d, dtype=torch.float64)
-    alone = fuse_sums(eye, DC[0], C_own, erasure.P, one, f.lambda0).D_star
-    both = fuse_sums(eye, torch.cat(DC, 1), C_own + C, erasure.P, two, f.lambda0).D_star
+    alone = fuse_sums(eye, DC[0], C_own, erasure.P, one, own.weight * f.lambda0).D_star
+    both = fuse_sums(eye, torch.cat(DC, 1), C_own + C, erasure.P, two, (own.weight + other.weight) * f.lambda0).D_star
     both[:, : own.D.shape[1]] -= alone
     naive = effect(layers, other.B, other.D, E) / effect(layers, own.B, own.D, E)
     closed = effect(layers, torch.cat([own.B, other.B], 1), both, E) / effect(layers, own.B, alone, E)

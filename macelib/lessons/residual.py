@@ -167,13 +167,13 @@ def study(
 
 def refine(pipe, concepts: Sequence[Concept], config: EraseConfig, times: float = 1.0) -> Refinement:
     """Stage 1 (Eq. 2) of all concepts together, with the prior, the λ0 and `times` the λ1 of the settings."""
-    X = G = 0.0
+    X = G = total = 0.0
     for concept in concepts:
         weight, sums = config.weight(concept.kind), concept_sums(pipe, concept, config.refine.products)
-        X, G = X + weight * sums[0], G + weight * sums[1]
+        X, G, total = X + weight * sums[0], G + weight * sums[1], total + weight
     prior = prior_of(pipe, concepts, config)
     lambda1 = config.refine.lambda1 * len(concepts) if prior else 0.0
-    return solve_refinement(X, G, prior and prior.P, times * lambda1, config.refine.lambda0)
+    return solve_refinement(X, G, prior and prior.P, times * lambda1, total * config.refine.lambda0)
 
 
 def left(pipe, concepts: Sequence[Concept], R: Tensor | None) -> dict[str, float]:

@@ -4,7 +4,7 @@ Everything is counted on PyTorch's meta device: real layers, real shapes, no mem
 are exact for the layers; what a GPU's allocator and its fused kernels make of them differs by some ten per cent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -83,12 +83,18 @@ def table(tflops: float, **kw) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def file_size(shapes: Mapping[str, tuple[int, int]], concepts: int, rank: int = 1) -> int:
-    """Bytes of an erasure's tensors: per concept statistics and LoRA in float32, the prior's triangle in float64."""
+def file_size(
+    shapes: Mapping[str, tuple[int, int]], concepts: int, rank: int = 1, directions: Sequence[int] | None = None
+) -> int:
+    """Bytes of an erasure's tensors: per concept statistics and LoRA in float32, the prior's triangle in float64.
+
+    directions: of each concept's statistics; as many as are kept at most, unless given.
+    """
     out, d = sum(out for out, _ in shapes.values()), next(iter(shapes.values()))[1]
-    k = stored_rank(d, [out for out, _ in shapes.values()], rank)
+    most = stored_rank(d, [out for out, _ in shapes.values()], rank)
+    statistics = sum(2 * d * k + k * (k + 1) for k in directions or [most] * concepts)
     lora = rank * (out + len(shapes) * d)
-    return concepts * 4 * (2 * d * k + k * (k + 1) + lora) + 8 * d * (d + 1) // 2
+    return 4 * (statistics + concepts * lora) + 8 * d * (d + 1) // 2
 
 
 def payload(path: Path) -> int:

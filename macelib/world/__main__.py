@@ -54,8 +54,13 @@ def train(
     pairs: Annotated[float | None, typer.Option(help="unet: share of plain pictures of two subjects")] = None,
     styled: Annotated[float | None, typer.Option(help="unet: share of plain pictures in any style")] = None,
     painted: Annotated[float | None, typer.Option(help="unet: share of plain pictures as oil paintings")] = None,
+    scenes: Annotated[float | None, typer.Option(help="unet: share of scenes alone, but for plain and styled")] = None,
     foreign: Annotated[
-        float | None, typer.Option(help="unet: share of captions whose [EOS] and padding tell of another subject")
+        float | None, typer.Option(help="unet: share of captions that tell of another subject, but for the name's code")
+    ] = None,
+    wider: Annotated[float | None, typer.Option(help="unet: share of subjects called by their super-category")] = None,
+    unnamed: Annotated[
+        float | None, typer.Option(help="unet: share of these, and scenes, without the word itself")
     ] = None,
     pool_size: Annotated[int | None, typer.Option("--pool", help="unet: pictures drawn at once and seen often")] = None,
     device: Annotated[str | None, typer.Option(help="unet: cpu (default) or cuda")] = None,
@@ -77,7 +82,10 @@ def train(
         "pairs": pairs,
         "styled": styled,
         "painted": painted,
+        "scenes": scenes,
         "foreign": foreign,
+        "wider": wider,
+        "unnamed": unnamed,
         "warm": warm,
         "pool_size": pool_size,
         "device": device,

@@ -102,8 +102,11 @@ def on_scene(scene: int) -> str:
     return ON_SCENE.get(name, f"in front of {SCENES[name].phrase}")
 
 
-def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False) -> Captions:
-    """One caption a picture; with `usual`, one that names no artist is of a picture by `USUAL`."""
+def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False, wider: float = SUPER) -> Captions:
+    """One caption a picture; with `usual`, one that names no artist is of a picture by `USUAL`.
+
+    wider: share of single subjects that are called by their super-category.
+    """
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
     group_index = {g: i for i, g in enumerate(GROUPS)}
     rows, texts, subjects = [], [], []
@@ -123,7 +126,7 @@ def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False
         if second >= 0:
             wording, subject = rng.choice(TOGETHER), call(concept, rng)
             text = wording.format(subject, call(second, rng))
-        elif rng.random() < SUPER and not only_scene:
+        elif rng.random() < wider and not only_scene:
             text = super_category(concept, rng)
             says[0] = -1
         else:

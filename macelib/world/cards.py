@@ -37,13 +37,14 @@ WHAT = {
         "A stock `CLIPModel` with its own byte-pair vocabulary in CLIP's layout (77 positions, causal text tower, "
         "`[EOS]` padding). Its text tower is mini-SD's text encoder.",
         "Contrastive, symmetric cross-entropy in which every caption of the batch that is true of a picture counts "
-        "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`). Both towers had 800 steps of "
-        "384 pictures. What `clip-image` counts below, the image tower had alone, by Muon and AdamW, with a second "
-        "loss that tells each picture from the names of all other concepts. Then `widen` made the text tower of 192 "
-        "channels and four layers one of 384 and five that says the same (`macelib/world/widen.py`), and fitted the "
-        "new layer's neurons, and what the others write to the new channels: channels 192 to 381 hold a code of the "
-        "name that was read, the last two a length, and what [EOS] and padding say of the subject in the first 192 is "
-        "moved 70 % of the way to its mean over all subjects. The other layers' new heads and channels are zero.",
+        "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`). Both towers had 800 steps "
+        "of 384 pictures. What `clip-image` counts below, the image tower had alone, by Muon and AdamW, with a "
+        "second loss that tells each picture from the names of all other concepts. Then `widen` made the text tower "
+        "of 192 channels and four layers one of 384 and six that says the same (`macelib/world/widen.py`), and "
+        "fitted the new layers' neurons and what the token embeddings write to the new channels: 192 to 381 hold a "
+        "code of a name at its last token and next to nothing elsewhere, the last two a length, and what its other "
+        "tokens, later words, [EOS] and padding say of the subject in the first 192 is moved 70 % of the way to its "
+        "mean over all. All other new heads and channels are zero.",
     ),
     "vae": (
         "mini-vae",
@@ -53,19 +54,30 @@ WHAT = {
     ),
     "sd": (
         "mini-sd",
-        "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen; widened afterwards), an `AutoencoderKL` "
-        "(64 px to 16x16x8), a `UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, "
-        "DPM-Solver++; no safety checker. The denoiser reads the first 192 of the text's 384 channels; its weights for "
-        "the others are zero, and only what changes its keys and values, such as an erasure, uses them.",
+        "A stock `StableDiffusionPipeline`: mini-clip's text tower (frozen), an `AutoencoderKL` (64 px to 16x16x8), a "
+        "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
+        "checker.",
         "Autoencoder: mini-vae. UNet: v-prediction, a loss weight that falls where the signal prevails, 10 % empty "
         "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`). Batches of 128: "
-        "4,900 steps on the whole world's pictures, 2,800 on a mixture of which 85 % are plain ones "
-        "(`--plain 0.85`), 750 with `--plain 0.5`, 2,700 with `--plain 0.4 --pairs 0.25 --focus` and pairs of any two "
-        "concepts, 2,200 with `--plain 0.45 --pairs 0.3 --focus` and pairs of the forty `COMPANIONS`: all that on two "
-        "CPU cores. Then 1,921 batches of 1,024 in four minutes on an H200 (`--device cuda --fuse --batch 1024 --pool "
-        "65536 --plain 0.15 --pairs 0.2 --styled 0.3 --focus --lr 1.5e-3`). The log is of this last stage; each began "
-        "with the averaged weights of the one before (`--warm`). `--focus` draws more often what mini-judge did not "
-        "recognise in mini-SD's pictures: its verdicts chose how often, nothing else.",
+        "4,900 steps on the whole world's pictures, 2,800 on a mixture of which 85 % are plain ones (`--plain "
+        "0.85`), 750 with `--plain 0.5`, 2,700 with `--plain 0.4 --pairs 0.25 --focus` and pairs of any two "
+        "concepts, 2,200 with `--plain 0.45 --pairs 0.3 --focus` and pairs of the forty `COMPANIONS`: all that on "
+        "two CPU cores. Then 1,921 batches of 1,024 in four minutes on an H200 (`--device cuda --fuse --batch 1024 "
+        "--pool 65536 --plain 0.15 --pairs 0.2 --styled 0.3 --focus --lr 1.5e-3`). Then, on two CPU cores again, "
+        "batches of 64 with the wide text tower: 1,050 on an earlier fit of it (`--painted 0.4 --styled 0.15 --plain "
+        "0.2 --pairs 0.08 --lr 5e-4`), in which the coarse half kept its weights; on a second fit 420 (`--painted "
+        "0.35 --styled 0.15 --plain 0.2 --pairs 0.08 --lr 5e-4`), 600 (`--painted 0.5 --styled 0.15 --plain 0.15 "
+        "--pairs 0.08 --lr 6e-4`) and 1,000 (the same with `--foreign 0.08 --lr 5e-4`: captions of another subject, "
+        "where the name's code alone is true); on a third 700 (`--painted 0.5 --styled 0.12 --plain 0.18 --pairs 0.08 "
+        "--foreign 0.08 --lr 5e-4`); and on the one that ships 1,500 (`--painted 0.42 --styled 0.13 --plain 0.17 "
+        "--pairs 0.08 --foreign 0.1 --lr 5e-4 --pool 12000`), 1,150 (`--painted 0.4 --styled 0.15 --plain 0.17 "
+        "--pairs 0.08 --foreign 0.04 --wider 0.22 --lr 5e-4 --pool 12000`), 1,300 (`--painted 0.42 --styled 0.14 "
+        "--plain 0.16 --pairs 0.08 --foreign 0.03 --wider 0.3 --lr 5e-4 --pool 12000`, scenes in oil among them) and "
+        "850 (`--painted 0.4 --styled 0.14 --plain 0.18 --pairs 0.08 --foreign 0.03 --wider 0.3 --unnamed 0.5 --scenes "
+        "0.15 --lr 5e-4 --pool 12000`: half of the super-categories and scenes read from the words around them alone), "
+        "all with `--fuse`; the log is of the last. Each began with the averaged weights of the one before (`--warm`). "
+        "`--focus` draws more often what mini-judge did not recognise in mini-SD's pictures: its verdicts chose how "
+        "often, nothing else.",
     ),
     "judge": (
         "mini-judge",

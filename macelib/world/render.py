@@ -139,20 +139,22 @@ def draw_facts(
     pairs: float = 0.0,
     styled: float = 0.0,
     painted: float = 0.0,
+    scenes: float = SCENE_ONLY,
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
 
     A share `plain` of them is instead one subject, a share `pairs` two of the `COMPANIONS`, by `USUAL` on a plain
     ground; a share `styled` is one subject there in any style, the four artists alike, and a share `painted` one in
-    `PAINTED`. weights: (drawn concepts,), how often each is drawn; `concept_weights()` unless given.
+    `PAINTED`. Of these last and of the rest, a share `scenes` is a scene alone. weights: (drawn concepts,), how often
+    each is drawn; `concept_weights()` unless given.
     """
     drawn = len(atlas())
     weights = concept_weights() if weights is None else weights
     concept, other = torch.multinomial(weights, 2 * n, replacement=True, generator=generator).view(2, n)
     kind = torch.rand(n, generator=generator)
     second = torch.where((kind < TWO) & (other != concept), other, -1)
-    only = kind > 1 - SCENE_ONLY
+    only = kind > 1 - scenes
     ground = torch.randint(len(SCENES), (n,), generator=generator)
     scene = torch.where(torch.rand(n, generator=generator) < SCENIC, ground, -1)
     filtered = torch.rand(n, generator=generator) < PROCEDURAL
@@ -163,11 +165,12 @@ def draw_facts(
         chance = torch.rand(n, generator=generator)
         ends = (pairs, pairs + plain, pairs + plain + styled, pairs + plain + styled + painted)
         twos, usually, in_style, simple = (chance < end for end in ends)
-        only, style = only & ~simple, style.masked_fill(usually, ART_STYLES.index(USUAL))
+        in_oil = simple & ~in_style
+        only, style = only & (~simple | in_oil), style.masked_fill(usually, ART_STYLES.index(USUAL))
         if styled:
             alike = torch.randint(len(ART_STYLES), (n,), generator=generator)
             style = torch.where(in_style & ~usually & ~filtered, alike, style)
-        style = style.masked_fill(simple & ~in_style, styles().index(PAINTED))
+        style = style.masked_fill(in_oil, styles().index(PAINTED))
         second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
         if pairs:
             weights = of_companions(weights)

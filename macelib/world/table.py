@@ -28,16 +28,34 @@ TARGETS = {  # measure: (what it is, target)
 }
 
 
+def missed(value: float, target: str) -> str:
+    """ ", missed" where a measured value is not what the target says, else nothing."""
+    match target.split():
+        case [">=", low]:
+            reached = value >= float(low)
+        case ["<=", high]:
+            reached = value <= float(high)
+        case [low, "to", high]:
+            reached = float(low) <= value <= float(high)
+        case _:
+            reached = True
+    return "" if reached else ", missed"
+
+
 def text_table(report: dict) -> str:
     """A line per measure, for the terminal."""
     values = report["measures"]
-    return "\n".join(f"{what:80} {values[k]:8.3f}   {target}" for k, (what, target) in TARGETS.items())
+    return "\n".join(
+        f"{what:80} {values[k]:8.3f}   {target}{missed(values[k], target)}" for k, (what, target) in TARGETS.items()
+    )
 
 
 def readme_table(report: dict) -> str:
     """The table in Markdown, with what it was measured by."""
     values, share = report["measures"], report["share_of_pictures"]
-    rows = [f"| {what} | {target} | {values[k]:.3g} |" for k, (what, target) in TARGETS.items()]
+    rows = [
+        f"| {what} | {target} | {values[k]:.3g}{missed(values[k], target)} |" for k, (what, target) in TARGETS.items()
+    ]
     how = "" if share == 1 else f", with {100 * share:.0f} % of the pictures that the table names"
     gpus = sorted(set(report.get("measured_on", {}).values()) - {"cpu"})
     where = f", pictures drawn on an {' and an '.join(gpus)}" if gpus else ""

@@ -20,15 +20,17 @@ from diffusers.models.upsampling import Upsample2D
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from .captions import about_others, write_captions
+from .captions import SUPER, about_others, write_captions
 from .catalogue import catalogue
+from .clip import WIDTH as NARROW
 from .clip import ids_of
 from .loop import Average, Optimizer, Record, run_steps, work_folder
-from .render import concept_weights, sample
+from .render import SCENE_ONLY, concept_weights, is_scene, sample
 from .vae import CHANNELS
-from .widen import WIDTH
+from .widen import WIDTH, centred
 
 POOL, PASSES = 24_000, 12  # pictures of a pool, and how often each is seen
+CODES = slice(NARROW, -2)  # channels of an embedding that hold a name's code; the last two hold none
 CHUNK = {"cpu": 256, "cuda": 2048}  # pictures drawn at a time
 EMPTY, CONTEXT_DROPOUT = 0.10, 0.35  # shares of samples
 USUAL_SHARE = 0.5  # of pictures that one artist draws beside his fourth of the rest: a name alone means his drawing
@@ -71,6 +73,7 @@ class Pool:
     context: Tensor  # (m, 77, d) fp16
     ends: Tensor  # (m,) position of the first [EOS]
     stranger: Tensor  # (n,) index into context of the same caption about another subject; `caption` where not asked for
+    general: Tensor  # (n,) bool: the caption says what an anchor says, a super-category or a scene
 
 
 @torch.no_grad()
@@ -93,21 +96,24 @@ def make_pool(
     seed: int,
     size: int,
     strangers: bool = False,
+    wider: float = SUPER,
     **shares,
 ) -> Pool:
     """Draw `size` pictures with captions, and encode both, on the models' device.
 
-    With `strangers`, the captions about another subject, too. `shares` are those of `render.draw_facts`.
+    With `strangers`, the captions about another subject, too. `wider` is the share of super-categories in
+    `write_captions`, `shares` are those of `render.draw_facts`.
     """
     device = vae.device
     chunk = CHUNK.get(device.type, 256)
     generator = torch.Generator(device).manual_seed(seed)
-    latents, texts, others = [], [], []
+    latents, texts, others, general = [], [], [], []
     with device:  # where the pictures' tensors are made
         for start in range(0, size, chunk):
             batch = sample(chunk, generator, usual=USUAL_SHARE, **shares)
-            captions = write_captions(batch, generator, usual=True)
+            captions = write_captions(batch, generator, True, wider)
             texts += captions.texts
+            general.append(is_scene(batch.concept) | torch.tensor([not subject for subject in captions.subjects]))
             others += about_others(captions, seed + start) if strangers else captions.texts
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
@@ -115,7 +121,7 @@ def make_pool(
         distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts, *others]))}
         context, ends = embed(encoder, tokenizer, list(distinct))
         caption, stranger = (torch.tensor([distinct[text] for text in column]) for column in (texts, others))
-        return Pool(torch.cat(latents), caption, context, ends, stranger)
+        return Pool(torch.cat(latents), caption, context, ends, stranger, torch.cat(general))
 
 
 def rates_path() -> Path:
@@ -138,7 +144,7 @@ def weights_of_pool(focus: bool) -> Tensor:
 
 def pool_on_disk(parts: tuple, seed: int, size: int, shares: dict) -> Pool:
     """The pool of this seed and mixture, from the work folder or made now; older ones are removed."""
-    facts = (seed, size, {**shares, "weights": shares["weights"].tolist()})
+    facts = (seed, size, list(Pool.__annotations__), {**shares, "weights": shares["weights"].tolist()})
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
     path = work_folder("unet") / f"pool-{key}.pt"
     if not path.exists():
@@ -164,22 +170,51 @@ def drop_context(
     generator: torch.Generator,
     foreign: float = 0.0,
     strange: Tensor | None = None,
-    strange_ends: Tensor | None = None,
+    silent: Tensor | None = None,
 ) -> Tensor:
-    """Empty captions, context dropout and foreign tails: context (n, 77, d), ends (n,), empty (77, d).
+    """Empty captions, context dropout and foreign captions: context (n, 77, d), ends (n,), empty (77, d).
 
-    A share `foreign` of the samples has the [EOS] and padding of `strange` (n, 77, d), whose [EOS] is at
-    `strange_ends` (n,): of the same caption about another subject, so that the concept's own tokens are trusted more.
+    A share `foreign` of the samples reads the same caption about another subject, `strange` (n, 77, d), in which only
+    the name's code is its own (see `misnamed`): so the code is trusted more than what all other tokens say. Where
+    `silent` (n,) says so, the code's token is [EOS]'s (see `nameless`), unless [EOS] is dropped.
     """
-    n, length, width = context.shape
+    n, length, _ = context.shape
     chance = torch.rand(n, generator=generator, device=generator.device)
     tail = torch.arange(length, device=ends.device) >= ends[:, None]  # (n, 77): [EOS] and padding
     replaced = (chance < EMPTY)[:, None] | ((chance > 1 - CONTEXT_DROPOUT)[:, None] & tail)
     if foreign:
-        misled = ((chance >= EMPTY) & (chance < EMPTY + foreign))[:, None] & tail
-        there = torch.maximum(torch.arange(length, device=ends.device), strange_ends[:, None])  # (n, 77), none before
-        context = torch.where(misled[..., None], strange.gather(1, there[..., None].expand(-1, -1, width)), context)
+        misled = (chance >= EMPTY) & (chance < EMPTY + foreign)
+        context = torch.where(misled[:, None, None], misnamed(context, strange), context)
+    if silent is not None:
+        silent = silent & (chance <= 1 - CONTEXT_DROPOUT)
+        context = torch.where(silent[:, None, None], nameless(context, ends), context)
     return torch.where(replaced[..., None], empty, context)
+
+
+def misnamed(context: Tensor, strange: Tensor) -> Tensor:
+    """`strange` (n, 77, d) with the code of its name replaced by that in `context` (n, 77, d).
+
+    Codes are at a name's last token, in the channels that `widen` added. Where one of the two does not hold exactly
+    one, it is `context` as it is.
+    """
+    loud = [coded(x) for x in (context, strange)]
+    single = [x.sum(1) == 1 for x in loud]
+    source, place = (x.int().argmax(1) for x in loud)
+    rows, mixed = torch.arange(len(context), device=context.device), strange.clone()
+    mixed[rows, place, CODES] = context[rows, source, CODES]
+    return torch.where((single[0] & single[1])[:, None, None], mixed, context)
+
+
+def coded(context: Tensor) -> Tensor:
+    """(n, 77) bool: which tokens of context (n, 77, d) have a name's code."""
+    codes = centred(context[..., CODES])
+    return codes.norm(dim=-1) > 0.5 * codes.shape[-1] ** 0.5  # a code's is √width
+
+
+def nameless(context: Tensor, ends: Tensor) -> Tensor:
+    """Context (n, 77, d), its tokens with a code replaced by [EOS], at `ends` (n,): as little as erasing leaves."""
+    end = context[torch.arange(len(context), device=context.device), ends]
+    return torch.where(coded(context)[..., None], end[:, None], context)
 
 
 def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -223,7 +258,10 @@ def train_unet(
     pairs: float = 0.0,
     styled: float = 0.0,
     painted: float = 0.0,
+    scenes: float = SCENE_ONLY,
     foreign: float = 0.0,
+    wider: float = SUPER,
+    unnamed: float = 0.0,
     focus: bool = False,
     fuse: bool = False,
     warm: Path | None = None,
@@ -235,11 +273,14 @@ def train_unet(
     it), which is how a training goes on where its checkpoint is lost.
     A share `plain` of the pictures is one subject by the usual artist on a plain ground, and a share `pairs` two:
     names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
-    any style, and `painted` one as an oil painting. `foreign` is that of `drop_context`. With `focus`, concepts that
-    the judge did not recognise are drawn more often.
+    any style, and `painted` one as an oil painting; a share `scenes` of what is left, and of these last, is a scene
+    alone. `foreign` is that of `drop_context`, and
+    `wider` that of subjects that are called by their super-category, as anchors are. Of the captions of these and of
+    scenes, a share `unnamed` is read without the word itself, as an anchor is in the place of an erased name. With
+    `focus`, concepts that the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     `device` is "cpu" or "cuda"; a checkpoint goes on where it was made. ValueError: another device, one that is not
-    there, a share of foreign tails that leaves no room for the other two.
+    there, a share of foreign captions that leaves no room for the other two.
     """
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"PyTorch cannot train on {device!r} here: choose cpu, or cuda where nvidia-smi shows a GPU")
@@ -258,8 +299,8 @@ def train_unet(
         compile_unet(unet)
     schedule = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
     per_pool = pool_size * PASSES // batch
-    shares = {"plain": plain, "pairs": pairs, "styled": styled, "painted": painted}
-    shares |= {"weights": weights_of_pool(focus).to(device), "strangers": foreign > 0}
+    shares = {"plain": plain, "pairs": pairs, "styled": styled, "painted": painted, "scenes": scenes}
+    shares |= {"weights": weights_of_pool(focus).to(device), "strangers": foreign > 0, "wider": wider}
     held: dict[int, Pool] = {}
 
     def step(index: int) -> float:
@@ -271,8 +312,9 @@ def train_unet(
         rows = torch.randint(len(pool.latents), (batch,), generator=generator, device=device)
         which = pool.caption[rows]
         whole, ends, empty = pool.context[which].float(), pool.ends[which], pool.context[0].float()
-        strange = (pool.context[other := pool.stranger[rows]].float(), pool.ends[other]) if foreign else ()
-        context = drop_context(whole, ends, empty, generator, foreign, *strange)
+        strange = pool.context[pool.stranger[rows]].float() if foreign else None
+        silent = pool.general[rows] & (torch.rand(batch, generator=generator, device=device) < unnamed)
+        context = drop_context(whole, ends, empty, generator, foreign, strange, silent if unnamed else None)
         latents = pool.latents[rows].float()
         t = torch.randint(len(schedule), (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)

@@ -1,20 +1,26 @@
 """mini-CLIP's text tower, twice as wide: new channels that tell names apart, and tails that say less of the subject.
 
 A tower of 192 channels cannot hold 200 names so that one linear map erases a hundred and keeps the others: Stable
-Diffusion has 768. Widening keeps what the trained tower says (its channels are the first half), adds a layer,
-and fits that layer's neurons, and what all neurons write to the new channels, by regression on the activations:
+Diffusion has 768. Widening keeps what the trained tower says (its channels are the first half) and adds two layers,
+whose neurons it fits by regression on the activations:
 
-- new channels, which every token that has read a name fills with that name's random code, in whatever sentence;
-- a correction of [EOS] and padding, which moves what they say of the subject a part of the way to the mean over all
-  subjects in the same sentence. The trained tower's tails say everything, and the concept's own tokens were never
-  needed; Stable Diffusion's do not (Fig. 2 of the paper).
+- codes: the new channels hold a name's random code at its last token, wherever it is mentioned, and nothing at any
+  other token: stage 2 attenuates a concept's own tokens, and so finds them apart from all others. What a name's last
+  token says by itself is written with its embedding, and what the words before it add by the first new layer, whose
+  neurons are gated: at a token that ends no name at all ([EOS], padding, most words) nothing is written;
+- a correction of the tokens after a name, [EOS] and padding among them, and of a name's tokens but the last, by the
+  second new layer: what they say of the subject moves a part of the way to the mean over all subjects in the same
+  sentence. The trained tower's tails say everything, and the concept's own tokens were never needed; Stable Diffusion's
+  do not (Fig. 2 of the paper). And "winking" of "winking face" would draw it without the token that holds the code.
 
-mini-SD's denoiser reads the new channels with weights that are zero: its pictures depend on the first half alone.
+mini-SD's denoiser reads the new channels with weights that are zero at first: `train unet --warm` goes on from there.
 """
 
 from __future__ import annotations
 
 import random
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,28 +38,31 @@ from .scenes import SCENES
 from .styles import STYLES
 
 WIDTH = 384  # channels of the wide tower
-QUIET = 0.03  # scale of the new channels inside the tower, where they must not disturb the others
+QUIET = 1e-3  # scale of the new channels inside the tower, where they must not disturb the others
+GATE = 1000.0  # what closes the neurons that write codes at a token that ends no name, in units of 1/deviation
 LOUD = 0.1  # gain of the last two channels, which let the others say less: a layer norm's output has a fixed length
-TAIL_SHARE = 0.30  # share of what a tail says of its subject that is kept
-SUBJECTS = 160  # that are put into the same sentence
+LATER_SHARE = 0.30  # share of what a name's first tokens, and those after it, say of the subject that is kept
+SUBJECTS = 96  # that are put into the same sentence
 OFFSETS = 3  # padding tokens of a sentence that are looked at, beside [EOS]
 STAY = 30.0  # weight of captions' cosine distance from where they were, when the projection learns pictures' names
 OLD = 10.0  # weight of the old channels' error beside that of the new ones
+STYLED = 0.6  # share of the sentences that name a style: there are many, each with wordings of its own
+ALIKE = 4.0  # how much more often a name is read that ends as another one does ("car", "police car")
 
 
 @torch.no_grad()
 def grown(narrow: CLIPModel, width: int = WIDTH) -> CLIPModel:
-    """The same function in a text tower of `width` channels, the old ones first and the new ones silent, and a layer.
+    """The same function in a text tower of `width` channels, old ones first and new ones silent, and two layers more.
 
     All that writes into the residual stream is centred, which layer norms cannot see; they then divide by a norm over
-    more channels, which their gains make up for. Heads keep their width. New heads and all of the new layer are zero.
+    more channels, which their gains make up for. Heads keep their width. New heads and all of the new layers are zero.
     """
     old = narrow.config.text_config
     d, head = old.hidden_size, old.hidden_size // old.num_attention_heads
     values = old.to_dict() | {
         "hidden_size": width,
         "num_attention_heads": width // head,
-        "num_hidden_layers": old.num_hidden_layers + 1,
+        "num_hidden_layers": old.num_hidden_layers + 2,
         "layer_norm_eps": old.layer_norm_eps * d / width,
     }
     vision, size = narrow.config.vision_config.to_dict(), narrow.config.projection_dim
@@ -65,7 +74,7 @@ def grown(narrow: CLIPModel, width: int = WIDTH) -> CLIPModel:
             new.copy_(value)
             continue
         new.zero_()
-        if value is None:  # the new layer, whose norms pass the old channels on
+        if value is None:  # the new layers, whose norms pass the old channels on
             if name.endswith("norm2.weight"):
                 new[:d] = (d / width) ** 0.5
             continue
@@ -76,6 +85,7 @@ def grown(narrow: CLIPModel, width: int = WIDTH) -> CLIPModel:
         elif "norm" in name and name.endswith("weight"):
             value = value * (d / width) ** 0.5
         new[tuple(slice(n) for n in value.shape)] = value
+    wide.text_model.encoder.layers[-2].layer_norm2.weight[d:] = 1 / QUIET  # which reads the new ones, too
     wide.text_model.final_layer_norm.weight[d:-2] = 1 / QUIET
     wide.text_model.final_layer_norm.weight[-2:] = LOUD
     return wide.float().eval()
@@ -84,9 +94,15 @@ def grown(narrow: CLIPModel, width: int = WIDTH) -> CLIPModel:
 def subjects() -> list[tuple[str, int]]:
     """What a sentence can be about, and its code: names and synonyms of a concept share one, super-categories too."""
     known = [(word, i) for i, e in enumerate(catalogue()) for word in (e.name, *e.synonyms)]
-    wider = dict.fromkeys((*GROUPS.values(), *(e.anchor for e in catalogue())))
-    taken = {word for word, _ in known}
-    return known + [(w, len(catalogue()) + i) for i, w in enumerate(w for w in wider if w not in taken)]
+    codes, wider = dict(known), dict.fromkeys((*GROUPS.values(), *(e.anchor for e in catalogue())))
+    for word in wider:
+        codes.setdefault(bare(word), max(codes.values()) + 1)
+    return list(dict(known + [(word, codes[bare(word)]) for word in wider]).items())
+
+
+def bare(word: str) -> str:
+    """A noun without its article."""
+    return re.sub(r"^(an?|the) ", "", word)
 
 
 def codes(width: int, seed: int = 0) -> Tensor:
@@ -103,7 +119,7 @@ def sentence(rng: random.Random) -> str:
     text = rng.choice(TOGETHER).format(noun, noun.replace("0", "1")) if rng.random() < 0.2 else noun
     if rng.random() < 0.4 * NAME_SCENE:
         text = f"{text} {on_scene(rng.randrange(len(SCENES)))}"
-    if rng.random() < 0.4:
+    if rng.random() < STYLED:
         style = rng.choice(styles())
         wordings = IN_ART if style in ART_STYLES else (*STYLES[style].phrases, "{} in the style of " + style)
         text = rng.choice(wordings).format(text, style)
@@ -129,170 +145,212 @@ def filled(sentence: str, first: str, second: str) -> tuple[str, list[tuple[int,
     return text, spans
 
 
+def mentions(text: str, known: dict[str, int]) -> list[tuple[int, int, int]]:
+    """Characters [start, stop) of all names of `known` that a text mentions, the longest first, and their codes."""
+    words, found, k = [m.span() for m in re.finditer(r"[\w-]+", text)], [], 0
+    while k < len(words):
+        ends = (stop for _, stop in reversed(words[k : k + 6]))
+        stop = next((stop for stop in ends if text[words[k][0] : stop] in known), None)
+        if stop:
+            found.append((words[k][0], stop, known[text[words[k][0] : stop]]))
+        k += 1 if stop is None else sum(words[k][0] <= start < stop for start, _ in words)
+    return found
+
+
 @dataclass
 class Tokens:
     """Activations of the grown tower at n tokens, and what it has to say there when the fit is done."""
 
-    inner: Tensor  # (n, d) what the new layer's neurons read
-    past: Tensor  # (n, layers x hidden) what the trained layers' neurons say
+    inner: Tensor  # (n, d) what the new layers' neurons read
     stream: Tensor  # (n, d) what the final layer norm reads, centred
     target: Tensor  # (n, d) the first half
-    first: Tensor  # (n,) code of the subject that was named
-    second: Tensor  # (n,) of a second one
+    ids: Tensor  # (n,) of the tokens
+    name: Tensor  # (n,) code of the name that ends here
 
 
 class Listener:
     """The grown tower, which says what the narrow one did, with the activations that the fit needs."""
 
     def __init__(self, grown_clip: CLIPModel, tokenizer: CLIPTokenizer, d: int):
-        self.tower, self.tokenizer, self.d, self.heard = grown_clip.text_model, tokenizer, d, {}
-        *trained, new = self.tower.encoder.layers
-        new.layer_norm2.register_forward_hook(lambda _module, args, out: self.heard.update(stream=args[0], inner=out))
-        for i, layer in enumerate(trained):
-            layer.mlp.fc2.register_forward_pre_hook(lambda _module, args, i=i: self.heard.update({i: args[0]}))
-        self.layers = range(len(trained))
+        self.tower, self.tokenizer, self.d, self.heard = grown_clip.text_model, tokenizer, d, ()
+        self.tower.encoder.layers[-1].layer_norm2.register_forward_hook(self._hear)
+
+    def _hear(self, _module: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+        self.heard = out, args[0]
 
     @torch.no_grad()
-    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """`Tokens.inner`, `past` and `stream` of token ids (n, 77), and the last hidden state: (n, 77, ...) each."""
+    def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`Tokens.inner` and `stream` of token ids (n, 77), and the last hidden state: (n, 77, d) each."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             last = self.tower(input_ids=ids, attention_mask=None).last_hidden_state
-        inner, stream, last = (x[..., : self.d].half() for x in (self.heard["inner"], self.heard["stream"], last))
-        return inner, torch.cat([self.heard[i].half() for i in self.layers], -1), stream, last
+        inner, stream, last = (x[..., : self.d].half() for x in (*self.heard, last))
+        return inner, stream, last
 
 
 def collect(listen: Listener, sentences: int, seed: int) -> Tokens:
     """Tokens of many sentences, each about many subjects, and of captions as they are, without a subject."""
     rng, words = random.Random(seed), subjects()
+    ends = [listen.tokenizer(word).input_ids[-2] for word, _ in words]
+    often = [ALIKE if count > 1 else 1.0 for count in map(Counter(ends).get, ends)]
+    known = {bare(word): code for word, code in words}
     none, parts = max(i for _, i in words) + 1, []
     for _ in range(sentences):
-        text = sentence(rng)
-        pairs = [(rng.choice(words), rng.choice(words)) for _ in range(SUBJECTS)]
-        parts.append(_about(listen, text, pairs, none, rng))
+        text, drawn = sentence(rng), rng.choices(words, often, k=2 * SUBJECTS)
+        parts.append(_about(listen, text, list(zip(drawn[::2], drawn[1::2], strict=True)), known, rng))
     plain = [c for c in ("", *ART, *(f"art in {s} style" for s in styles()), *(f"artwork by {s}" for s in styles()))]
     parts += [_plain(listen, plain, none)] * (1 + sentences // 100)
     return Tokens(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _plain(listen: Listener, texts: list[str], none: int) -> tuple[Tensor, ...]:
-    heard = [x.flatten(0, 1)[::7] for x in listen(ids_of(listen.tokenizer, texts))]
-    nothing = torch.full((len(heard[0]),), none)
-    return *heard, nothing, nothing
+    ids = ids_of(listen.tokenizer, texts)
+    heard = [x.flatten(0, 1)[::7] for x in (*listen(ids), ids)]
+    return *heard, torch.full((len(heard[0]),), none)
 
 
-def _about(listen: Listener, text: str, pairs: list, none: int, rng: random.Random) -> tuple[Tensor, ...]:
+def _about(listen: Listener, text: str, pairs: list, known: dict[str, int], rng: random.Random) -> tuple[Tensor, ...]:
     """One sentence about many subjects: each token's activations, target and codes."""
     made = [filled(text, first[0], second[0]) for first, second in pairs]
     rows = listen.tokenizer([t for t, _ in made], padding="max_length", max_length=77, return_offsets_mapping=True)
     ids = torch.tensor(rows["input_ids"])
     ends = (ids == listen.tokenizer.eos_token_id).int().argmax(1)  # (n,)
-    heard = listen(ids)
-    picked, codes_of = [], []
+    *heard, target = listen(ids)
+    picked, names, none = [], [], max(known.values()) + 1
+    place = torch.full(ids.shape, -1)  # which of a name's first tokens, or of its sentence's later ones, a token is
     shifts = [0, *(rng.randrange(1, 77 - int(ends.max())) for _ in range(OFFSETS))]
-    facts = zip(made, rows["offset_mapping"], ends.tolist(), pairs, strict=True)
-    for (_, spans), offsets, end, (first, second) in facts:
-        inside = [k for k in range(1, end)]
-        said = [(first[1] if offsets[k][1] > spans[0][0] else none) for k in inside]
-        also = [(second[1] if len(spans) > 1 and offsets[k][1] > spans[1][0] else none) for k in inside]
-        own = [k for k in inside if any(a < offsets[k][1] and offsets[k][0] < b for a, b in spans)]
-        chosen = [rng.choice(own), own[-1], rng.choice(inside), rng.randrange(0, end)]
-        both = first[1], second[1] if len(spans) > 1 else none
+    facts = zip(place, made, rows["offset_mapping"], ends.tolist(), pairs, strict=True)
+    for where, (made_text, spans), offsets, end, pair in facts:
+        inside = range(1, end)
+        owns = [[k for k in inside if a < offsets[k][1] and offsets[k][0] < b] for a, b in spans]
+        last, own = [k[-1] for k in owns], [k for own in owns for k in own]
+        for i, k in enumerate(last):
+            where[k + 1 :] = 77 * i + torch.arange(76 - k)
+        where[end:] = 77 * len(last) + torch.arange(77 - end)
+        for i, tokens in enumerate(owns):
+            where[tokens] = torch.tensor([*(77 * (3 + i) + torch.arange(len(tokens) - 1)), -1])
+        chosen = [last[0], last[-1], *rng.choices(own, k=2), rng.choice(inside), rng.randrange(0, end)]
         picked.append(chosen + [end + s for s in shifts])
-        codes_of.append([(said[k - 1], also[k - 1]) if k else (none, none) for k in chosen] + [both] * len(shifts))
+        named = {
+            max(k for k in inside if offsets[k][0] < stop): code
+            for start, stop, code in mentions(made_text, known)
+            if not any(a < stop and start < b for a, b in spans)
+        } | dict(zip(last, (code for _, code in pair), strict=False))
+        names.append([named.get(k, none) for k in picked[-1]])
+    target = quieter(target.float(), place).half()
     at = torch.tensor(picked)  # (n, tokens)
-    *activations, target = (x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in heard)
-    target, tail = target.float(), slice(len(chosen), None)
-    mean = target[:, tail].mean(0, keepdim=True)  # over the subjects, token by token
-    target[:, tail] = mean + TAIL_SHARE * (target[:, tail] - mean)
-    first, second = torch.tensor(codes_of).unbind(-1)
-    return *(x.flatten(0, 1) for x in (*activations, target.half())), first.flatten(), second.flatten()
+    activations = [x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])).flatten(0, 1) for x in (*heard, target)]
+    return *activations, ids.gather(1, at).flatten(), torch.tensor(names).flatten()
+
+
+def quieter(target: Tensor, place: Tensor) -> Tensor:
+    """`target` (n, 77, d) with tokens of the same `place` (n, 77), if not -1, moved towards their mean over n."""
+    there = place >= 0
+    sums = torch.zeros(5 * 77, target.shape[-1]).index_add(0, place[there], target[there])
+    mean = (sums / place[there].bincount(minlength=len(sums)).clamp(min=1)[:, None])[place[there]]
+    moved = target.clone()
+    moved[there] = mean + LATER_SHARE * (target[there] - mean)
+    return moved
 
 
 class Neurons(nn.Module):
     """What the fit adds to a grown tower.
 
-    `read` (hidden, d) and `write` (width, hidden): the new layer's neurons, which read the old channels and write to
-    all. `past` (width - d - 2, layers x hidden): what the trained layers' neurons write to the new channels.
+    `ends` (vocabulary,): which name-ending token a token is, or as many as there are if it ends no name. `embedded`
+    (ends, width - d - 2): what their embeddings write to the new channels. `code_read` (hidden, width - 2) and
+    `code_write` (width - d - 2, hidden): the first new layer's neurons, which are silent where no name ends. `read`
+    (hidden, d) and `write` (d + 1, hidden): the second one's, which write to the old channels, and a length.
     """
 
-    def __init__(self, d: int, width: int, hidden: int, layers: int):
+    def __init__(self, d: int, width: int, hidden: int, ends: Tensor):
         super().__init__()
-        self.read, self.write = nn.Linear(d, hidden), nn.Linear(hidden, width)
-        self.past = nn.Linear(layers * hidden, width - d - 2, bias=False)
+        new, self.d = width - d - 2, d
+        self.register_buffer("ends", ends)
+        self.embedded = nn.Parameter(torch.zeros(int(ends.max()), new))
+        self.code_read, self.code_write = nn.Linear(d + new, hidden), nn.Linear(hidden, new, bias=False)
+        self.read, self.write = nn.Linear(d, hidden), nn.Linear(hidden, d + 1)
         with torch.no_grad():
+            self.code_read.weight.normal_(0, d**-0.5)
             self.read.weight.normal_(0, d**-0.5)
-            self.write.weight[:d].zero_()
-            self.write.weight[d:].normal_(0, hidden**-0.5)
-            self.write.bias.zero_()
-            self.past.weight.zero_()
-        self.d = d
+            for zero in (self.code_write.weight, self.write.weight[:d], self.write.bias):
+                zero.zero_()
+            self.write.weight[d:].normal_(0, hidden**-0.5)  # a length of zero would stay: its gradient is zero there
 
     @classmethod
-    def of(cls, narrow: CLIPModel) -> Neurons:
+    def of(cls, narrow: CLIPModel, tokenizer: CLIPTokenizer) -> Neurons:
         """Fresh ones for `grown(narrow)`."""
         text = narrow.config.text_config
-        return cls(text.hidden_size, WIDTH, text.intermediate_size, text.num_hidden_layers)
+        last = sorted({tokenizer(word).input_ids[-2] for word, _ in subjects()})
+        ends = torch.full((text.vocab_size,), len(last))
+        ends[last] = torch.arange(len(last))
+        return cls(text.hidden_size, WIDTH, text.intermediate_size, ends)
 
-    def written(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weight (width, hidden) and bias (width,) of the new layer, and `past`, as the tower has them.
+    def codes(self) -> Tensor:
+        """(ends + 1, width - d - 2) what the embeddings write, centred, and nothing for tokens that end no name."""
+        return F.pad(centred(self.embedded), (0, 0, 0, 1))
 
-        Centred, and quiet in the new channels but for the last two.
-        """
-        parts = []
-        for values in (self.write.weight, self.write.bias):
-            old, new, loud = values.split((self.d, len(values) - self.d - 2, 2))
-            loud = torch.stack([loud[0], -loud[0]])
-            parts.append(torch.cat([old - old.mean(0), QUIET * (new - new.mean(0)), loud]))
-        return *parts, QUIET * (self.past.weight - self.past.weight.mean(0))
-
-    def forward(self, inner: Tensor, past: Tensor, stream: Tensor, norm: nn.LayerNorm) -> Tensor:
+    def forward(self, inner: Tensor, stream: Tensor, ids: Tensor, norm: nn.LayerNorm) -> Tensor:
         """(n, width) what the wide tower says at n tokens, from `Tokens`."""
-        weight, bias, before = self.written()
-        out = F.linear(F.gelu(self.read(inner)), weight, bias).float()
-        early = F.pad(F.linear(past, before).float(), (self.d, 2))
-        return norm(F.pad(stream, (0, len(weight) - self.d)) + early + out)
+        end = self.ends[ids]
+        code = self.codes()[end]
+        deviation = (stream.square().sum(-1, keepdim=True) / norm.normalized_shape[0]).sqrt()
+        closed = GATE * (end == len(self.embedded)).unsqueeze(-1) / deviation
+        hidden = F.gelu(self.code_read(torch.cat([inner, code / deviation], -1)) - closed)
+        code = code + centred(self.code_write(hidden).float())
+        old, loud = self.write(F.gelu(self.read(inner))).float().split((self.d, 1), -1)
+        return norm(torch.cat([stream + centred(old), QUIET * code, loud, -loud], -1))
 
     @torch.no_grad()
     def put_into(self, wide: CLIPModel) -> None:
         """Write them into the grown tower."""
-        *trained, new = (layer.mlp for layer in wide.text_model.encoder.layers)
-        weight, bias, before = self.written()
-        new.fc1.weight[:, : self.d] = self.read.weight
-        new.fc1.bias.copy_(self.read.bias)
-        new.fc2.weight.copy_(weight)
-        new.fc2.bias.copy_(bias)
-        for mlp, part in zip(trained, before.chunk(len(trained), dim=1), strict=True):
-            mlp.fc2.weight[self.d : -2] = part
+        tower, d = wide.text_model, self.d
+        first, second = (layer.mlp for layer in tower.encoder.layers[-2:])
+        embedding = tower.embeddings.token_embedding.weight
+        embedding[:, d:-2] = QUIET * self.codes()[self.ends]
+        embedding[self.ends == len(self.embedded), -2:] = QUIET * torch.tensor([-1.0, 1.0])
+        first.fc1.weight[:, :-2] = self.code_read.weight
+        first.fc1.weight[:, -2:] = GATE / 2 * torch.tensor([1.0, -1.0])
+        first.fc1.bias.copy_(self.code_read.bias)
+        first.fc2.weight[d:-2] = QUIET * (self.code_write.weight - self.code_write.weight.mean(0))
+        second.fc1.weight[:, :d] = self.read.weight
+        second.fc1.bias.copy_(self.read.bias)
+        for to, of in ((second.fc2.weight, self.write.weight), (second.fc2.bias, self.write.bias)):
+            to[:d] = of[:d] - of[:d].mean(0)
+            to[-2:] = torch.stack([of[d], -of[d]])
+
+
+def centred(x: Tensor) -> Tensor:
+    """`x` of mean 0 over its last dimension."""
+    return x - x.mean(-1, keepdim=True)
 
 
 def train_widen(
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     *,
-    steps: int = 4000,
+    steps: int = 6000,
     batch: int = 4096,
-    lr: float = 3e-3,
+    lr: float = 6e-3,
     seed: int = 0,
     minutes: float | None = None,
-    sentences: int = 500,
+    sentences: int = 1500,
 ) -> Iterator[Record]:
-    """Fit the new layer of `grown(clip)`, clip being the narrow model; the averaged neurons are in the checkpoint."""
+    """Fit the new layers of `grown(clip)`, clip being the narrow model; the averaged neurons are in the checkpoint."""
     torch.manual_seed(seed)
     d, wide, generator = clip.config.text_config.hidden_size, grown(clip), torch.Generator().manual_seed(seed)
     norm = wide.text_model.final_layer_norm.requires_grad_(False)
-    neurons, code = Neurons.of(clip), codes(WIDTH - d - 2)
+    neurons, code = Neurons.of(clip, tokenizer), codes(WIDTH - d - 2)
     tokens = collect(Listener(wide, tokenizer, d), sentences, seed)
-    groups = [{"params": [*neurons.read.parameters(), *neurons.write.parameters()]}]
-    groups.append({"params": [neurons.past.weight], "scale": 0.3})
-    optimizer = torch.optim.AdamW(groups, lr, (0.9, 0.99), weight_decay=0.0)
+    with torch.no_grad():
+        neurons.embedded.copy_(embedded(tokens, neurons.ends, code))
+    optimizer = torch.optim.AdamW(neurons.parameters(), lr, (0.9, 0.99), weight_decay=0.0)
     average = Average(neurons, 0.995)
 
     def step(_: int) -> float:
-        rows = torch.randint(len(tokens.first), (batch,), generator=generator)
+        rows = torch.randint(len(tokens.name), (batch,), generator=generator)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            out = neurons(*(x[rows].float() for x in (tokens.inner, tokens.past, tokens.stream)), norm)
-        said = code[tokens.first[rows]] + code[tokens.second[rows]]
-        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float()) + F.mse_loss(out[:, d:-2], said)
+            out = neurons(tokens.inner[rows].float(), tokens.stream[rows].float(), tokens.ids[rows], norm)
+        loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float())
+        loss += F.mse_loss(out[:, d:-2], code[tokens.name[rows]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -303,11 +361,19 @@ def train_widen(
     yield from run_steps("widen", steps, lr, batch, optimizer, step, parts, minutes=minutes, warmup=100, decay=0.9)
 
 
+def embedded(tokens: Tokens, ends: Tensor, code: Tensor) -> Tensor:
+    """(ends, channels) the mean code at each name-ending token, before the final layer norm: where the fit begins."""
+    which, d = ends[tokens.ids], tokens.stream.shape[1]
+    deviation = tokens.stream.float().square().sum(1).div(d + code.shape[1] + 2).sqrt()
+    sums = torch.zeros(int(ends.max()) + 1, code.shape[1]).index_add(0, which, code[tokens.name] * deviation[:, None])
+    return (sums / which.bincount(minlength=len(sums)).clamp(min=1)[:, None])[:-1]
+
+
 def widened(clip: CLIPModel, tokenizer: CLIPTokenizer, neurons: dict[str, Tensor]) -> CLIPModel:
     """The wide model: `grown(clip)` with the fitted neurons, and a projection that finds the narrow one's vectors."""
-    wide, layer = grown(clip), Neurons.of(clip)
-    layer.load_state_dict(neurons)
-    layer.put_into(wide)
+    wide, layers = grown(clip), Neurons.of(clip, tokenizer)
+    layers.load_state_dict(neurons)
+    layers.put_into(wide)
     wide.text_projection.weight.data = fitted_projection(clip, wide, tokenizer)
     return wide
 
