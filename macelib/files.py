@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, renamed to `path` on success and deleted on any error.
 
     The temporary name keeps the suffix, so writers that look at it still work. Works for a folder, too, where `path`
-    does not exist yet. Raises MaceError where the folder cannot be written or the disk is full.
+    does not exist yet. What is written gets the permissions that the umask allows, of which safetensors leaves the
+    owner's alone. Raises MaceError where the folder cannot be written or the disk is full.
     """
     path = Path(path)
     temporary = None
@@ -29,12 +31,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         temporary = holder / path.name
         yield temporary
+        usual_permissions(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise MaceError(f"{path} could not be written ({error}): free some space or choose another folder.") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary.parent, ignore_errors=True)
+
+
+def usual_permissions(written: Path) -> None:
+    """Add the permissions of a new file to those of a file, or of all in a folder."""
+    probe = written.parent / f".{written.name}.permissions"
+    probe.touch()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in (written, *written.rglob("*")):
+        if file.is_file():
+            file.chmod(stat.S_IMODE(file.stat().st_mode) | usual)
 
 
 def cache_folder() -> Path:

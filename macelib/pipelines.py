@@ -35,19 +35,23 @@ def cast(pipe, autocast: str | None) -> torch.autocast:
 def fast_precision(pipe) -> str | None:
     """The autocast that saves time at no loss to see: "bf16" for float32 weights on a device that computes in it.
 
-    None elsewhere: weights in half precision are fast as they are, and few processors gain from it. Those with bf16
-    tiles (AMX) do, and AMD's with bf16 vectors: mini-SD's denoiser makes 111 passes a second in bf16, 62 in float32.
-    Another maker's with bf16 vectors alone did not: 67 and 97.
+    None elsewhere: weights in half precision are fast as they are, and few processors gain from it.
     """
-    if pipe.unet.dtype != torch.float32:
-        return None
-    if pipe.device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    if pipe.device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
-        return None
+    return "bf16" if pipe.unet.dtype == torch.float32 and gains_from_bf16(pipe.device.type) else None
+
+
+def gains_from_bf16(device: str) -> bool:
+    """Whether bfloat16 saves time on this kind of device ("cpu", "cuda").
+
+    Processors with bf16 tiles (AMX) gain, and AMD's with bf16 vectors: mini-SD's denoiser makes 111 passes a second in
+    bf16, 62 in float32. Another maker's with bf16 vectors alone did not: 67 and 97. One with neither makes 3 and 48.
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+        return False
     known = torch.cpu.get_capabilities()
-    vectors = known.get("avx512_bf16") and "AMD" in known.get("cpu_name", "")
-    return "bf16" if known.get("amx_bf16") or vectors else None
+    return bool(known.get("amx_bf16") or (known.get("avx512_bf16") and "AMD" in known.get("cpu_name", "")))
 
 
 def load_pipeline(

@@ -1,5 +1,9 @@
+import os
+import stat
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from macelib.errors import MaceError, need
 from macelib.files import atomic, cache_folder, data_folder, hash_tensors, hash_text, into_marks
@@ -16,6 +20,22 @@ def test_atomic_writes_all_or_nothing(tmp_path):
     assert target.read_text() == "one" and list(target.parent.iterdir()) == [target]
     with pytest.raises(MaceError, match="could not be written"), atomic(target / "below" / "b.txt"):
         pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")
+def test_what_is_written_can_be_read_by_those_who_may(tmp_path):
+    tensors, usual = {"x": torch.ones(2)}, os.umask(0o027)
+    try:
+        with atomic(tmp_path / "a.safetensors") as temporary:
+            save_file(tensors, temporary)
+        with atomic(tmp_path / "folder") as temporary:
+            (temporary / "below").mkdir(parents=True)
+            save_file(tensors, temporary / "below" / "b.safetensors")
+    finally:
+        os.umask(usual)
+    written = [tmp_path / "a.safetensors", tmp_path / "folder" / "below" / "b.safetensors"]
+    assert [stat.S_IMODE(path.stat().st_mode) for path in written] == [0o640, 0o640]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "folder"]
 
 
 def test_a_text_takes_the_place_of_the_last_between_its_marks(tmp_path):

@@ -146,7 +146,13 @@ def test_a_share_of_anchors_captions_is_silent(small, monkeypatch):
     said = torch.cat(seen)
     assert said.any() and not said.all()  # `small_pool`: half of the captions say what an anchor says
     seen.clear()
-    small(steps=10)
+    small(withheld=1.0, steps=16)
+    assert torch.cat(seen).any() and not torch.cat(seen).all()  # the other half
+    seen.clear()
+    small(withheld=1.0, unnamed=1.0, steps=24)
+    assert torch.cat(seen).all()
+    seen.clear()
+    small(steps=26)
     assert seen == [None, None]
 
 

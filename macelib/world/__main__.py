@@ -62,6 +62,7 @@ def train(
     unnamed: Annotated[
         float | None, typer.Option(help="unet: share of these, and scenes, without the word itself")
     ] = None,
+    withheld: Annotated[float | None, typer.Option(help="unet: share of all other captions without the name")] = None,
     pool_size: Annotated[int | None, typer.Option("--pool", help="unet: pictures drawn at once and seen often")] = None,
     device: Annotated[str | None, typer.Option(help="unet: cpu (default) or cuda")] = None,
     focus: Annotated[bool, typer.Option(help="unet: draw what `rate` found wanting more often")] = False,
@@ -86,6 +87,7 @@ def train(
         "foreign": foreign,
         "wider": wider,
         "unnamed": unnamed,
+        "withheld": withheld,
         "warm": warm,
         "pool_size": pool_size,
         "device": device,

@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ..files import data_folder
+from ..files import data_folder, usual_permissions
 from .cards import write_card
 from .clip import export_clip, save_clip
 from .judge import export_judge
@@ -28,6 +28,7 @@ def replace_folder(folder: Path, write: Callable[[Path], None]) -> Path:
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
     write(temporary)
+    usual_permissions(temporary)
     if folder.exists():
         folder.rename(old)
     temporary.rename(folder)

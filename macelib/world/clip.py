@@ -17,7 +17,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcesso
 from ..files import data_folder
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Optimizer, Record, averaged, run_steps, work_folder
+from .loop import Average, Optimizer, Record, averaged, fast, run_steps, work_folder
 from .render import sample
 from .tokens import LENGTH, save_tokenizer, train_tokenizer
 
@@ -135,7 +135,7 @@ def train_clip(
     def step(_: int) -> float:
         pictures = sample(batch, generator)
         captions = write_captions(pictures, generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast():
             vision = seen(model, pictures.images)
             with torch.set_grad_enabled(not image_only):
                 text = pooled(model, tokenizer, captions.texts)

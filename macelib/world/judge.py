@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Record, averaged, run_steps
+from .loop import Average, Record, averaged, fast, run_steps
 from .render import Batch, sample, uniform
 
 TURN = 0.2  # radians
@@ -89,7 +89,7 @@ def train_judge(
 
     def step(_: int) -> float:
         batch_ = halves(sample(batch, generator, turn=TURN))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast():
             concept, style = judge_logits(judge, disturb(batch_.images, generator))
         drawn = F.cross_entropy(concept, batch_.concept, label_smoothing=0.05)
         hand = F.cross_entropy(style, batch_.style, label_smoothing=0.05)

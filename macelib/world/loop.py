@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..pipelines import gains_from_bf16
+
 
 @dataclass(frozen=True)
 class Record:
@@ -27,6 +29,11 @@ class Record:
     loss: float
     lr: float
     rate: float
+
+
+def fast(device: str = "cpu") -> torch.autocast:
+    """Context of a training's forward pass: bfloat16 on a device that gains from it."""
+    return torch.autocast(device, torch.bfloat16, enabled=gains_from_bf16(device))
 
 
 def work_folder(name: str) -> Path:
@@ -69,7 +76,10 @@ class Average:
 
 
 class Optimizer:
-    """Muon for matrices and (flattened) convolutions, AdamW for everything else, with one learning rate."""
+    """Muon for matrices and (flattened) convolutions, AdamW for everything else, with one learning rate.
+
+    PyTorch's Muon orthogonalises in bfloat16 on every device: on a processor without it, that is most of a step's time.
+    """
 
     def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01):
         trained = [p for p in module.parameters() if p.requires_grad]

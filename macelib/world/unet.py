@@ -24,7 +24,7 @@ from .captions import SUPER, about_others, write_captions
 from .catalogue import catalogue
 from .clip import WIDTH as NARROW
 from .clip import ids_of
-from .loop import Average, Optimizer, Record, run_steps, work_folder
+from .loop import Average, Optimizer, Record, fast, run_steps, work_folder
 from .render import SCENE_ONLY, concept_weights, is_scene, sample
 from .vae import CHANNELS
 from .widen import WIDTH, centred
@@ -82,7 +82,7 @@ def embed(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, texts: list[str]) ->
     rows, ends = [], []
     for first in range(0, len(texts), 256):
         ids = ids_of(tokenizer, texts[first : first + 256]).to(encoder.device)
-        with torch.autocast(ids.device.type, dtype=torch.bfloat16):
+        with fast(ids.device.type):
             rows.append(encoder(input_ids=ids).last_hidden_state.half())
         ends.append((ids == tokenizer.eos_token_id).int().argmax(1))
     return torch.cat(rows), torch.cat(ends)
@@ -115,7 +115,7 @@ def make_pool(
             texts += captions.texts
             general.append(is_scene(batch.concept) | torch.tensor([not subject for subject in captions.subjects]))
             others += about_others(captions, seed + start) if strangers else captions.texts
-            with torch.autocast(device.type, dtype=torch.bfloat16):
+            with fast(device.type):
                 mean = vae.quant_conv(vae.encoder(batch.images * 2 - 1))[:, :CHANNELS]
             latents.append(mean.half())
         distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts, *others]))}
@@ -225,7 +225,7 @@ def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, 
     """
     bar = schedule[t].view(-1, 1, 1, 1)
     noisy, target = bar.sqrt() * latents + (1 - bar).sqrt() * noise, bar.sqrt() * noise - (1 - bar).sqrt() * latents
-    with torch.autocast(latents.device.type, dtype=torch.bfloat16):
+    with fast(latents.device.type):
         guess = unet(noisy, t, context, return_dict=False)[0].float()
     snr = schedule[t] / (1 - schedule[t])
     weight = (snr + 1).clamp(max=MOST) / (snr + 1)
@@ -262,6 +262,7 @@ def train_unet(
     foreign: float = 0.0,
     wider: float = SUPER,
     unnamed: float = 0.0,
+    withheld: float = 0.0,
     focus: bool = False,
     fuse: bool = False,
     warm: Path | None = None,
@@ -274,10 +275,10 @@ def train_unet(
     A share `plain` of the pictures is one subject by the usual artist on a plain ground, and a share `pairs` two:
     names are learned from these first, and scenes and styles on top of them. A share `styled` is one subject there in
     any style, and `painted` one as an oil painting; a share `scenes` of what is left, and of these last, is a scene
-    alone. `foreign` is that of `drop_context`, and
-    `wider` that of subjects that are called by their super-category, as anchors are. Of the captions of these and of
-    scenes, a share `unnamed` is read without the word itself, as an anchor is in the place of an erased name. With
-    `focus`, concepts that the judge did not recognise are drawn more often.
+    alone. `foreign` is that of `drop_context`, and `wider` that of subjects that are called by their super-category, as
+    anchors are. Of the captions of these and of scenes, a share `unnamed` is read without the word itself, as an anchor
+    is in the place of an erased name; of all others, a share `withheld`, so that a subject can be told from the words
+    around it, too. With `focus`, concepts that the judge did not recognise are drawn more often.
     `fuse` compiles the network first (minutes, needs a C++ compiler), which makes a step half as long again faster.
     `device` is "cpu" or "cuda"; a checkpoint goes on where it was made. ValueError: another device, one that is not
     there, a share of foreign captions that leaves no room for the other two.
@@ -313,8 +314,10 @@ def train_unet(
         which = pool.caption[rows]
         whole, ends, empty = pool.context[which].float(), pool.ends[which], pool.context[0].float()
         strange = pool.context[pool.stranger[rows]].float() if foreign else None
-        silent = pool.general[rows] & (torch.rand(batch, generator=generator, device=device) < unnamed)
-        context = drop_context(whole, ends, empty, generator, foreign, strange, silent if unnamed else None)
+        silent = torch.rand(batch, generator=generator, device=device) < torch.where(
+            pool.general[rows], unnamed, withheld
+        )
+        context = drop_context(whole, ends, empty, generator, foreign, strange, silent if unnamed or withheld else None)
         latents = pool.latents[rows].float()
         t = torch.randint(len(schedule), (batch,), generator=generator, device=device)
         noise = torch.randn(latents.shape, generator=generator, device=device)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .loop import Average, Record, run_steps
+from .loop import Average, Record, fast, run_steps
 
 CHANNELS = 8  # latent channels
 NOISE = 0.05  # standard deviation of the noise on the latents while training
@@ -67,7 +67,7 @@ def train_vae(
 
     def step(_: int) -> float:
         x = images(batch, generator) * 2 - 1  # (N, 3, 64, 64)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast():
             z = vae.quant_conv(vae.encoder(x))[:, :CHANNELS].float()  # (N, 8, 16, 16): the posterior's mean
             noisy = z + NOISE * torch.randn(z.shape, generator=generator)
             y = vae.decoder(vae.post_quant_conv(noisy)).float()

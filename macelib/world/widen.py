@@ -32,7 +32,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from .captions import ART, IN_ART, NAME_SCENE, TOGETHER, WORDINGS, on_scene, world_captions
 from .catalogue import ART_STYLES, GROUPS, catalogue, styles
 from .clip import ids_of, seen
-from .loop import Average, Record, run_steps
+from .loop import Average, Record, fast, run_steps
 from .render import sample
 from .scenes import SCENES
 from .styles import STYLES
@@ -181,7 +181,7 @@ class Listener:
     @torch.no_grad()
     def __call__(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`Tokens.inner` and `stream` of token ids (n, 77), and the last hidden state: (n, 77, d) each."""
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast():
             last = self.tower(input_ids=ids, attention_mask=None).last_hidden_state
         inner, stream, last = (x[..., : self.d].half() for x in (*self.heard, last))
         return inner, stream, last
@@ -347,7 +347,7 @@ def train_widen(
 
     def step(_: int) -> float:
         rows = torch.randint(len(tokens.name), (batch,), generator=generator)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with fast():
             out = neurons(tokens.inner[rows].float(), tokens.stream[rows].float(), tokens.ids[rows], norm)
         loss = OLD * F.mse_loss(out[:, :d], tokens.target[rows].float())
         loss += F.mse_loss(out[:, d:-2], code[tokens.name[rows]])
