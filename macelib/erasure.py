@@ -20,7 +20,7 @@ from . import __version__
 from .concepts import Concept
 from .config import EraseConfig
 from .errors import MaceError
-from .fuse import Fusion, fuse_sums, fused_weight
+from .fuse import Fusion, changed, fuse_sums, less_identity
 from .pipelines import kv_weights
 from .refine import ConceptStatistics, Refinement, solve_refinement
 from .swap import base_hash, originals, remove
@@ -210,9 +210,9 @@ class Erasure:
 
     def weights(self, W: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         """W* = W R̃ + Σ B_i D*_i of every layer (out, d), computed in float32 on the device of W, in the dtype of W."""
+        change = less_identity(self.fusion.R_tilde).float()
         for name, (B, D) in self.lora.items():
-            one = Fusion(self.fusion.R_tilde, [{name: D}] if D.numel() else [])
-            yield name, fused_weight(W[name], one, [{name: B}] if D.numel() else [], name, torch.float32)
+            yield name, changed(W[name], change.to(W[name].device), B, D)
 
     # --- in the model ---------------------------------------------------------------------------------------------
 

@@ -82,10 +82,22 @@ def fused_weight(
 
     B: per concept, layer name -> (out, r_i).
     """
-    V = W.to(dtype)
-    change = (fusion.R_tilde - torch.eye(len(fusion.R_tilde)).to(fusion.R_tilde)).to(V)
-    new = torch.addmm(V, V, change)
     pairs = [(b[name], d[name]) for b, d in zip(B, fusion.D_star, strict=True) if name in d]
-    if pairs:
-        new.addmm_(torch.cat([b for b, _ in pairs], 1).to(V), torch.cat([d for _, d in pairs]).to(V))
+    change = less_identity(fusion.R_tilde).to(W.device, dtype)
+    B_all = torch.cat([change.new_zeros(len(W), 0), *(b.to(change) for b, _ in pairs)], 1)  # (out, Σ r_i)
+    D_all = torch.cat([change[:0], *(d.to(change) for _, d in pairs)])  # (Σ r_i, d)
+    return changed(W, change, B_all, D_all)
+
+
+def less_identity(R: Tensor) -> Tensor:
+    """R − I, in the dtype of R."""
+    return R - torch.eye(len(R)).to(R)
+
+
+def changed(W: Tensor, change: Tensor, B: Tensor, D: Tensor) -> Tensor:
+    """W + W change + B D, computed in the dtype of change (d, d), in W's dtype; W: (out, d), B: (out, r), D: (r, d)."""
+    V = W.to(change.dtype)
+    new = torch.addmm(V, V, change)
+    if D.numel():
+        new.addmm_(B.to(V), D.to(V))
     return new.to(W.dtype)

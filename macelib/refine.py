@@ -16,7 +16,7 @@ from .text import encode, tokenizers
 
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
-BLOCK = {torch.float64: 512, torch.float32: 1024}  # rows at once: bounds memory, and the rounding of a product
+BLOCK = {torch.float64: 512, torch.float32: 2560}  # rows at once (30 prompts of 77 tokens): bounds memory, and rounding
 PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
 SMALL = 384  # width of the text up to which a concept's statistics are kept whole (1.8 MB)
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
@@ -154,9 +154,10 @@ def condition_number(S: Tensor, L: Tensor, steps: int = 25) -> float:
     """2-norm condition number of S = L Lᵀ by power and inverse iteration: a lower estimate, within a few per cent."""
     generator = torch.Generator().manual_seed(0)
     high = low = torch.randn(len(S), 1, generator=generator, dtype=torch.float64).to(S)
+    inverse = torch.cholesky_inverse(L)  # good enough to estimate with; a solve per step would copy L each time
     for _ in range(steps):
-        high, low = (v / v.norm() for v in (S @ high, torch.cholesky_solve(low, L)))
-    return float((S @ high).norm() * torch.cholesky_solve(low, L).norm())
+        high, low = (v / v.norm() for v in (S @ high, inverse @ low))
+    return float((S @ high).norm() * (inverse @ low).norm())
 
 
 def symmetric(upper: Tensor, d: int) -> Tensor:
