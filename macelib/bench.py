@@ -84,9 +84,9 @@ def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: floa
     R = solve_refinement(X, G, P, lambda_, lambda_).R
     R_tilde = fuse_sums(R, C[:0], C, P, lambda_, lambda_).R_tilde.to(W[0])
     S = cholesky(C.add_(P, alpha=lambda_).add_(torch.eye(d).to(C), alpha=lambda_))
-    inverse = torch.cholesky_inverse(S)  # of many rows: one product each instead of two triangular solves
+    inverse = torch.cholesky_inverse(S).to(products)  # of many rows: a product each, not two triangular solves
     for w, m in zip(W, M, strict=True):
-        w.copy_(torch.addmm((m.double() @ inverse).to(w), w, R_tilde))  # Eq. 7
+        w.copy_(torch.addmm((m.to(products) @ inverse).to(w), w, R_tilde))  # Eq. 7
 
 
 def _flush(M: list[Tensor], waiting: list) -> None:
