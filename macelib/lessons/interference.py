@@ -100,11 +100,14 @@ def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tupl
     """(naive, closed): what adding `other`, whose prompts have the statistics C, changes in the own words E of `own`,
     relative to what the LoRA of `own` does to them by itself. Two concepts, nothing else fused."""
     f, d, layers = erasure.config.fuse, erasure.width, erasure.layers
-    one, two = (erasure.of(parts).prior_weight(f.lambda2) for parts in ([own], [own, other]))  # λ2
+    one, two = (
+        {"lambda2": some.prior_weight(f.lambda2), "lambda0": some.ridge(f.lambda0)}
+        for some in (erasure.of([own]), erasure.of([own, other]))
+    )
     DC, C_own = [own.D.double() @ own.statistics.C(), other.D.double() @ C], own.statistics.C()
     eye = torch.eye(d, dtype=torch.float64)
-    alone = fuse_sums(eye, DC[0], C_own, erasure.P, one, own.weight * f.lambda0).D_star
-    both = fuse_sums(eye, torch.cat(DC, 1), C_own + C, erasure.P, two, (own.weight + other.weight) * f.lambda0).D_star
+    alone = fuse_sums(eye, DC[0], C_own, erasure.P, **one).D_star
+    both = fuse_sums(eye, torch.cat(DC, 1), C_own + C, erasure.P, **two).D_star
     both[:, : own.D.shape[1]] -= alone
     naive = effect(layers, other.B, other.D, E) / effect(layers, own.B, own.D, E)
     closed = effect(layers, torch.cat([own.B, other.B], 1), both, E) / effect(layers, own.B, alone, E)
