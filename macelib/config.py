@@ -84,10 +84,10 @@ class FuseConfig:
 # so much less of a prior is needed. Prior and ridge count anew for each concept (the ridge by its weight), so that what
 # a concept meets does not depend on how many go with it, and R does not grow in directions that hold next to nothing.
 # Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and together; celebrities by `mace study
-# tuning`, a hundred concepts beside a hundred kept that no protocol asks for (--seeds 3 --steps 8 --autocast bf16; the
-# denoiser before its last 850 steps): H_c is 91.1 with these values; 89.6 with a λ3 of 120, 91.5 with 500; 90.2 with lr
-# 2e-2. They had been looked for first on the characters' protocol with exchanged roles, the hundred that it keeps
-# erased: the same names, not its erasure.
+# tuning`, a hundred concepts beside a hundred kept that no protocol asks for (--seeds 3 --steps 8 --autocast bf16,
+# guidance 5, the denoiser before its last 850 steps): H_c is 91.1 with these values; 89.6 with a λ3 of 120, 91.5 with
+# 500; 90.2 with lr 2e-2. They had been looked for first on the characters' protocol with exchanged roles, the hundred
+# that it keeps erased: the same names, not its erasure.
 # A celebrity's D is its own tokens' ("own") and B alone is learned, at a high rate: beside a hundred others, and names
 # to keep, fusion leaves a third to a half of what D answers to them.
 KINDS: dict[str, dict[str, Any]] = {

@@ -275,7 +275,7 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     assert [row.split(" | ")[:2] for row in rows[2:]] == [
         ["| cat", "erased"], ["| ship", "erased"], ["| mean of 2", "original"], ["| mean of 2", "erased"]
     ]  # fmt: skip
-    assert f"| {two.value('H_o'):.1f} |" in rows[-1] and "among" in how
+    assert f"| {two.value('H_o'):.1f} |" in rows[-1] and "among" in how and "at the model's own guidance" in how
     with pytest.raises(MaceError, match=r"zebra: not of the paper's ten \(airplane"):
         evaluate.objects_study(pipe, tmp_path, settings, only=["zebra"])
     for few in (partial(evaluate.objects_study, images=2), partial(evaluate.characters_study, seeds=range(2))):

@@ -52,8 +52,8 @@ def test_a_report_goes_on_where_it_stopped_with_the_steps_that_it_was_told(tmp_p
     class Models:
         precision, device = None, torch.device("cpu")
 
-        def __init__(self, steps):
-            asked.append(steps)
+        def __init__(self, steps, guidance):
+            asked.append((steps, guidance))
 
     def measure_first(m, share):
         finished.append(share)
@@ -69,15 +69,17 @@ def test_a_report_goes_on_where_it_stopped_with_the_steps_that_it_was_told(tmp_p
     monkeypatch.setattr(report, "MEASURES", (measure_first, measure_second))
     monkeypatch.setattr(report, "contact_sheet", lambda m, path: None)
     with pytest.raises(KeyboardInterrupt):
-        report.write_report(tmp_path, 0.5, 12)
+        report.write_report(tmp_path, 0.5, 12, 5.0)
     assert not (tmp_path / "report.json").exists()
-    assert "0.900" in report.write_report(tmp_path, 0.5, 12)
+    assert "0.900" in report.write_report(tmp_path, 0.5, 12, 5.0)
     written = json.loads((tmp_path / "report.json").read_text())
-    assert asked == [12, 12] and finished == [0.5], "a finished measure was taken again"
+    assert asked == [(12, 5.0)] * 2 and finished == [0.5], "a finished measure was taken again"
     assert (written["steps"], written["precision"], written["share_of_pictures"]) == (12, "fp32", 0.5)
-    assert "`python -m macelib.world report --steps 12` at guidance 5, in fp32," in table.readme_table(written)
-    report.write_report(tmp_path, 0.5, 3)
-    assert finished == [0.5, 0.5], "other steps are another report"
+    assert "`python -m macelib.world report --steps 12 --guidance 5`, in fp32," in table.readme_table(written)
+    report.write_report(tmp_path, 0.5, 3, 5.0)
+    assert finished == [0.5] * 2, "other steps are another report"
+    report.write_report(tmp_path, 0.5, 3, 7.5)
+    assert finished == [0.5] * 3, "another guidance is another report"
 
 
 def test_a_table_has_a_place_in_a_page(tmp_path, shipped):

@@ -36,9 +36,10 @@ def markdown(place: str | Path) -> str:
         rows = [cells.loc[(erased, model, name)] for name in names]
         interval = f"{rows[-1].low:.1f} to {rows[-1].high:.1f}"
         lines.append([erased, model, *(f"{row.value:.1f}" for row in rows), interval])
+    guidance = "the model's own guidance" if settings["guidance"] is None else f"guidance {settings['guidance']:g}"
     how = (
         f"{int(metrics.images.max()):,} pictures in {settings['steps']} steps"
-        f" ({settings.get('autocast') or 'fp32'}), {settings['classifier']}'s top-1"
+        f" ({settings.get('autocast') or 'fp32'}) at {guidance}, {settings['classifier']}'s top-1"
         f" among {'all that it knows' if settings['among'] == 'known' else 'the classes'}."
     )
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])

@@ -117,7 +117,7 @@ def _take(base: Tensor, other: Tensor, at: Mapping[str, list[int]], names: Seque
 @torch.no_grad()
 def draw(
     pipe, e: Tensor, seeds: Sequence[int], R: Tensor | None = None, steps: int = 12,
-    guidance: float = 5.0, batch: int = 16, progress: Callable | None = None,
+    guidance: float = 7.5, batch: int = 16, progress: Callable | None = None,
 ) -> list[Image.Image]:  # fmt: skip
     """One picture per row of e (n, T, d) and seed. R (d, d): with W' = W R in place of W, as W' e = W (R e) (Eq. 2).
 

@@ -130,11 +130,12 @@ def report(
     out: Annotated[Path | None, typer.Option(help="where to write (default data/world)")] = None,
     share: Annotated[float, typer.Option(min=0.01, max=1, help="of the pictures, for a first look")] = 1.0,
     steps: Annotated[int, typer.Option(min=1, help="of denoising")] = STEPS,
+    guidance: Annotated[float | None, typer.Option(help="classifier-free guidance scale; mini-SD's by default")] = None,
 ) -> None:
     """Measure the shipped models and write `report.json` and the contact sheet."""
     from .report import write_report
 
-    typer.echo(write_report(out, share, steps))
+    typer.echo(write_report(out, share, steps, guidance))
 
 
 def main() -> int:

@@ -1,7 +1,7 @@
 """The quality table of the shipped models, from their weights: `python -m macelib.world report`.
 
 Every measure is kept in the work folder as soon as it is there, under the hash of the weights, so that a report that
-was killed goes on where it stopped. Pictures are drawn in 25 steps of DPM-Solver++ with guidance, seeds 0, 1, 2, ...
+was killed goes on where it stopped. Pictures are drawn with DPM-Solver++, seeds 0, 1, 2, ...
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ BATCH = {"cpu": 40, "cuda": 400}  # pictures drawn at a time
 class Drawing:
     """mini-SD, loaded once."""
 
-    def __init__(self, device: str | None = None, steps: int = STEPS) -> None:
-        self.steps = steps
+    def __init__(self, device: str | None = None, steps: int = STEPS, guidance: float = MINI_GUIDANCE) -> None:
+        self.steps, self.guidance = steps, guidance
         self.pipe = load_pipeline("mini-sd", device=device)
         self.pipe.set_progress_bar_config(disable=True)
         self.device = self.pipe.device
@@ -66,7 +66,7 @@ class Drawing:
                     prompt_embeds=part,
                     negative_prompt_embeds=empty.expand(len(part), -1, -1),
                     num_inference_steps=self.steps,
-                    guidance_scale=MINI_GUIDANCE,
+                    guidance_scale=self.guidance,
                     generator=[torch.Generator().manual_seed(s) for s in seeds],
                     output_type="pt",
                 )
@@ -77,8 +77,8 @@ class Drawing:
 class Models(Drawing):
     """The shipped models, loaded once."""
 
-    def __init__(self, steps: int = STEPS) -> None:
-        super().__init__(steps=steps)
+    def __init__(self, steps: int = STEPS, guidance: float = MINI_GUIDANCE) -> None:
+        super().__init__(steps=steps, guidance=guidance)
         folder = data_folder()
         self.clip = CLIPModel.from_pretrained(folder / "mini-clip", dtype=torch.float32).eval()  # on the CPU
         self.tokenizer = CLIPTokenizer.from_pretrained(folder / "mini-clip")
@@ -332,16 +332,17 @@ def weights_hash() -> str:
     return digest.hexdigest()
 
 
-def write_report(out: Path | None = None, share: float = 1.0, steps: int = STEPS) -> str:
+def write_report(out: Path | None = None, share: float = 1.0, steps: int = STEPS, guidance: float | None = None) -> str:
     """Measure everything, write `report.json` and `contact_sheet.png`, and return the table as text.
 
     share: of the pictures. steps: of denoising; the time of 16 pictures is always that of 25.
-    Without `out` they go to `data/world`, and the table to the README of a checkout.
+    guidance: mini-SD's unless given. Without `out` they go to `data/world`, and the table to the README of a checkout.
     """
     own, out = out is None, out or world_folder()
-    models, key = Models(steps), weights_hash()
+    guidance = MINI_GUIDANCE if guidance is None else guidance
+    models, key = Models(steps, guidance), weights_hash()
     precision = models.precision or "fp32"
-    partial = work_folder("report") / f"{key[:16]}-{share}-{steps}-{precision}.json"
+    partial = work_folder("report") / f"{key[:16]}-{share}-{steps}-{guidance}-{precision}.json"
     results = json.loads(partial.read_text()) if partial.exists() else {}
     places = results.get("measured_on", {})
     for measure in MEASURES:
@@ -357,7 +358,7 @@ def write_report(out: Path | None = None, share: float = 1.0, steps: int = STEPS
         "weights_sha256": key,
         "steps": steps,
         "precision": precision,
-        "guidance": MINI_GUIDANCE,
+        "guidance": guidance,
         "share_of_pictures": share,
         "torch": torch.__version__,
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -60,7 +60,7 @@ def readme_table(report: dict) -> str:
     gpus = sorted(set(report.get("measured_on", {}).values()) - {"cpu"})
     where = f", pictures drawn on an {' and an '.join(gpus)}" if gpus else ""
     said = (
-        f"Measured by `python -m macelib.world report --steps {report['steps']}` at guidance {report['guidance']:g},"
+        f"Measured by `python -m macelib.world report --steps {report['steps']} --guidance {report['guidance']:g}`,"
         f" in {report['precision']}, on {report['machine']}{where}{how}."
     )
     return "\n".join(["| Measure | Aim | Measured |", "|---|---|---|", *rows, "", said])
