@@ -114,7 +114,7 @@ def test_refined_embeddings_and_refined_weights_draw_the_same(pipe):
         by_weights = arrays(r.draw(pipe, e, [3], steps=2))
     plain, other = (arrays(r.draw(pipe, e, [3], steps=2, **g)) for g in ({}, {"guidance": 5.0}))
     assert abs(by_embeddings - by_weights).max() <= 1 < abs(by_embeddings - plain).max()
-    for pictures, guidance in ((plain, 7.5), (other, 5.0)):  # and as the prompt is drawn
+    for pictures, guidance in ((plain, None), (other, 5.0)):  # and as the prompt is drawn
         assert abs(pictures - arrays(generate(pipe, PLACED.prompt, [3], 2, guidance))).max() <= 1
 
 

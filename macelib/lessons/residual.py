@@ -13,6 +13,7 @@ from ..concepts import Concept, align, token_spans
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import prior_of
+from ..pipelines import default_guidance
 from ..refine import Refinement, concept_sums, solve_refinement
 from ..text import encode, tokenizers
 from ..tokens import tokenize
@@ -117,12 +118,15 @@ def _take(base: Tensor, other: Tensor, at: Mapping[str, list[int]], names: Seque
 @torch.no_grad()
 def draw(
     pipe, e: Tensor, seeds: Sequence[int], R: Tensor | None = None, steps: int = 12,
-    guidance: float = 7.5, batch: int = 16, progress: Callable | None = None,
+    guidance: float | None = None, batch: int = 16, progress: Callable | None = None,
 ) -> list[Image.Image]:  # fmt: skip
     """One picture per row of e (n, T, d) and seed. R (d, d): with W' = W R in place of W, as W' e = W (R e) (Eq. 2).
 
-    SDXL's pooled text embedding is that of the empty prompt, so that the tokens alone speak.
+    guidance: the pipeline's own unless given. SDXL's pooled text embedding is that of the empty prompt, so that the
+    tokens alone speak.
     """
+    guidance = default_guidance(pipe) if guidance is None else guidance
+    scale = {} if guidance is None else {"guidance_scale": guidance}
     if len(e) != len(seeds):
         raise MaceError(f"There are {len(e)} embeddings and {len(seeds)} seeds: give a seed for each.")
     empty, images = encode(pipe, [""]), []
@@ -137,7 +141,7 @@ def draw(
             options |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), pooled.repeat(n, 1))
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + batch]]
         with fast(pipe):
-            images += pipe(**options, generator=generators, num_inference_steps=steps, guidance_scale=guidance).images
+            images += pipe(**options, generator=generators, num_inference_steps=steps, **scale).images
         if progress:
             progress("pictures", len(images), len(e), "")
     return images

@@ -1,7 +1,7 @@
 """The quality table of the shipped models, from their weights: `python -m macelib.world report`.
 
-Every measure is kept in the work folder as soon as it is there, under the hash of the weights, so that a report that
-was killed goes on where it stopped. Pictures are drawn with DPM-Solver++, seeds 0, 1, 2, ...
+Every measure is kept in the work folder as soon as it is there, under the hash of the weights and the settings, so that
+a report that was killed goes on where it stopped. Pictures are drawn with DPM-Solver++, seeds 0, 1, 2, ...
 """
 
 from __future__ import annotations
