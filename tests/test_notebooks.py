@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -114,27 +115,38 @@ def test_no_absolute_path(notebook):
         assert found is None, text
 
 
+def execute(path: Path, data: Path, folder: Path) -> subprocess.CompletedProcess:
+    """Run the notebook with small parameters, in a process of its own that uses one core."""
+    captions = folder / "captions.txt"
+    captions.write_text(TINY_CAPTIONS)
+    small = json.loads(json.dumps(SMALL).replace("{captions}", captions.as_posix()))
+    chosen = {name: value for name, value in small.items() if name in parameters(nbformat.read(path, as_version=4))}
+    chosen["run_folder"] = str(folder / "run")
+    (folder / "parameters.json").write_text(json.dumps(chosen))
+    environment = {**os.environ, "MACELIB_DATA": str(data), "MACELIB_CACHE": str(folder / "cache")}
+    environment |= {"PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = ["-m", "papermill", str(path), str(folder / "out.ipynb"), "--cwd", str(FOLDER), "--no-progress-bar"]
+    command += ["--parameters_file", str(folder / "parameters.json"), "--kernel", "python3"]
+    return subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return tiny_data(tmp_path_factory.mktemp("data"))
+def executions(request, tmp_path_factory):
+    """The folder and the pending execution of each notebook that is asked for: two are executed at a time."""
+    data = tiny_data(tmp_path_factory.mktemp("data"))
+    asked = [item for item in request.session.items if item.originalname == "test_runs_with_small_parameters"]
+    folders = {item.callspec.params["path"]: tmp_path_factory.mktemp("notebook") for item in asked}
+    with ThreadPoolExecutor(2) as pool:
+        yield {path: (folder, pool.submit(execute, path, data, folder)) for path, folder in folders.items()}
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.slow
-def test_runs_with_small_parameters(path, data, tmp_path):
-    notebook = nbformat.read(path, as_version=4)
-    captions = tmp_path / "captions.txt"
-    captions.write_text(TINY_CAPTIONS)
-    small = json.loads(json.dumps(SMALL).replace("{captions}", captions.as_posix()))
-    chosen = {name: value for name, value in small.items() if name in parameters(notebook)}
-    chosen["run_folder"] = str(tmp_path / "run")
-    (tmp_path / "parameters.json").write_text(json.dumps(chosen))
-    environment = {**os.environ, "MACELIB_DATA": str(data), "MACELIB_CACHE": str(tmp_path / "cache")}
-    environment |= {"PYTHONPATH": str(FOLDER.parent), "HF_HUB_OFFLINE": "1"}
-    command = ["-m", "papermill", str(path), str(tmp_path / "out.ipynb"), "--cwd", str(FOLDER), "--no-progress-bar"]
-    command += ["--parameters_file", str(tmp_path / "parameters.json"), "--kernel", "python3"]
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, check=False)
+def test_runs_with_small_parameters(path, executions):
+    folder, pending = executions[path]
+    done = pending.result()
     assert done.returncode == 0, done.stderr[-3000:]
-    executed = nbformat.read(tmp_path / "out.ipynb", as_version=4)
+    executed = nbformat.read(folder / "out.ipynb", as_version=4)
     assert sum(len(figures(cell)) for cell in code(executed)) >= 1
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics and any((tmp_path / "run").glob("*.png"))
+    metrics = json.loads((folder / "run" / "metrics.json").read_text())
+    assert metrics and any((folder / "run").glob("*.png"))
