@@ -97,6 +97,12 @@ def default_guidance(pipe) -> float | None:
     return MINI_GUIDANCE if is_mini(pipe) else None
 
 
+def guidance_option(pipe, guidance: float | None) -> dict[str, float]:
+    """The argument of a pipeline's call for this guidance scale, by default its own; none where the call has one."""
+    guidance = default_guidance(pipe) if guidance is None else guidance
+    return {} if guidance is None else {"guidance_scale": guidance}
+
+
 def _locate(model: str | Path) -> tuple[str, bool]:
     """Where the model is, and whether that is the hub."""
     if str(model) in SHIPPED:

@@ -12,7 +12,7 @@ from torch import Tensor
 from .concepts import Concept, sample_prompt
 from .errors import MaceError
 from .files import atomic, hash_tensors
-from .pipelines import cast, default_guidance, drawing_hash, kv_weights, model_hash
+from .pipelines import cast, default_guidance, drawing_hash, guidance_option, kv_weights, model_hash
 from .text import tokenizers
 from .tokens import tokenize
 
@@ -44,9 +44,7 @@ def generate(
         tokenize(tokenizers(pipe)[0], prompt)  # refuses what the model would cut
     height, width = image_size(pipe, size)
     options = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "pil", **kw}
-    guidance = default_guidance(pipe) if guidance is None else guidance
-    if guidance is not None:
-        options["guidance_scale"] = guidance
+    options |= guidance_option(pipe, guidance)
     images = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)

@@ -13,7 +13,7 @@ from ..concepts import Concept, align, token_spans
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import prior_of
-from ..pipelines import default_guidance
+from ..pipelines import guidance_option
 from ..refine import Refinement, concept_sums, solve_refinement
 from ..text import encode, tokenizers
 from ..tokens import tokenize
@@ -125,8 +125,6 @@ def draw(
     guidance: the pipeline's own unless given. SDXL's pooled text embedding is that of the empty prompt, so that the
     tokens alone speak.
     """
-    guidance = default_guidance(pipe) if guidance is None else guidance
-    scale = {} if guidance is None else {"guidance_scale": guidance}
     if len(e) != len(seeds):
         raise MaceError(f"There are {len(e)} embeddings and {len(seeds)} seeds: give a seed for each.")
     empty, images = encode(pipe, [""]), []
@@ -137,11 +135,12 @@ def draw(
         some = e[start : start + batch].to(pipe.unet.dtype)
         n = len(some)
         options = {"prompt_embeds": some, "negative_prompt_embeds": empty.to(some).expand(n, -1, -1)}
+        options |= {"num_inference_steps": steps, **guidance_option(pipe, guidance)}
         if pooled is not None:
             options |= dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), pooled.repeat(n, 1))
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[start : start + batch]]
         with fast(pipe):
-            images += pipe(**options, generator=generators, num_inference_steps=steps, **scale).images
+            images += pipe(**options, generator=generators).images
         if progress:
             progress("pictures", len(images), len(e), "")
     return images
