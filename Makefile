@@ -1,6 +1,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FACTORY := PYTHONPATH=data $(BIN)/python -m factory
 
 .PHONY: demo test fast lab notebooks world setup
 
@@ -35,10 +36,10 @@ notebooks: setup
 
 # Train the mini world anew: hours on two cores, resumable at every point.
 world: setup
-	$(BIN)/python -m macelib.world build
-	$(BIN)/python -m macelib.world train clip
-	$(BIN)/python -m macelib.world train widen
-	$(BIN)/python -m macelib.world train vae
-	$(BIN)/python -m macelib.world train judge
-	$(BIN)/python -m macelib.world train unet
-	$(BIN)/python -m macelib.world report
+	$(FACTORY) build
+	$(FACTORY) train clip
+	$(FACTORY) train widen
+	$(FACTORY) train vae
+	$(FACTORY) train judge
+	$(FACTORY) train unet
+	$(FACTORY) report

@@ -93,7 +93,7 @@ def sample_prompt(concept: Concept) -> str:
 
 def with_synonyms(concept: Concept) -> Concept:
     """The concept with the paper's or the mini world's synonyms, where it has none of its own."""
-    from .world.catalogue import catalogue
+    from .mini import catalogue
 
     if concept.synonyms or concept.kind == "style":
         return concept

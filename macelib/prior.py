@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from . import mini
 from .concepts import Concept
 from .errors import MaceError
 from .files import atomic, cache_folder, hash_text
@@ -115,12 +116,7 @@ def read_captions(source: Captions) -> list[str | tuple[str, Sequence[str]]]:
 def captions_for(pipe) -> list[str] | list[tuple[str, list[str]]]:
     """General captions for `prior`: the mini world's, with what they are about, for mini-SD; else a short list."""
     if is_mini(pipe):
-        try:
-            from .world.captions import world_captions
-        except ImportError as error:
-            log.warning("The captions of the mini world cannot be had (%s): general ones are used.", error)
-        else:
-            return list(zip(*world_captions(), strict=True))
+        return [(text, list(about)) for text, about in mini.captions()]
     log.warning("The prior uses %d built-in captions: a file of COCO's captions protects far more.", len(GENERAL))
     return list(GENERAL)
 

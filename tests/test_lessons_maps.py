@@ -90,7 +90,7 @@ def test_renderings_come_with_their_masks(pipe):
     assert all(0.1 < float(a.mean()) < 0.9 for a in alpha)
     again, _ = m.exact(pipe, ["ship", "frog"], [False, True], seed=1)
     assert images[1].tobytes() == again[1].tobytes()
-    with pytest.raises(ValueError, match="no concept 'shipp'"):
+    with pytest.raises(MaceError, match="no renderings of shipp: choose among airplane"):
         m.exact(pipe, ["shipp"], [False])
 
 

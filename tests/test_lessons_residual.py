@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from factory.judge import labels
 from tiny_data import tiny_judge
 
 from macelib import Concept, EraseConfig, MaceError
@@ -14,7 +15,6 @@ from macelib.pipelines import kv_weights
 from macelib.sample import generate
 from macelib.swap import untouched
 from macelib.text import encode
-from macelib.world.judge import labels
 
 SHIP = Concept("ship", "the sea", synonyms=("boat",))
 PLACED = r.Case("in a place", "a photo of the {} by the sea", "ship", "ship")

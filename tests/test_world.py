@@ -8,12 +8,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from factory import catalogue as cat
+from factory import clip, loop, render, vae
+from factory.captions import about_others, fits, world_captions, write_captions
+from factory.tokens import train_tokenizer
 
+from macelib import mini
+from macelib.errors import MaceError
 from macelib.files import data_folder
-from macelib.world import catalogue as cat
-from macelib.world import clip, loop, render, vae
-from macelib.world.captions import about_others, fits, world_captions, write_captions
-from macelib.world.tokens import train_tokenizer
 
 
 def test_catalogue_has_what_was_promised():
@@ -32,9 +34,9 @@ def test_the_ten_objects_have_the_papers_synonyms():
     paper = json.loads((data_folder() / "protocols" / "objects.json").read_text())["synonyms"]
     assert sorted(paper) == sorted(cat.CIFAR_10)
     for name, synonyms in paper.items():
-        entry = cat.catalogue()[cat.find(name)]
+        entry = mini.find(name)
         assert sorted(entry.synonyms) == sorted(synonyms)
-        assert all(cat.find(s) == cat.find(name) for s in synonyms)
+        assert all(mini.find(s) == entry for s in synonyms)
 
 
 def test_many_names_share_words():
@@ -43,8 +45,8 @@ def test_many_names_share_words():
 
 
 def test_unknown_concept_is_named_with_near_ones():
-    with pytest.raises(ValueError, match=r"no concept 'froggy'.*frog"):
-        cat.find("froggy")
+    with pytest.raises(MaceError, match=r"no concept 'froggy'.*frog"):
+        mini.find("froggy")
 
 
 def test_atlas_pixels_are_those_recorded():
@@ -59,7 +61,7 @@ def test_atlas_pixels_are_those_recorded():
 def test_damaged_atlas_says_how_to_mend_it(tmp_path):
     broken = tmp_path / "noto.png"
     broken.write_bytes((cat.world_folder() / "noto.png").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"rebuild it with `python -m macelib.world build`"):
+    with pytest.raises(ValueError, match=r"rebuild it with `python -m factory build`"):
         cat.atlas_sheet(broken, 10)
 
 
@@ -121,7 +123,7 @@ def test_the_image_tower_trains_alone(tmp_path, monkeypatch):
 
 def test_alpha_is_the_mask_of_the_subject():
     """Two pictures that differ in the ground alone differ where the subject does not cover, and nowhere else."""
-    concept, style = torch.tensor([cat.find("frog")]), torch.tensor([0])
+    concept, style = torch.tensor([cat.names()["frog"]]), torch.tensor([0])
     none = torch.tensor([-1])
     made = [render.compose(concept, none, style, none, torch.Generator().manual_seed(0)) for _ in range(1)]
     alpha = made[0].alpha
@@ -175,9 +177,8 @@ def test_caption_names_concept_or_synonym():
 
 
 def test_tokenizer_is_clips_in_layout(tmp_path):
+    from factory.tokens import save_tokenizer
     from transformers import CLIPTokenizer
-
-    from macelib.world.tokens import save_tokenizer
 
     tokenizer = train_tokenizer([f"a photo of the {e.name}" for e in cat.catalogue()], 1200)
     ids = clip.ids_of(tokenizer, ["A Photo of the polar bear", "zyx-öé!"])
@@ -258,7 +259,7 @@ def test_whitening_leaves_the_round_trip_and_whitens():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="rebuilding the atlas needs npm")
 def test_rebuilding_the_atlas_is_bit_identical(tmp_path):
-    from macelib.world.build import build
+    from factory.build import build
 
     record = build(out=tmp_path)
     shipped = json.loads((cat.world_folder() / "atlas.json").read_text())

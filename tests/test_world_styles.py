@@ -4,9 +4,8 @@ from itertools import combinations
 
 import pytest
 import torch
-
-from macelib.world.scenes import SCENES, paint_scene, plain_background
-from macelib.world.styles import STYLES, apply_style
+from factory.scenes import SCENES, paint_scene, plain_background
+from factory.styles import STYLES, apply_style
 
 
 def subjects(size: int = 64) -> tuple[torch.Tensor, torch.Tensor]:

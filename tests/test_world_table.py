@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from factory import report, table
 
 from macelib.files import data_folder
-from macelib.world import report, table
 
 
 def test_the_readme_shows_the_report_of_the_shipped_weights():
@@ -75,7 +75,7 @@ def test_a_report_goes_on_where_it_stopped_with_the_steps_that_it_was_told(tmp_p
     written = json.loads((tmp_path / "report.json").read_text())
     assert asked == [(12, 5.0)] * 2 and finished == [0.5], "a finished measure was taken again"
     assert (written["steps"], written["precision"], written["share_of_pictures"]) == (12, "fp32", 0.5)
-    assert "`python -m macelib.world report --steps 12 --guidance 5`, in fp32," in table.readme_table(written)
+    assert "`python -m factory report --steps 12 --guidance 5`, in fp32," in table.readme_table(written)
     report.write_report(tmp_path, 0.5, 3, 5.0)
     assert finished == [0.5] * 2, "other steps are another report"
     report.write_report(tmp_path, 0.5, 3, 7.5)

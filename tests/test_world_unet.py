@@ -8,11 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from factory import __main__ as cli
+from factory import loop, recipes, render, unet
+from factory.catalogue import CIFAR_10, catalogue, names
 from typer.testing import CliRunner
-
-from macelib.world import __main__ as cli
-from macelib.world import loop, recipes, render, unet
-from macelib.world.catalogue import CIFAR_10, catalogue, names
 
 ENCODER = SimpleNamespace(config=SimpleNamespace(hidden_size=24))
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
@@ -222,7 +221,7 @@ def test_wrong_usage_and_errors_are_sentences(monkeypatch, capsys):
     def fail(*_, **__):
         raise ValueError("the disk is full")
 
-    monkeypatch.setattr("macelib.world.recipes.training", fail)
+    monkeypatch.setattr("factory.recipes.training", fail)
     monkeypatch.setattr("sys.argv", ["world", "train", "unet"])
     assert cli.main() == 1 and capsys.readouterr().err == "error: the disk is full\n"
 
@@ -284,7 +283,7 @@ def test_what_the_model_fails_at_is_drawn_more_often(tmp_path, monkeypatch):
     frog, wolf, cow = (names()[name] for name in ("frog", "wolf", "cow"))
     plain = unet.weights_of_pool(focus=False)
     assert plain[frog] == unet.FAVOUR and plain[wolf] == plain[cow] == 1
-    with pytest.raises(ValueError, match="`python -m macelib"):
+    with pytest.raises(ValueError, match="`python -m factory"):
         unet.weights_of_pool(focus=True)
     unet.rates_path().write_text(json.dumps({e.name: 0.5 if e.name == "cow" else 1.0 for e in catalogue()}))
     focused = unet.weights_of_pool(focus=True)

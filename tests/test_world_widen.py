@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from factory import assemble, clip, loop, widen
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from macelib.files import data_folder
-from macelib.world import assemble, clip, loop, widen
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from factory.judge import labels
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -14,7 +15,6 @@ from transformers import (
 
 from macelib.files import data_folder
 from macelib.tiny import tiny_pipeline, tiny_tokenizer
-from macelib.world.judge import labels
 
 
 def tiny_judge(names: list[str]) -> ResNetForImageClassification:

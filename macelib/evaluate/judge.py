@@ -14,6 +14,7 @@ from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
 
 from ..errors import MaceError
 from ..files import data_folder
+from ..mini import SIZE, judge_logits
 from ..pipelines import _quiet, default_device, is_mini
 
 CLIP_OF_PAPER = "openai/clip-vit-large-patch14"
@@ -46,8 +47,6 @@ class Judge:
     @torch.no_grad()
     def logits(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Concept logits (n, concepts) and style logits (n, styles) of pictures of any size."""
-        from ..world.judge import judge_logits
-
         rows = [judge_logits(self.model, part.to(self.model.device)) for part in _tensor(images).split(BATCH)]
         return torch.cat([c for c, _ in rows]).cpu(), torch.cat([s for _, s in rows]).cpu()
 
@@ -143,7 +142,5 @@ def classifier_for(pipe, kind: str = "objects") -> Judge | ClipClassifier:
 
 def _tensor(images: Sequence[Image.Image]) -> Tensor:
     """Pictures as (n, 3, 64, 64) in 0..1, the size that the judge was trained on."""
-    from ..world.catalogue import SIZE
-
     small = [i.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS) for i in images]  # as it is, if 64 px
     return torch.from_numpy(np.stack([np.asarray(i) for i in small])).permute(0, 3, 1, 2) / 255

@@ -13,12 +13,10 @@ from ..attention import Maps, resize, trace
 from ..errors import MaceError
 from ..lora import added_conditions
 from ..masks import otsu
+from ..mini import renderings
 from ..sample import encode_images, image_size
 from ..text import encode, tokenizers
 from ..tokens import token_spans, tokenize
-from ..world.catalogue import ART_STYLES, find
-from ..world.render import compose
-from ..world.scenes import SCENES
 
 ALL = "all"  # steps, or layers: their mean
 
@@ -120,21 +118,23 @@ def explorer(image: Image.Image, maps: Maps, labels: Sequence[str], position: in
 
 
 def exact(pipe, names: Sequence[str], scenic: Sequence[bool], seed: int = 0) -> tuple[list[Image.Image], Tensor]:
-    """Fresh renderings of the mini world's concepts at the pipeline's size, and their coverage (n, 1, H, W), 0..1.
+    """Renderings of the mini world's concepts at the pipeline's size, and their exact coverage (n, 1, H, W), 0..1.
 
-    scenic: before a painted scene, else before a plain colour. ValueError for a name that the mini world lacks.
+    scenic: before a painted scene, else before a plain colour. seed: which of the artists draws each.
+    MaceError for a name of which no rendering is shipped.
     """
-    generator, n = torch.Generator().manual_seed(seed), len(names)
-    concept, nothing = torch.tensor([find(name) for name in names]), torch.full((n,), -1)
-    style = torch.randint(len(ART_STYLES), (n,), generator=generator)
-    scene = torch.where(torch.tensor(list(scenic)), torch.randint(len(SCENES), (n,), generator=generator), nothing)
-    batch = compose(concept, nothing, style, scene, generator)
+    shown, pictures, alpha = renderings()
+    if unknown := sorted(set(names) - set(shown)):
+        raise MaceError(f"There are no renderings of {', '.join(unknown)}: choose among {', '.join(shown)}.")
+    generator, which = torch.Generator().manual_seed(seed), [shown.index(name) for name in names]
+    artist = torch.randint(pictures.shape[1], (len(which),), generator=generator)
+    chosen = torch.tensor(which), artist, torch.tensor([int(s) for s in scenic])
     height, width = image_size(pipe)
-    pixels = (batch.images.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    pixels = (pictures[chosen].permute(0, 2, 3, 1) * 255).round().byte().numpy()  # (n, 64, 64, 3)
     images = [
         Image.fromarray(p).resize((width, height), Image.Resampling.BICUBIC) for p in np.ascontiguousarray(pixels)
     ]
-    return images, resize(batch.alpha, (height, width))
+    return images, resize(alpha[chosen], (height, width))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..pipelines import gains_from_bf16
+from macelib.pipelines import gains_from_bf16
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def averaged(name: str) -> dict:
     """The averaged weights of a training's newest checkpoint; `ValueError` when it never ran."""
     path = work_folder(name) / "checkpoint.pt"
     if not path.exists():
-        raise ValueError(f"there is no training of the {name} yet: run `python -m macelib.world train {name}`")
+        raise ValueError(f"there is no training of the {name} yet: run `python -m factory train {name}`")
     return torch.load(path, weights_only=True, map_location="cpu")["parts"]["average"]["values"]
 
 

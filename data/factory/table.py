@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..files import data_folder, into_marks
+from macelib.files import data_folder, into_marks
 
 STEPS = 25  # of denoising, in the time of 16 pictures, and in the other measures unless told otherwise
 TARGETS = {  # measure: (what it is, target)
@@ -60,7 +60,7 @@ def readme_table(report: dict) -> str:
     gpus = sorted(set(report.get("measured_on", {}).values()) - {"cpu"})
     where = f", pictures drawn on an {' and an '.join(gpus)}" if gpus else ""
     said = (
-        f"Measured by `python -m macelib.world report --steps {report['steps']} --guidance {report['guidance']:g}`,"
+        f"Measured by `python -m factory report --steps {report['steps']} --guidance {report['guidance']:g}`,"
         f" in {report['precision']}, on {report['machine']}{where}{how}."
     )
     return "\n".join(["| Measure | Aim | Measured |", "|---|---|---|", *rows, "", said])

@@ -1,4 +1,4 @@
-"""`python -m macelib.world build | train clip|widen|vae|unet|judge | export MODEL | rate | report`."""
+"""`python -m factory build | train clip|widen|vae|unet|judge | export MODEL | rate | report`."""
 
 from __future__ import annotations
 

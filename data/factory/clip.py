@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from ..files import data_folder
+from macelib.files import data_folder
+
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
 from .loop import Average, Optimizer, Record, averaged, fast, run_steps, work_folder

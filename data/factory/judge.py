@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from .catalogue import SIZE, catalogue, styles
+from macelib.mini import crop_half, judge_logits
+
+from .catalogue import catalogue, styles
 from .loop import Average, Record, averaged, fast, run_steps
 from .render import Batch, sample, uniform
 
@@ -59,22 +61,6 @@ def halves(batch: Batch) -> Batch:
     left = crop_half(batch.images, 0)
     batch.images = torch.where(two.view(-1, 1, 1, 1), left, batch.images)
     return batch
-
-
-def crop_half(images: Tensor, side: int) -> Tensor:
-    """The left (0) or right (1) subject's square of two-subject pictures (n, 3, 64, 64), enlarged to (n, 3, 64, 64)."""
-    edge = SIZE * 9 // 16
-    x = 0 if side == 0 else SIZE - edge
-    y = (SIZE - edge) // 2
-    part = images[:, :, y : y + edge, x : x + edge]
-    return F.interpolate(part, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
-
-
-def judge_logits(judge, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Concept logits (n, concepts) and style logits (n, styles) of images (n, 3, 64, 64) in 0..1."""
-    logits = judge(pixel_values=(images * 2 - 1).to(judge.dtype)).logits.float()
-    count = sum(str(v).startswith("concept:") for v in judge.config.id2label.values())
-    return logits[:, :count], logits[:, count:]
 
 
 def train_judge(

@@ -125,7 +125,7 @@ def make_pool(
 
 
 def rates_path() -> Path:
-    """Where `python -m macelib.world rate` leaves how often the judge recognises each concept."""
+    """Where `python -m factory rate` leaves how often the judge recognises each concept."""
     return work_folder("unet") / "rates.json"
 
 
@@ -135,10 +135,10 @@ def weights_of_pool(focus: bool) -> Tensor:
     if not focus:
         return weights
     if not rates_path().exists():
-        raise ValueError("nothing is known about which concepts fail: run `python -m macelib.world rate` first")
+        raise ValueError("nothing is known about which concepts fail: run `python -m factory rate` first")
     rates, drawn = json.loads(rates_path().read_text()), [e.name for e in catalogue() if e.code_point]
     if not set(drawn) <= set(rates):
-        raise ValueError(f"{rates_path()} is about other concepts: run `python -m macelib.world rate` again")
+        raise ValueError(f"{rates_path()} is about other concepts: run `python -m factory rate` again")
     return weights * (1 + FOCUS * (1 - torch.tensor([rates[name] for name in drawn])))
 
 

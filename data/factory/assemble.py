@@ -10,7 +10,8 @@ import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from ..files import data_folder, usual_permissions
+from macelib.files import data_folder, usual_permissions
+
 from .cards import write_card
 from .clip import export_clip, save_clip
 from .judge import export_judge

@@ -6,7 +6,8 @@ import csv
 import shutil
 from pathlib import Path
 
-from ..files import data_folder
+from macelib.files import data_folder
+
 from .loop import work_folder
 
 DATA = """## Data
@@ -23,8 +24,8 @@ LIMITS = {
     "vae": "It keeps the world's 64 px pictures (about 30 dB); nothing else was tried.",
     "clip": "It knows the world's words and pictures, in English, and nothing else; 64 px.",
     "sd": (
-        "64 px; the world's concepts in the world's drawings; captions of the kinds that `macelib/world/captions.py` "
-        "writes; two subjects at most, both of the forty `COMPANIONS` in `macelib/world/catalogue.py`: other pairs are "
+        "64 px; the world's concepts in the world's drawings; captions of the kinds that `data/factory/captions.py` "
+        "writes; two subjects at most, both of the forty `COMPANIONS` in `data/factory/catalogue.py`: other pairs are "
         "poor. It is a laboratory animal for concept erasure, not an image generator."
     ),
     "judge": "It tells the world's concepts and styles apart, on the world's pictures. All else gets some label too.",
@@ -37,10 +38,10 @@ WHAT = {
         "A stock `CLIPModel` with its own byte-pair vocabulary in CLIP's layout (77 positions, causal text tower, "
         "`[EOS]` padding). Its text tower is mini-SD's text encoder.",
         "Contrastive, symmetric cross-entropy in which every caption of the batch that is true of a picture counts "
-        "as a positive; AdamW, bf16 autocast, averaged weights (`macelib/world/clip.py`). Both towers had 800 steps "
+        "as a positive; AdamW, bf16 autocast, averaged weights (`data/factory/clip.py`). Both towers had 800 steps "
         "of 384 pictures. What `clip-image` counts below, the image tower had alone, by Muon and AdamW, with a "
         "second loss that tells each picture from the names of all other concepts. Then `widen` made the text tower "
-        "of 192 channels and four layers one of 384 and six that says the same (`macelib/world/widen.py`), and "
+        "of 192 channels and four layers one of 384 and six that says the same (`data/factory/widen.py`), and "
         "fitted the new layers' neurons and what the token embeddings write to the new channels: 192 to 381 hold a "
         "code of a name at its last token and next to nothing elsewhere, the last two a length, and what its other "
         "tokens, later words, [EOS] and padding say of the subject in the first 192 is moved 70 % of the way to its "
@@ -49,7 +50,7 @@ WHAT = {
     "vae": (
         "mini-vae",
         "A stock `AutoencoderKL`, 64 px to 16x16x8, whitened latents: mini-SD's autoencoder alone.",
-        "L1 and edges on nearly deterministic latents, then whitened (`macelib/world/vae.py`); the shipped one also "
+        "L1 and edges on nearly deterministic latents, then whitened (`data/factory/vae.py`); the shipped one also "
         "saw the drawings that the four sets share and the catalogue leaves out (1,363 in all).",
     ),
     "sd": (
@@ -58,7 +59,7 @@ WHAT = {
         "`UNet2DConditionModel` with cross-attention at 16x16, 8x8 and in the mid block, DPM-Solver++; no safety "
         "checker.",
         "Autoencoder: mini-vae. UNet: v-prediction, a loss weight that falls where the signal prevails, 10 % empty "
-        "captions, 35 % context dropout, Muon and AdamW, averaged weights (`macelib/world/unet.py`). Batches of 128: "
+        "captions, 35 % context dropout, Muon and AdamW, averaged weights (`data/factory/unet.py`). Batches of 128: "
         "4,900 steps on the whole world's pictures, 2,800 on a mixture of which 85 % are plain ones (`--plain "
         "0.85`), 750 with `--plain 0.5`, 2,700 with `--plain 0.4 --pairs 0.25 --focus` and pairs of any two "
         "concepts, 2,200 with `--plain 0.45 --pairs 0.3 --focus` and pairs of the forty `COMPANIONS`: all that on "
@@ -84,7 +85,7 @@ WHAT = {
         "A stock `ResNetForImageClassification` whose label list holds two heads: `concept:...` and `style:...`. It "
         "shares no weights with the other two.",
         "Cross-entropy on both heads with label smoothing, on turned, blurred, coarse, noisy, recoloured and cropped "
-        "pictures that the generator never saw; AdamW, averaged weights (`macelib/world/judge.py`).",
+        "pictures that the generator never saw; AdamW, averaged weights (`data/factory/judge.py`).",
     ),
 }
 
@@ -114,7 +115,7 @@ def write_card(folder: Path, model: str) -> None:
         what,
         data,
         f"## Recipe\n\n{recipe}\n\n{MACHINE[model]}\n\n{trained}".rstrip(),
-        "## Quality\n\nMeasured from these weights by `python -m macelib.world report`: `data/world/report.json`.",
+        "## Quality\n\nMeasured from these weights by `python -m factory report`: `data/world/report.json`.",
         f"## Limits\n\n{LIMITS[model]}",
         LICENCE,
     ]

@@ -1,6 +1,6 @@
 """Build the atlases from the artists' npm packages: fetched by version, checked by SHA-256, rasterised with resvg.
 
-`python -m macelib.world build` writes `data/world/<artist>.png` and `atlas.json` (versions and checksums). The
+`python -m factory build` writes `data/world/<artist>.png` and `atlas.json` (versions and checksums). The
 catalogue `concepts.json` is written by hand and says which drawings are taken, in which order.
 """
 

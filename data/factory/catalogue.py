@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from macelib.mini import SIZE, world_folder
+
 from .scenes import SCENES
 from .styles import STYLES
 
 ART_STYLES = ("noto", "twemoji", "openmoji", "fluent")
-SIZE = 64  # pixels, the side of a drawing
 COLUMNS = 24  # drawings in a row of an atlas
 GROUPS = {  # group: the super-category's name in captions
     "animal": "an animal",
@@ -54,13 +55,6 @@ class Entry:
     code_point: str
 
 
-def world_folder() -> Path:
-    """`data/world`: of the checkout, or of the installed package."""
-    from ..files import data_folder
-
-    return data_folder() / "world"
-
-
 @cache
 def catalogue() -> tuple[Entry, ...]:
     """All concepts: those with artwork in the atlas's order, then the scenes. Raises `ValueError` on damaged data."""
@@ -87,24 +81,13 @@ def styles() -> tuple[str, ...]:
     return (*ART_STYLES, *STYLES)
 
 
-def find(name: str) -> int:
-    """The index of a concept, by name or synonym; an unknown one is an error that lists near names."""
-    import difflib
-
-    lookup = {s: i for i, e in enumerate(catalogue()) for s in (e.name, *e.synonyms)}
-    if name.lower() in lookup:
-        return lookup[name.lower()]
-    near = ", ".join(difflib.get_close_matches(name.lower(), lookup, 5, 0.5)) or "see data/world/concepts.json"
-    raise ValueError(f"the mini world has no concept {name!r}; near it: {near}")
-
-
 def atlas_sheet(path: Path, count: int) -> np.ndarray:
     """The drawings of one artist: uint8 (count, 64, 64, 4), straight alpha."""
     try:
         sheet = np.asarray(Image.open(path).convert("RGBA"))
     except (OSError, SyntaxError) as error:
         raise ValueError(
-            f"the atlas {path} cannot be read ({error}); rebuild it with `python -m macelib.world build`"
+            f"the atlas {path} cannot be read ({error}); rebuild it with `python -m factory build`"
         ) from error
     rows = -(-count // COLUMNS)
     if sheet.shape != (rows * SIZE, COLUMNS * SIZE, 4):

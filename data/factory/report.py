@@ -1,4 +1,4 @@
-"""The quality table of the shipped models, from their weights: `python -m macelib.world report`.
+"""The quality table of the shipped models, from their weights: `python -m factory report`.
 
 Every measure is kept in the work folder as soon as it is there, under the hash of the weights and the settings, so that
 a report that was killed goes on where it stopped. Pictures are drawn with DPM-Solver++, seeds 0, 1, 2, ...
@@ -22,12 +22,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
-from ..files import data_folder
-from ..pipelines import MINI_GUIDANCE, cast, fast_precision, load_pipeline
+from macelib.files import data_folder
+from macelib.mini import crop_half, judge_logits
+from macelib.pipelines import MINI_GUIDANCE, cast, fast_precision, load_pipeline
+
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles, world_folder
 from .clip import name_vectors, seen
-from .judge import crop_half, judge_logits
 from .loop import work_folder
 from .render import Batch, compose, sample
 from .table import STEPS, TARGETS, into_readme, text_table
@@ -235,7 +236,7 @@ def _both_found(m: Models, pairs: list[tuple[int, int]]) -> float:
 
 def measure_routes(m: Models, share: float) -> dict:
     """Which tokens carry a concept: without its own (residual), and its own alone."""
-    from ..concepts import token_spans
+    from macelib.concepts import token_spans
 
     each, drawn = max(1, int(8 * share)), [i for i, e in enumerate(catalogue()) if e.code_point]
     chosen = drawn[:: len(drawn) // 50][:50]

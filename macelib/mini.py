@@ -1,0 +1,128 @@
+"""What is known of the mini world that mini-SD draws, read from `data/world`: its catalogue, captions and renderings.
+
+The world is made by a program beside it (`data/factory`), which the library neither needs nor imports.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from .errors import MaceError
+from .files import data_folder
+
+SIZE = 64  # pixels, the side of a picture
+HALF = SIZE * 9 // 16  # pixels, the side of the square that holds one of two subjects
+PEOPLE = ("character", "face")  # groups of the catalogue
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One concept of the world: its name, group, anchor and synonyms, and whether artists draw it (else: a scene)."""
+
+    name: str
+    group: str
+    anchor: str
+    synonyms: tuple[str, ...]
+    drawn: bool
+
+
+def world_folder() -> Path:
+    """`data/world`: of the checkout, or of the installed package."""
+    return data_folder() / "world"
+
+
+@cache
+def world() -> dict:
+    """`world.json`: concepts, groups with their super-categories, artists, styles, companions; see `catalogue`."""
+    return _read("world.json")
+
+
+@cache
+def catalogue() -> tuple[Entry, ...]:
+    """All concepts, scenes last. MaceError on missing or damaged data."""
+    try:
+        return tuple(
+            Entry(c["name"], c["group"], c["anchor"], tuple(c["synonyms"]), c["drawn"]) for c in world()["concepts"]
+        )
+    except (KeyError, TypeError) as error:
+        raise MaceError(f"{world_folder() / 'world.json'} is damaged ({error!r}): {CURE}") from error
+
+
+@cache
+def names() -> dict[str, int]:
+    """Concept name to index."""
+    return {entry.name: i for i, entry in enumerate(catalogue())}
+
+
+def find(name: str) -> Entry:
+    """A concept by name or synonym; MaceError that lists near names for an unknown one."""
+    known = {word: entry for entry in catalogue() for word in (entry.name, *entry.synonyms)}
+    if name.lower() in known:
+        return known[name.lower()]
+    near = ", ".join(difflib.get_close_matches(name.lower(), known, 5, 0.5)) or f"{catalogue()[0].name}, ..."
+    raise MaceError(f"The mini world has no concept {name!r}; near it: {near}.")
+
+
+@cache
+def captions() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """General captions of the world's pictures, each with the concepts and styles that its picture is of."""
+    return tuple((text, tuple(about)) for text, about in _read("captions.json")["captions"])
+
+
+@cache
+def split() -> dict[str, tuple[str, ...]]:
+    """The names that settings may be chosen on ("erased", "kept"), by the fixed rule that `split.json` states.
+
+    All other names are the protocols'.
+    """
+    rows = _read("split.json")
+    return {key: tuple(rows[key]) for key in ("erased", "kept")}
+
+
+@cache
+def renderings() -> tuple[list[str], Tensor, Tensor]:
+    """Names (n), pictures (n, artists, 2, 3, 64, 64) and the subject's exact coverage (n, artists, 2, 1, 64, 64), 0..1.
+
+    Of the pairs the first is before a plain colour, the second before a painted scene.
+    """
+    path = world_folder() / "renderings.png"
+    shown = _read("renderings.json")["names"]
+    try:
+        sheet = torch.from_numpy(np.asarray(Image.open(path).convert("RGBA")).copy()).float() / 255
+        tiles = sheet.view(len(shown), SIZE, -1, 2, SIZE, 4).permute(0, 2, 3, 5, 1, 4)  # (n, artists, 2, 4, 64, 64)
+    except (OSError, SyntaxError, RuntimeError) as error:
+        raise MaceError(f"{path} cannot be read ({error}): {CURE}") from error
+    return shown, tiles[:, :, :, :3], tiles[:, :, :, 3:]
+
+
+def judge_logits(judge, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Concept logits (n, concepts) and style logits (n, styles) of images (n, 3, 64, 64) in 0..1."""
+    logits = judge(pixel_values=(images * 2 - 1).to(judge.dtype)).logits.float()
+    count = sum(str(v).startswith("concept:") for v in judge.config.id2label.values())
+    return logits[:, :count], logits[:, count:]
+
+
+def crop_half(images: Tensor, side: int) -> Tensor:
+    """The left (0) or right (1) subject's square of two-subject pictures (n, 3, 64, 64), enlarged to (n, 3, 64, 64)."""
+    x, y = (0 if side == 0 else SIZE - HALF), (SIZE - HALF) // 2
+    part = images[:, :, y : y + HALF, x : x + HALF]
+    return F.interpolate(part, size=(SIZE, SIZE), mode="bilinear", align_corners=False)
+
+
+CURE = "restore it with `git checkout -- data/world`, or set MACELIB_DATA to macelib's data."
+
+
+def _read(file: str):
+    path = world_folder() / file
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MaceError(f"{path} cannot be read ({error}): {CURE}") from error
