@@ -1,8 +1,12 @@
-"""macelib: mass concept erasure (MACE, CVPR 2024, arXiv 2403.06135) for text-to-image diffusion models."""
+"""macelib: mass concept erasure (MACE, CVPR 2024, arXiv 2403.06135) for text-to-image diffusion models.
+
+`models`, `method` and `erasure` are the core; `job.erase` runs it. Each package says what it may import, and no two
+modules import each other in a circle.
+"""
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Concept": "concepts",
@@ -10,8 +14,8 @@ _HOME = {
     "Erasure": "erasure",
     "MaceError": "errors",
     "erase": "job",  # a module of the same name would hide the function
-    "load_pipeline": "pipelines",
-    "trace": "attention",
+    "load_pipeline": "models.pipelines",
+    "trace": "models.attention",
 }
 __all__ = [*_HOME, "__version__"]
 

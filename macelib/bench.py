@@ -1,6 +1,6 @@
 """Time and memory of stages 1 and 3 at the shapes of SD v1.4, on random data; text encoding is left out.
 
-`streamed` is the mathematics of `macelib.refine` and `macelib.fuse` alone: one pass over the concepts, d x d sums, one
+`streamed` is the mathematics of `method.refine` and `method.fuse` alone: one pass over the concepts, d x d sums, one
 map for all layers, and nothing kept by concept. An `Erasure` keeps each concept's factors and rows, so that it can be
 taken back; what its fusion takes is measured beside it. `per_layer` is the common way, written fairly (vectorised,
 streamed): it accumulates W e^g e^fᵀ and W_i e eᵀ layer by layer.
@@ -18,8 +18,8 @@ from torch import Tensor
 from .concepts import Concept
 from .erasure import Erasure, Part
 from .errors import MaceError
-from .fuse import fuse_sums
-from .refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
+from .method.fuse import fuse_sums
+from .method.refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
 
 
 @dataclass(frozen=True)

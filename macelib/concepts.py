@@ -12,8 +12,8 @@ import yaml
 
 from .errors import MaceError
 from .files import data_folder
+from .models.tokens import Alignment, align, occurrences, token_spans
 from .templates import OBJECT_ANCHORS, SAMPLE_TEMPLATE, TEMPLATES, fill
-from .tokens import Alignment, align, occurrences, token_spans
 
 __all__ = [
     "SAMPLE_TEMPLATE",
@@ -93,7 +93,7 @@ def sample_prompt(concept: Concept) -> str:
 
 def with_synonyms(concept: Concept) -> Concept:
     """The concept with the paper's or the mini world's synonyms, where it has none of its own."""
-    from .mini import catalogue
+    from .models.mini import catalogue
 
     if concept.synonyms or concept.kind == "style":
         return concept

@@ -52,7 +52,7 @@ class ImagesConfig:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Stage 2, Eq. 3-5: the fields of `macelib.lora.TrainConfig`; None: by kind."""
+    """Stage 2, Eq. 3-5: the fields of `macelib.method.lora.train.TrainConfig`; None: by kind."""
 
     rank: int | None = None  # of a concept's LoRA
     D: Literal["random", "own"] | None = None  # random: trained beside B; own: fixed, it answers the own tokens alone
@@ -134,8 +134,8 @@ class EraseConfig:
         return self.kind(kind)["weight"] if self.prior.domain else 1.0
 
     def training(self, kind: str):
-        """`macelib.lora.TrainConfig` of one kind of concept: fields set here, else `KINDS`, else its own defaults."""
-        from .lora import TrainConfig
+        """`TrainConfig` of one kind of concept: fields set here, else `KINDS`, else its own defaults."""
+        from .method.lora.train import TrainConfig
 
         chosen = {k: v for k, v in dataclasses.asdict(self.train).items() if v is not None}
         return TrainConfig(**{"seed": self.seed, **self.kind(kind)["train"], **chosen})

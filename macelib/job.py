@@ -2,33 +2,26 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import logging
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from . import __version__
-from . import prior as priors
 from .concepts import Concept, anchored, check_concepts, prompts, with_synonyms
 from .config import KINDS, EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
-from .files import atomic, hash_text
-from .fuse import Fusion, fused_weight
-from .lora import Example, TrainConfig, example, train
-from .masks import make_masks
-from .pipelines import check_pipeline, drawing_hash, kv_weights, load_pipeline, model_hash
-from .refine import compress, concept_sums, difference, solve_refinement, stored_rank
-from .sample import read_images, training_images
-from .swap import untouched
-from .text import embedding_size
+from .files import hash_text
+from .method import prior as priors
+from .method.lora.train import TrainConfig
+from .method.lora.work import Work, train_work
+from .method.refine import compress, concept_sums, difference, solve_refinement, stored_rank
+from .models.pipelines import check_pipeline, drawing_hash, kv_weights, load_pipeline, model_hash
+from .models.swap import untouched
+from .models.text import embedding_size
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
@@ -54,6 +47,33 @@ def erase(
     The pipeline is left exactly as it was; `Erasure.apply` writes the result into it. MaceError says what is wrong.
     """
     config, tell, concepts = config or EraseConfig(), progress or (lambda *_: None), list(concepts)
+    _notes(concepts, config)
+    check_pipeline(pipe)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(explained())
+        place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="macelib-")))
+        stack.enter_context(untouched(pipe))
+        # Statistics: what every concept's prompts say (X, G, C), and what has to stay as it is (P).
+        parts, exact = _statistics(pipe, concepts, config, tell)
+        prior = prior or prior_of(pipe, concepts, config)
+        erasure = _begun(pipe, parts, prior, config)
+        # Stage 1: one map R refines the keys and values of all concepts (Eq. 2).
+        truncation = _truncation(erasure, *exact)
+        log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
+        # Stage 2: images, masks and a LoRA per concept (Eq. 3-5), in groups.
+        works, trained = _works(pipe, erasure, place), {}
+        for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
+            for i, concept in enumerate(work.concepts):
+                trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
+    # Stage 3: `Erasure.fusion` solves Eq. 7 where it is first asked for, and anew when a concept leaves or joins.
+    parts = [dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]]]
+    done = dataclasses.replace(erasure, parts=tuple(parts), truncation=truncation)
+    done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
+    return done
+
+
+def _notes(concepts: Sequence[Concept], config: EraseConfig) -> None:
+    """MaceError for what cannot be erased together; warnings for what deserves a look."""
     for note in check_concepts(concepts):
         log.warning(note)
     if len(concepts) >= MANY and config.prior.use and not config.prior.domain:
@@ -62,37 +82,35 @@ def erase(
             "EraseConfig.keeping([...]), or --keep on the command line.",
             len(concepts),
         )
-    check_pipeline(pipe)
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(explained())
-        place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="macelib-")))
-        stack.enter_context(untouched(pipe))
-        layers, d = {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}, embedding_size(pipe)
-        parts, cache, exact = [], {}, torch.zeros(2, d, d, dtype=torch.float64)  # ΣX, ΣG
-        for i, concept in enumerate(concepts):  # first, because a prompt that is too long ends here
-            X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, cache))
-            weight, rank = config.weight(concept.kind), config.training(concept.kind).rank
-            exact += weight * torch.stack([X, G])
-            statistics = compress(X, G, C, stored_rank(d, [*layers.values()], rank)).to(torch.float32)
-            empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
-            parts.append(Part(concept, statistics, *empty, weight=weight))
-            tell("statistics", i + 1, len(concepts), concept.name)
-        prior = prior or prior_of(pipe, concepts, config)
-        P, key = (prior.P, prior.key) if prior else (None, "")
-        erasure = Erasure(tuple(parts), layers, d, model_hash(pipe), P, key, config, versions())
-        truncation = _truncation(erasure, *exact)
-        log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
-        drawn = drawing_hash(pipe)
-        common = _dependence(erasure, drawn)
-        works = [Work.of(erasure, group, training, place, drawn, common) for group, training in _groups(parts, config)]
-        trained = {}
-        for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
-            for i, concept in enumerate(work.concepts):
-                trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
-    parts = [dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]]]
-    done = dataclasses.replace(erasure, parts=tuple(parts), truncation=truncation)
-    done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
-    return done
+
+
+def _layers(pipe) -> dict[str, int]:
+    """Out features of every to_k and to_v."""
+    return {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}
+
+
+def _statistics(
+    pipe, concepts: Sequence[Concept], config: EraseConfig, tell: Progress
+) -> tuple[list[Part], torch.Tensor]:
+    """A part without a LoRA for every concept, and the whole sums ΣX, ΣG (2, d, d); MaceError: a prompt too long."""
+    layers, d = _layers(pipe), embedding_size(pipe)
+    parts, cache, exact = [], {}, torch.zeros(2, d, d, dtype=torch.float64)
+    for i, concept in enumerate(concepts):
+        X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, cache))
+        weight, rank = config.weight(concept.kind), config.training(concept.kind).rank
+        exact += weight * torch.stack([X, G])
+        statistics = compress(X, G, C, stored_rank(d, [*layers.values()], rank)).to(torch.float32)
+        empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
+        parts.append(Part(concept, statistics, *empty, weight=weight))
+        tell("statistics", i + 1, len(concepts), concept.name)
+    return parts, exact
+
+
+def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: EraseConfig) -> Erasure:
+    """The erasure before its LoRAs: stage 1 follows from it."""
+    P, key = (prior.P, prior.key) if prior else (None, "")
+    layers, d, base = _layers(pipe), embedding_size(pipe), model_hash(pipe)
+    return Erasure(tuple(parts), layers, d, base, P, key, config, versions())
 
 
 def _dependence(erasure: Erasure, drawn: str) -> str:
@@ -121,77 +139,29 @@ def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.P
     return priors.prior(pipe, captions, **domain, exclude=[with_synonyms(c) for c in concepts])
 
 
-def _groups(parts: Sequence[Part], config: EraseConfig) -> Iterator[tuple[list[Part], TrainConfig]]:
+def _works(pipe, erasure: Erasure, folder: Path) -> list[Work]:
+    """Stage 2 of every group of concepts."""
+    config, layers, R, drawn = erasure.config, tuple(erasure.layers), erasure.refinement.R, drawing_hash(pipe)
+    common, works = _dependence(erasure, drawn), []
+    for concepts, training in _groups(erasure.concepts, config):
+        key = hash_text(common, [concept.name for concept in concepts], training)[:16]
+        works.append(Work(concepts, training, config, layers, R, erasure.base, drawn, folder, key))
+    return works
+
+
+def _groups(concepts: Sequence[Concept], config: EraseConfig) -> Iterator[tuple[list[Concept], TrainConfig]]:
     """Concepts that train in one forward pass: of one kind, at most `concepts_per_pass`."""
-    for kind in dict.fromkeys(part.concept.kind for part in parts):
-        members, training = [part for part in parts if part.concept.kind == kind], config.training(kind)
+    for kind in dict.fromkeys(concept.kind for concept in concepts):
+        members, training = [concept for concept in concepts if concept.kind == kind], config.training(kind)
         for start in range(0, len(members), training.concepts_per_pass):
             yield members[start : start + training.concepts_per_pass], training
-
-
-@dataclass(frozen=True)
-class Work:
-    """Stage 2 of one group of concepts, as another process can do it."""
-
-    concepts: list[Concept]
-    training: TrainConfig
-    config: EraseConfig
-    layers: tuple[str, ...]
-    R: torch.Tensor  # (d, d): W' = W R, of all concepts together
-    base: str  # `model_hash` of the model
-    drawn: str  # `drawing_hash` of the model
-    folder: Path
-    key: str  # what the LoRAs depend on
-
-    @classmethod
-    def of(
-        cls, erasure: Erasure, group: Sequence[Part], training: TrainConfig, folder: Path, drawn: str, common: str
-    ) -> "Work":
-        """The work of some of an erasure's concepts; common: what the LoRAs of all groups depend on."""
-        concepts = [part.concept for part in group]
-        key = hash_text(common, [concept.name for concept in concepts], training)[:16]
-        layers, R = tuple(erasure.layers), erasure.refinement.R
-        return cls(concepts, training, erasure.config, layers, R, erasure.base, drawn, folder, key)
-
-    @property
-    def kept(self) -> Path:
-        """Where its LoRAs are kept."""
-        return self.folder / "loras" / f"{self.key}.safetensors"
-
-    def keep(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Write its LoRAs."""
-        with atomic(self.kept) as temporary:
-            save_file(tensors, temporary)
-
-
-def train_work(pipe, work: Work, tell: Callable[[str, int, str], None]) -> dict[str, torch.Tensor]:
-    """The LoRAs of a group: "i.B" (Σ out, r) and "i.D" (L, r, d) of its i-th concept; tell(stage, done, detail)."""
-    examples, running = [], work.kept.with_suffix(".part.safetensors")
-    for i, concept in enumerate(work.concepts):  # by the original model
-        examples.append(_example(pipe, concept, work))
-        tell("images", i + 1, concept.name)
-    names = ", ".join(concept.name for concept in work.concepts[:3])
-    with untouched(pipe):
-        _refine(pipe, work.R)
-        every = max(1, work.training.steps // len(examples))  # a kill loses one concept's steps at most
-        run = train(pipe, examples, work.training, running, every)
-        for record in run:
-            tell("train", record.step, f"{names}: loss {float(record.losses.mean()):.3g}")
-    tensors = {}
-    for i in range(len(work.concepts)):
-        B, D = run.loras.select(i)
-        tensors[f"{i}.B"] = torch.cat([B[n] for n in work.layers]).float().cpu()
-        tensors[f"{i}.D"] = torch.stack([D[n] for n in work.layers]).float().cpu()
-    work.keep(tensors)
-    running.unlink(missing_ok=True)
-    return tensors
 
 
 def _here(pipe, works: Sequence[Work], tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
     """The groups one after the other; LoRAs that are in the folder already are read."""
     for i, work in enumerate(works):
         group = _counter(tell, works, i)
-        tensors = _read(work.kept)
+        tensors = work.read()
         if tensors is None:
             tensors = train_work(pipe, work, group)
         group("images", len(work.concepts), work.concepts[-1].name)
@@ -210,12 +180,12 @@ def _counter(tell: Progress, works: Sequence[Work], i: int) -> Callable[[str, in
 
 def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
     """The groups as jobs of an engine, as they finish. MaceError names those that failed, when the others are done."""
-    from .batch.engines import Job
+    from .batch.jobs import Job
 
     source = pipe.__dict__.get("_macelib_source")
     if source is None:
         raise MaceError("An engine loads the model in each of its processes: load it with macelib.load_pipeline.")
-    found = {work.key: _read(work.kept) for work in works}
+    found = {work.key: work.read() for work in works}
     waiting = {work.key: work for work in works if found[work.key] is None}
     yield from ((work, found[work.key]) for work in works if work.key not in waiting)
     done, failed = sum(len(w.concepts) for w in works if w.key not in waiting), []
@@ -261,33 +231,3 @@ def train_elsewhere(
     logging.getLogger("macelib").addHandler(handler)
     with explained():
         return train_work(pipe, work, lambda *_: None), notes
-
-
-def _read(path: Path) -> dict[str, torch.Tensor] | None:
-    """Tensors of a file; None where it is not there or damaged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError) as error:
-        log.warning("%s cannot be read (%s): its LoRAs are trained again.", path, error)
-        return None
-
-
-@torch.no_grad()
-def _refine(pipe, R: torch.Tensor) -> None:
-    """Write W' = W R (Eq. 2) into the pipeline."""
-    for name, w in kv_weights(pipe.unet).items():
-        w.copy_(fused_weight(w, Fusion(R, []), [], name, torch.float32))
-
-
-def _example(pipe, concept: Concept, work: Work) -> Example:
-    """Training data of one concept: pictures by the original model (kept ones are used), masks, embeddings."""
-    config, safe = work.config, re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-")
-    folder = work.folder / "images" / f"{safe}-{hash_text(concept.name, concept.kind)[:6]}"
-    digest = hashlib.sha256(f"{config.seed}|{concept.name}".encode()).digest()
-    options = {name: getattr(config.images, name) for name in ("steps", "guidance", "batch", "autocast")}
-    seed = int.from_bytes(digest[:4], "big") >> 1
-    training_images(pipe, concept, config.image_count(concept.kind), folder, seed, model=work.base, **options)
-    images, _ = read_images(folder)
-    return example(pipe, concept, images, make_masks(config.mask_source(concept.kind), pipe, concept, images))

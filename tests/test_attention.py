@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-from macelib.attention import attention_probs, grid, resize, split_heads, trace
 from macelib.errors import MaceError
-from macelib.lora import added_conditions
-from macelib.pipelines import cross_attention
-from macelib.text import encode
-from macelib.tiny import KINDS, tiny_pipeline
+from macelib.models.attention import attention_probs, grid, resize, split_heads, trace
+from macelib.models.pipelines import cross_attention
+from macelib.models.text import added_conditions, encode
+from macelib.models.tiny import KINDS, tiny_pipeline
 
 PROMPT = "a photo of the ship"
 

@@ -8,7 +8,8 @@ import batch_tools as tools
 import psutil
 import pytest
 
-from macelib.batch.engines import Job, Local, make_engine, pack, settings, visible_gpus
+from macelib.batch.engines import Local, make_engine, visible_gpus
+from macelib.batch.jobs import Job, pack, settings
 from macelib.errors import MaceError
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import batch_tools as tools
 import pytest
 
-from macelib.batch.engines import Job, make_engine
+from macelib.batch.engines import make_engine
+from macelib.batch.jobs import Job
 from macelib.errors import MaceError
 
 ray = pytest.importorskip("ray", reason='Ray is not installed: pip install "macelib[ray]"')
@@ -68,7 +69,7 @@ def test_a_sweep_runs_on_a_cluster_as_it_does_here(cluster, tmp_path):
 def test_an_erasure_trains_on_a_cluster_that_loses_a_node(cluster, tmp_path):
     from macelib import Concept, EraseConfig, erase, load_pipeline
     from macelib.config import ImagesConfig, PriorConfig, TrainOptions
-    from macelib.tiny import tiny_pipeline
+    from macelib.models.tiny import tiny_pipeline
 
     tiny_pipeline("sd").save_pretrained(tmp_path / "model")
     pipe = load_pipeline(tmp_path / "model", device="cpu")

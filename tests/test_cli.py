@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from macelib import cli
 from macelib.config import EraseConfig
 from macelib.erasure import Erasure
-from macelib.tiny import tiny_pipeline
+from macelib.models.tiny import tiny_pipeline
 
 SETTINGS = """
 images: {count: 1, steps: 1, masks: full}

@@ -24,8 +24,8 @@ from macelib.concepts import (
     token_spans,
 )
 from macelib.errors import MaceError
+from macelib.models.tokens import occurrences, tokenize
 from macelib.templates import fill, fitted
-from macelib.tokens import occurrences, tokenize
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def test_a_set_field_holds_for_every_kind_and_an_unset_one_is_read_from_the_tabl
 
 
 def test_every_training_setting_can_be_set():
-    from macelib.lora import TrainConfig
+    from macelib.method.lora.train import TrainConfig
 
     ours = {f.name for f in dataclasses.fields(TrainOptions)} | {"seed"}
     assert ours == {f.name for f in dataclasses.fields(TrainConfig)}

@@ -15,10 +15,12 @@ from macelib import Concept, EraseConfig, Erasure, MaceError, erase, job, load_p
 from macelib.batch import make_engine
 from macelib.config import ImagesConfig, PriorConfig, TrainOptions
 from macelib.files import data_folder
-from macelib.prior import Prior
-from macelib.refine import concept_sums, solve_refinement
-from macelib.text import embedding_size
-from macelib.tiny import tiny_pipeline
+from macelib.method import images
+from macelib.method.lora import work
+from macelib.method.prior import Prior
+from macelib.method.refine import concept_sums, solve_refinement
+from macelib.models.text import embedding_size
+from macelib.models.tiny import tiny_pipeline
 
 FEW = ("a photo of the {}", "a drawing of {}", "{} at sunset")
 CONCEPTS = [
@@ -100,9 +102,9 @@ def test_killed_half_way_goes_on_where_it_stopped(pipe, config, tmp_path, monkey
         erase(pipe, CONCEPTS, config, folder=tmp_path / "run", progress=stop)
     assert same(weights(pipe), before)
 
-    trained, drawn, train, draw = [], [], job.train, macelib.sample.generate
-    monkeypatch.setattr(job, "train", lambda p, ex, *a: trained.append(ex[0].name) or train(p, ex, *a))
-    monkeypatch.setattr(macelib.sample, "generate", lambda *a, **k: drawn.append(a[1]) or draw(*a, **k))
+    trained, drawn, train, draw = [], [], work.train, images.generate
+    monkeypatch.setattr(work, "train", lambda p, ex, *a: trained.append(ex[0].name) or train(p, ex, *a))
+    monkeypatch.setattr(images, "generate", lambda *a, **k: drawn.append(a[1]) or draw(*a, **k))
     resumed = erase(pipe, CONCEPTS, config, folder=tmp_path / "run")
     assert len(trained) == 2 and len(drawn) == 1  # the first is done; the second has its pictures
     assert equal(resumed, whole)
@@ -159,7 +161,7 @@ def test_an_exception_leaves_the_pipeline_as_it_was(pipe, config, monkeypatch):
             assert not same(weights(pipe), before)  # stage 1 is in the model now
             raise error
 
-        monkeypatch.setattr(job, "train", fail)
+        monkeypatch.setattr(work, "train", fail)
         with pytest.raises(MaceError, match=sentence):
             erase(pipe, CONCEPTS[:1], config)
         assert same(weights(pipe), before)

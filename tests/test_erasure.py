@@ -14,11 +14,11 @@ from macelib.concepts import Concept, align, anchored, prompts, templates
 from macelib.config import EraseConfig, FuseConfig, RefineConfig
 from macelib.erasure import Erasure, Part
 from macelib.errors import MaceError
-from macelib.pipelines import kv_weights, model_hash
-from macelib.refine import compress, concept_sums
-from macelib.swap import untouched
-from macelib.text import encode, tokenizers
-from macelib.tiny import tiny_pipeline
+from macelib.method.refine import compress, concept_sums
+from macelib.models.pipelines import kv_weights, model_hash
+from macelib.models.swap import untouched
+from macelib.models.text import encode, tokenizers
+from macelib.models.tiny import tiny_pipeline
 
 CONCEPTS = [Concept("ship", "sea"), Concept("frog", "grass"), Concept("noto", "art", kind="style")]
 PRIOR = ["a photo of a house", "a red car in the city", "two dogs"]

@@ -16,11 +16,11 @@ from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, load_pip
 from macelib.erasure import Part
 from macelib.evaluate import metrics, pictures, protocols, record, studies
 from macelib.files import data_folder
-from macelib.mini import catalogue
-from macelib.pipelines import kv_weights, model_hash
-from macelib.refine import compress
-from macelib.sample import generate
-from macelib.tiny import WIDTH, tiny_pipeline
+from macelib.method.refine import compress
+from macelib.models.mini import catalogue
+from macelib.models.pipelines import kv_weights, model_hash
+from macelib.models.sample import generate
+from macelib.models.tiny import WIDTH, tiny_pipeline
 
 CLASSES = ["ship", "frog", "horse", "cat"]
 FAST = {"steps": 1, "batch": 32}

@@ -4,8 +4,8 @@ from brute import fuse_reference, relative, token_rows
 from torch import float32
 
 from macelib.errors import MaceError
-from macelib.fuse import fuse, fuse_naive, fuse_sums, fused_weight
-from macelib.refine import accumulate, compress, gram, solve_refinement
+from macelib.method.fuse import fuse, fuse_naive, fuse_sums, fused_weight
+from macelib.method.refine import accumulate, compress, gram, solve_refinement
 
 D, LAYERS = 80, {"a.to_k": 40, "a.to_v": 64}
 

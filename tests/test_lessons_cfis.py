@@ -9,13 +9,13 @@ import torch
 
 from macelib import Concept, MaceError
 from macelib.lessons import cfis, shared
-from macelib.lora import TrainConfig, train
-from macelib.lora import cfis as xi_of
-from macelib.pipelines import kv_weights
-from macelib.sample import generate
-from macelib.text import encode
-from macelib.tokens import token_spans
-from macelib.viz import Figure
+from macelib.method.lora.train import TrainConfig, train
+from macelib.method.lora.train import cfis as xi_of
+from macelib.models.pipelines import kv_weights
+from macelib.models.sample import generate
+from macelib.models.text import encode
+from macelib.models.tokens import token_spans
+from macelib.show.viz import Figure
 
 STEPS = 3
 
@@ -28,7 +28,7 @@ def exact(monkeypatch):
 
 @pytest.fixture(scope="module")
 def pipe():
-    from macelib.tiny import tiny_pipeline
+    from macelib.models.tiny import tiny_pipeline
 
     return tiny_pipeline()
 

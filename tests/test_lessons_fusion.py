@@ -9,11 +9,11 @@ import torch
 from macelib import Concept, EraseConfig, erase
 from macelib.config import PriorConfig
 from macelib.lessons import fusion, interference
-from macelib.mini import names
-from macelib.pipelines import kv_weights
-from macelib.prior import GENERAL, prior
-from macelib.tiny import tiny_pipeline
-from macelib.viz import Figure
+from macelib.method.prior import GENERAL, prior
+from macelib.models.mini import names
+from macelib.models.pipelines import kv_weights
+from macelib.models.tiny import tiny_pipeline
+from macelib.show.viz import Figure
 
 CONFIG = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 3}}
 

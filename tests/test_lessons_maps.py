@@ -6,8 +6,8 @@ import torch
 from macelib import MaceError, trace
 from macelib.lessons import load_model, residual
 from macelib.lessons import maps as m
-from macelib.pipelines import cross_attention
-from macelib.sample import generate
+from macelib.models.pipelines import cross_attention
+from macelib.models.sample import generate
 
 PROMPT = "a photo of the ship by the sea"
 

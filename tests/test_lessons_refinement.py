@@ -7,9 +7,9 @@ import torch
 
 from macelib import Concept
 from macelib.lessons import refinement
-from macelib.refine import accumulate, concept_sums, gram, solve_refinement
-from macelib.tiny import tiny_pipeline
-from macelib.viz import Figure
+from macelib.method.refine import accumulate, concept_sums, gram, solve_refinement
+from macelib.models.tiny import tiny_pipeline
+from macelib.show.viz import Figure
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from macelib.concepts import align, templates
 from macelib.evaluate import Judge
 from macelib.lessons import drawing, load_model, probabilities, shared
 from macelib.lessons import residual as r
-from macelib.pipelines import kv_weights
-from macelib.sample import generate
-from macelib.swap import untouched
-from macelib.text import encode
+from macelib.models.pipelines import kv_weights
+from macelib.models.sample import generate
+from macelib.models.swap import untouched
+from macelib.models.text import encode
 
 SHIP = Concept("ship", "the sea", synonyms=("boat",))
 PLACED = r.Case("in a place", "a photo of the {} by the sea", "ship", "ship")

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from macelib.erasure.export import peft_config, peft_state, save_peft
 from macelib.errors import MaceError
-from macelib.group import own_directions
-from macelib.lora import Example, TrainConfig, added_conditions, cfis, peft_config, peft_state, save_peft, train
-from macelib.persample import attention_loss, per_sample
-from macelib.pipelines import cross_attention, kv_weights, load_pipeline
-from macelib.text import encode
-from macelib.tiny import KINDS, tiny_pipeline
+from macelib.method.lora.forward import attention_loss, per_sample
+from macelib.method.lora.group import own_directions
+from macelib.method.lora.train import Example, TrainConfig, cfis, train
+from macelib.models.pipelines import cross_attention, kv_weights, load_pipeline
+from macelib.models.text import added_conditions, encode
+from macelib.models.tiny import KINDS, tiny_pipeline
 
 NAMES = ["ship", "sea", "frog", "grass", "horse", "field", "dog", "cat"]
 CONFIG = TrainConfig(steps=6, lr=1e-2, rank=2, t1=200, t2=400)

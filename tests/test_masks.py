@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from macelib import masks
 from macelib.concepts import Concept
 from macelib.errors import MaceError
-from macelib.lora import TrainConfig, example, train
-from macelib.masks import Grounding, attention_maps, grounding, make_masks, otsu
-from macelib.tiny import KINDS, tiny_pipeline
+from macelib.method import masks
+from macelib.method.lora.train import TrainConfig, example, train
+from macelib.method.masks import Grounding, attention_maps, grounding, make_masks, otsu
+from macelib.models.tiny import KINDS, tiny_pipeline
 
 SHIP = Concept("ship", "sea")
 

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from macelib.errors import MaceError
-from macelib.pipelines import (
+from macelib.models.pipelines import (
     cross_attention,
     default_device,
     fast_precision,
@@ -14,8 +14,8 @@ from macelib.pipelines import (
     load_pipeline,
     model_hash,
 )
-from macelib.text import embedding_size
-from macelib.tiny import KINDS, tiny_pipeline, tiny_tokenizer
+from macelib.models.text import embedding_size
+from macelib.models.tiny import KINDS, tiny_pipeline, tiny_tokenizer
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,13 +5,13 @@ import pytest
 import torch
 from brute import relative
 
-import macelib.prior as module
+import macelib.method.prior as module
 from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.files import cache_folder
-from macelib.prior import captions_for, names, prior, read_captions
-from macelib.text import embedding_size, encode
-from macelib.tiny import tiny_pipeline
+from macelib.method.prior import captions_for, names, prior, read_captions
+from macelib.models.text import embedding_size, encode
+from macelib.models.tiny import tiny_pipeline
 
 CAPTIONS = ["a ship", "two Ships at sea", "a shipyard", "a red car", "the frog", "a kitty", "a blue sky"]
 SHIP, CAT = Concept("ship", "sea"), Concept("cat", "sofa", synonyms=("kitty",))

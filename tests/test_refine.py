@@ -6,18 +6,10 @@ from torch import eye, float32, float64
 from macelib.bench import Meter
 from macelib.concepts import Concept, anchored, prompts
 from macelib.errors import MaceError
-from macelib.refine import (
-    accumulate,
-    compress,
-    concept_sums,
-    condition_number,
-    gram,
-    rank_for,
-    solve_refinement,
-)
-from macelib.text import encode
-from macelib.tiny import tiny_pipeline
-from macelib.tokens import align
+from macelib.method.refine import accumulate, compress, concept_sums, condition_number, gram, rank_for, solve_refinement
+from macelib.models.text import encode
+from macelib.models.tiny import tiny_pipeline
+from macelib.models.tokens import align
 
 D_SD, OUT = 96, (40, 64)  # width of the test's embeddings, out features of its layers
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from macelib import MaceError, results, viz
+from macelib import MaceError
+from macelib.show import results, viz
 
 
 def test_record_adds_and_replaces(tmp_path):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from macelib import sample
 from macelib.concepts import Concept
 from macelib.errors import MaceError
-from macelib.sample import encode_images, generate, image_size, read_images, read_manifest, training_images
-from macelib.tiny import KINDS, tiny_pipeline
+from macelib.method import images
+from macelib.method.images import read_images, read_manifest, training_images
+from macelib.models.sample import encode_images, generate, image_size
+from macelib.models.tiny import KINDS, tiny_pipeline
 
 SHIP = Concept("ship", "sea")
 
@@ -118,14 +119,14 @@ def test_a_picture_drawn_otherwise_is_not_vouched_for(pipe, tmp_path, monkeypatc
     training_images(pipe, ship, 2, steps=1, **options)
     first = (tmp_path / "0000.png").read_bytes()
 
-    write = sample._write_manifest
+    write = images._write_manifest
 
     def stop(folder, entries):
         if entries:
             raise KeyboardInterrupt
         write(folder, entries)
 
-    monkeypatch.setattr(sample, "_write_manifest", stop)
+    monkeypatch.setattr(images, "_write_manifest", stop)
     with pytest.raises(KeyboardInterrupt):
         training_images(pipe, ship, 2, steps=2, **options)
     monkeypatch.undo()

@@ -10,15 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from macelib import Concept, EraseConfig, MaceError, easel, studio
-from macelib.easel import Easel, difference, prepared
+from macelib import Concept, EraseConfig, MaceError
 from macelib.files import data_folder
-from macelib.page import gallery, message
-from macelib.pipelines import fast_precision, kv_weights, load_pipeline
-from macelib.sample import generate
-from macelib.studio import Studio, parse_seeds
-from macelib.swap import untouched
-from macelib.tiny import tiny_pipeline
+from macelib.models.pipelines import fast_precision, kv_weights, load_pipeline
+from macelib.models.sample import generate
+from macelib.models.swap import untouched
+from macelib.models.tiny import tiny_pipeline
+from macelib.show import easel, studio
+from macelib.show.easel import Easel, difference, prepared
+from macelib.show.page import gallery, message
+from macelib.show.studio import Studio, parse_seeds
 
 FEW = ("a photo of the {}", "{} at sunset")
 CONCEPTS = [Concept("ship", "sea", templates=FEW), Concept("frog", "grass", templates=FEW)]
@@ -72,7 +73,7 @@ def count_draws(page, monkeypatch) -> list:
 
 
 def test_pictures_are_those_of_the_erasure(page, pipe, erasure):
-    from macelib.sample import generate
+    from macelib.models.sample import generate
 
     with untouched(pipe):
         before = generate(pipe, PROMPT, SEEDS, 2)
@@ -180,8 +181,8 @@ def test_words_of_the_prompt(page):
 
 
 def test_a_word_shows_its_attention_without_drawing(page, pipe, monkeypatch):
-    from macelib.attention import trace
-    from macelib.sample import generate
+    from macelib.models.attention import trace
+    from macelib.models.sample import generate
 
     drawn, row = count_draws(page, monkeypatch), pictures(page, "“frog”, before")
     page.word.value = "photo"

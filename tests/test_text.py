@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from macelib.errors import MaceError
-from macelib.text import embedding_size, encode, text_hash, tokenizers
-from macelib.tiny import tiny_pipeline
+from macelib.models.text import embedding_size, encode, text_hash, tokenizers
+from macelib.models.tiny import tiny_pipeline
 
 PROMPTS = ["a ship", "the sky", "", "a ship", "Café's x-ray"]
 

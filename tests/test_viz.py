@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from macelib import MaceError, viz
+from macelib import MaceError
+from macelib.show import viz
 
 RED = Image.new("RGB", (64, 64), (255, 0, 0))
 BLUE = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(3, 64, 64)

@@ -13,9 +13,9 @@ from factory import clip, loop, render, vae
 from factory.captions import about_others, fits, world_captions, write_captions
 from factory.tokens import train_tokenizer
 
-from macelib import mini
 from macelib.errors import MaceError
 from macelib.files import data_folder
+from macelib.models import mini
 
 
 def test_catalogue_has_what_was_promised():

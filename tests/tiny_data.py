@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from macelib.files import data_folder
-from macelib.tiny import tiny_pipeline, tiny_tokenizer
+from macelib.models.tiny import tiny_pipeline, tiny_tokenizer
 
 
 def tiny_judge(names: list[str]) -> ResNetForImageClassification:

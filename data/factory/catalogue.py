@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from macelib.mini import SIZE, world_folder
+from macelib.models.mini import SIZE, world_folder
 
 from .scenes import SCENES
 from .styles import STYLES

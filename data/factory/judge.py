@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from macelib.mini import crop_half, judge_logits
+from macelib.models.mini import crop_half, judge_logits
 
 from .catalogue import catalogue, styles
 from .loop import Average, Record, averaged, fast, run_steps

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from macelib.pipelines import gains_from_bf16
+from macelib.models.pipelines import gains_from_bf16
 
 
 @dataclass(frozen=True)

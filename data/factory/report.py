@@ -23,8 +23,8 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
 from macelib.files import data_folder
-from macelib.mini import crop_half, judge_logits
-from macelib.pipelines import MINI_GUIDANCE, cast, fast_precision, load_pipeline
+from macelib.models.mini import crop_half, judge_logits
+from macelib.models.pipelines import MINI_GUIDANCE, cast, fast_precision, load_pipeline
 
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles, world_folder

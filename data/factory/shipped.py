@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from macelib.files import atomic
-from macelib.mini import PEOPLE, SIZE
+from macelib.models.mini import PEOPLE, SIZE
 
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, GROUPS, catalogue, names, styles
 from .render import compose

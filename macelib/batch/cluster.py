@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..errors import MaceError
-from .engines import POLL, Job, Outcome, Process, pack, settings
+from .jobs import POLL, Job, Outcome, Process, pack, settings
 
 LOOK = 1.0  # seconds that one wait for finished tasks lasts, so that Ctrl-C is heard
 

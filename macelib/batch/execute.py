@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import MaceError
 from .parameters import RUN_FOLDER, read_notebook, read_parameters
-from .runs import (
+from .runs import (  # fmt: skip
     FIGURES,
     METRICS,
     NOTEBOOK,
@@ -29,7 +29,7 @@ from .runs import (
     read_json,
     state,
     write_json,
-)  # fmt: skip
+)
 
 KERNEL = "python3"  # the name that notebooks carry: here it is found first, and is this interpreter
 ANSI = re.compile(r"\x1b\[[0-9;]*m")

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from .engines import Engine, Job
+from .engines import Engine
 from .execute import execute, record_death
+from .jobs import Job
 from .runs import Run
 
 SHORT = 30.0  # seconds between two lines of progress where the output is a file

@@ -1,4 +1,7 @@
-"""How well an erasure works: classifiers that look at pictures, the paper's protocols, and their metrics."""
+"""How well an erasure works: classifiers that look at pictures, the paper's protocols, and their metrics.
+
+It may import all that erases, `job` too; nothing of `show`, `batch` or `lessons`.
+"""
 
 from ..concepts import with_synonyms
 from .judge import ClipClassifier, Judge, classifier_for

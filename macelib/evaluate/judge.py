@@ -14,8 +14,8 @@ from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
 
 from ..errors import MaceError
 from ..files import data_folder
-from ..mini import SIZE, judge_logits
-from ..pipelines import _quiet, default_device, is_mini
+from ..models.mini import SIZE, judge_logits
+from ..models.pipelines import _quiet, default_device, is_mini
 
 CLIP_OF_PAPER = "openai/clip-vit-large-patch14"
 BATCH = 64  # pictures looked at at once

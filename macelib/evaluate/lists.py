@@ -1,7 +1,7 @@
 """Which concepts the protocols of objects and characters erase and keep, and those that settings are tuned on."""
 
 from ..concepts import Concept, paper_list
-from ..mini import PEOPLE, catalogue, names
+from ..models.mini import PEOPLE, catalogue, names
 
 
 def object_list(mini: bool = True) -> list[Concept]:

@@ -10,9 +10,9 @@ from PIL import Image
 
 from ..errors import MaceError
 from ..files import atomic, hash_tensors, hash_text
-from ..pipelines import AUTOCAST, cast, default_guidance, drawing_hash, kv_weights
-from ..sample import generate, image_size
-from ..swap import base_hash
+from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash, kv_weights
+from ..models.sample import generate, image_size
+from ..models.swap import base_hash
 
 Job = tuple[str, int]  # prompt, seed
 

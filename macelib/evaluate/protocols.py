@@ -13,7 +13,7 @@ from typing import Literal
 from ..concepts import Concept, paper_list, with_synonyms
 from ..erasure import Erasure
 from ..errors import MaceError
-from ..swap import untouched
+from ..models.swap import untouched
 from ..templates import fill
 from .judge import classifier_for
 from .metrics import h_a, h_c, h_o

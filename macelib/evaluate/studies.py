@@ -13,7 +13,7 @@ from ..concepts import Concept, paper_list, retained
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import erase
-from ..pipelines import is_mini
+from ..models.pipelines import is_mini
 from . import protocols
 from .lists import character_lists, object_list, tuning_lists
 from .tables import Evaluation

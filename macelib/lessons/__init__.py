@@ -1,6 +1,7 @@
 """What single notebooks draw and measure beyond `macelib` itself; no part of the core.
 
-Shared by all: the model that a notebook was told to use, and who looks at its pictures.
+Shared by all: the model that a notebook was told to use, and who looks at its pictures. It may import everything but
+`batch` and `cli`; nothing imports it.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from ..errors import MaceError
 from ..evaluate import ClipClassifier, Judge, classifier_for
-from ..pipelines import load_pipeline
-from ..tiny import tiny_pipeline
+from ..models.pipelines import load_pipeline
+from ..models.tiny import tiny_pipeline
 
 TINY = "tiny"  # a random pipeline in seconds, for trying a notebook out
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..concepts import Concept
 from ..errors import MaceError
-from ..fuse import Fusion
-from ..lora import Example, Loras, Record, TrainConfig, example, train
-from ..masks import make_masks
-from ..sample import generate
+from ..method.fuse import Fusion
+from ..method.lora.train import Example, Loras, Record, TrainConfig, example, train
+from ..method.masks import make_masks
+from ..models.sample import generate
+from ..models.text import encode, tokenizers
+from ..models.tokens import token_spans
+from ..show.viz import COLORS, Figure
 from ..templates import fill
-from ..text import encode, tokenizers
-from ..tokens import token_spans
-from ..viz import COLORS, Figure
 from .shared import TEMPLATE, choices, fast, panels, written
 
 

@@ -1,11 +1,11 @@
-"""Figures of the notebooks 00 to 02 that `macelib.viz` does not have; each returns its `Figure`."""
+"""Figures of the notebooks 00 to 02 that `macelib.show.viz` does not have; each returns its `Figure`."""
 
 from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.patches import FancyBboxPatch
 
-from ..viz import COLORS, DPI, Figure
+from ..show.viz import COLORS, DPI, Figure
 
 GREY = "#777777"
 STAGES = (  # title, what it does, notebooks

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..erasure import Erasure
 from ..job import prior_of
-from ..viz import COLORS, Figure
+from ..show.viz import COLORS, Figure
 from .shared import album, mean, panels, shares
 
 CONCEPTS = {  # of the mini world: name and anchor, in the order in which the notebook erases them

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..concepts import Concept, align, prompts, sample_prompt, templates
 from ..erasure import Erasure, Part
-from ..fuse import fuse_sums
-from ..refine import gram
-from ..text import encode, tokenizers
-from ..tokens import token_spans
-from ..viz import COLORS, HEAT, Figure
+from ..method.fuse import fuse_sums
+from ..method.refine import gram
+from ..models.text import encode, tokenizers
+from ..models.tokens import token_spans
+from ..show.viz import COLORS, HEAT, Figure
 from .shared import panels
 
 

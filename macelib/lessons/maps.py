@@ -8,15 +8,14 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from .. import viz
-from ..attention import Maps, resize, trace
 from ..errors import MaceError
-from ..lora import added_conditions
-from ..masks import otsu
-from ..mini import renderings
-from ..sample import encode_images, image_size
-from ..text import encode, tokenizers
-from ..tokens import token_spans, tokenize
+from ..method.masks import otsu
+from ..models.attention import Maps, resize, trace
+from ..models.mini import renderings
+from ..models.sample import encode_images, image_size
+from ..models.text import added_conditions, encode, tokenizers
+from ..models.tokens import token_spans, tokenize
+from ..show import viz
 
 ALL = "all"  # steps, or layers: their mean
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept, align, anchored, prompts, templates
-from ..refine import accumulate, cholesky, gram, solve_refinement
+from ..method.refine import accumulate, cholesky, gram, solve_refinement
+from ..models.text import encode, tokenizers
+from ..show.viz import COLORS, Figure
 from ..templates import fill
-from ..text import encode, tokenizers
-from ..viz import COLORS, Figure
 from .shared import TEMPLATE, panels
 
 

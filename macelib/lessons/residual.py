@@ -13,10 +13,10 @@ from ..concepts import Concept, align, token_spans
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import prior_of
-from ..pipelines import guidance_option
-from ..refine import Refinement, concept_sums, solve_refinement
-from ..text import encode, tokenizers
-from ..tokens import tokenize
+from ..method.refine import Refinement, concept_sums, solve_refinement
+from ..models.pipelines import guidance_option
+from ..models.text import encode, tokenizers
+from ..models.tokens import tokenize
 from . import probabilities
 from .shared import fast
 

@@ -9,12 +9,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluate import ClipClassifier, Judge
-from ..fuse import Fusion, fused_weight
-from ..pipelines import cast, fast_precision, kv_weights
-from ..sample import generate
-from ..swap import untouched
+from ..method.fuse import Fusion, fused_weight
+from ..models.pipelines import cast, fast_precision, kv_weights
+from ..models.sample import generate
+from ..models.swap import untouched
+from ..show.viz import DPI, Figure
 from ..templates import fill
-from ..viz import DPI, Figure
 
 TEMPLATE = "a photo of the {}"
 
@@ -27,7 +27,7 @@ def fast(pipe) -> torch.autocast:
 def album(
     pipe, names: Sequence[str], seeds: Sequence[int], template: str = TEMPLATE, **drawing
 ) -> dict[str, list[Image.Image]]:
-    """Pictures of every name, one per seed, in bf16 where that is faster; drawing: for `macelib.sample.generate`."""
+    """Pictures of every name, one per seed, in bf16 where that is faster; drawing: for `models.sample.generate`."""
     names = list(dict.fromkeys(names))
     prompts = [fill(template, name) for name in names for _ in seeds]
     with fast(pipe):

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ..persample import per_sample
-from ..pipelines import _quiet as quiet
-from ..pipelines import kv_weights
-from ..prior import Prior, prior
-from ..refine import stored_rank
+from ..method.lora.forward import per_sample
+from ..method.prior import Prior, prior
+from ..method.refine import stored_rank
+from ..models.pipelines import _quiet as quiet
+from ..models.pipelines import kv_weights
 
 _V2 = {"use_linear_projection": True}
 LAYOUTS: dict[str, dict] = {  # unet: fields of UNet2DConditionModel; text: width, layers, heads of each encoder

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .attention import attention_probs, grid, replaced, split_heads
-from .errors import MaceError
-from .pipelines import cross_attention
+from ...errors import MaceError
+from ...models.attention import attention_probs, grid, replaced, split_heads
+from ...models.pipelines import cross_attention
 
 
 class _Done(Exception):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from .errors import MaceError
+from ..errors import MaceError
 from .pipelines import cross_attention
 from .text import tokenizers
 from .tokens import token_spans

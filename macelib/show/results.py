@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
+from ..erasure import versions
+from ..errors import MaceError
+from ..files import atomic
 from . import progress
-from .erasure import versions
-from .errors import MaceError
-from .files import atomic
 
 
 def record(run_folder: str | Path, **metrics) -> Path:

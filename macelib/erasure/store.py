@@ -3,23 +3,24 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .concepts import Concept
-from .config import EraseConfig
-from .erasure import Erasure, Part
-from .errors import MaceError
-from .files import atomic
-from .refine import ConceptStatistics, symmetric
+from ..concepts import Concept
+from ..config import EraseConfig
+from ..errors import MaceError
+from ..files import atomic
+from ..method.refine import ConceptStatistics, symmetric
+from .part import Part
 
 FORMAT = "macelib-erasure-2"
 KEPT = ("layers", "width", "base", "prior_key", "versions", "truncation")  # fields of Erasure that are JSON as they are
 
 
-def save(erasure: Erasure, path: str | Path) -> Path:
+def save(erasure, path: str | Path) -> Path:
     """Write the erasure: factors, B and D in float32, the prior's upper triangle in float64."""
     tensors, parts = {}, []
     for i, p in enumerate(erasure.parts):
@@ -38,8 +39,11 @@ def save(erasure: Erasure, path: str | Path) -> Path:
     return Path(path)
 
 
-def load(path: str | Path) -> Erasure:
-    """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
+def load(path: str | Path) -> dict[str, Any]:
+    """The fields of the Erasure in a file that `save` wrote.
+
+    MaceError for one that is missing, cut short, damaged or of another kind.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("macelib", "{}"))
@@ -56,7 +60,7 @@ def load(path: str | Path) -> Erasure:
         raise MaceError(f"{path} is damaged ({error!r}): copy or make it again.") from error
 
 
-def _assemble(about: dict, tensors: dict[str, torch.Tensor]) -> Erasure:
+def _assemble(about: dict, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
     parts = []
     for i, p in enumerate(about["parts"]):
         concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in p["concept"].items()})
@@ -66,4 +70,4 @@ def _assemble(about: dict, tensors: dict[str, torch.Tensor]) -> Erasure:
         parts.append(Part(concept, statistics, tensors[f"{i}.B"], tensors[f"{i}.D"], p["weight"], p["strength"]))
     P = symmetric(tensors["P"], about["width"]) if "P" in tensors else None
     config = EraseConfig.from_dict(about["config"])
-    return Erasure(tuple(parts), P=P, config=config, **{name: about[name] for name in KEPT})
+    return {"parts": tuple(parts), "P": P, "config": config, **{name: about[name] for name in KEPT}}

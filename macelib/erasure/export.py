@@ -1,16 +1,16 @@
 """An erasure for other programs: a diffusers folder, the changed weights alone, or LoRA files."""
 
+import json
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import MaceError
-from .files import atomic
-from .fuse import Fusion, fused_weight
-from .lora import save_peft
-from .swap import originals, untouched
+from ..errors import MaceError
+from ..files import atomic
+from ..method.fuse import Fusion, fused_weight
+from ..models.swap import originals, untouched
 
 FORMATS = {
     "pipeline": "The erased pipeline: DiffusionPipeline.from_pretrained(FOLDER).",
@@ -89,3 +89,33 @@ def low_rank(M: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor]:
 def _save(weights: dict[str, Tensor], path: Path) -> None:
     """Weights by layer as entries of the UNet's state dict."""
     save_file({f"{name}.weight": w.contiguous().cpu() for name, w in weights.items()}, path)
+
+
+def peft_state(
+    B: dict[str, Tensor], D: dict[str, Tensor], alpha: float | None = None, prefix: str = "unet"
+) -> dict[str, Tensor]:
+    """One LoRA under the names of PEFT and diffusers; PEFT multiplies by alpha / r, so B is divided by it."""
+    state = {}
+    for name in B:
+        r = D[name].shape[0]
+        state[f"{prefix}.{name}.lora_A.weight"] = D[name].contiguous().cpu()  # (r, d)
+        state[f"{prefix}.{name}.lora_B.weight"] = (B[name] * (r / (alpha or r))).contiguous().cpu()  # (out, r)
+    return state
+
+
+def peft_config(D: dict[str, Tensor], alpha: float | None = None):
+    """`peft.LoraConfig` of a LoRA whose layers have one rank."""
+    from peft import LoraConfig
+
+    r = next(iter(D.values())).shape[0]
+    return LoraConfig(r=r, lora_alpha=alpha or r, target_modules=list(D), init_lora_weights=False)
+
+
+def save_peft(path: str | Path, B: dict[str, Tensor], D: dict[str, Tensor], alpha: float | None = None) -> Path:
+    """Write one LoRA as safetensors for `pipe.load_lora_weights(path)`, with its LoraConfig in the header."""
+    config = {k: v for k, v in peft_config(D, alpha).to_dict().items() if v is not None}
+    about = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    header = {"format": "pt", "lora_adapter_metadata": json.dumps(about, default=str)}
+    with atomic(path) as temporary:
+        save_file(peft_state(B, D, alpha), temporary, metadata=header)
+    return Path(path)

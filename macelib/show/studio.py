@@ -1,6 +1,6 @@
 """The studio: a page on which concepts are ticked on and off, beside the pictures that the model then draws.
 
-The controls are widgets, the drawing is `macelib.easel`'s; the logic needs no browser.
+The controls are widgets, the drawing is `macelib.show.easel`'s; the logic needs no browser.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 import ipywidgets as widgets
 
+from ..errors import MaceError, explained
 from . import viz
 from .easel import MOST, Easel
-from .errors import MaceError, explained
 from .page import STYLE, gallery, message
 
 log = logging.getLogger(__name__)

@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import MaceError
-from .files import atomic, hash_tensors, hash_text
-from .persample import PerSample
-from .pipelines import AUTOCAST, kv_weights
+from ...errors import MaceError
+from ...files import atomic, hash_tensors, hash_text
+from ...models.pipelines import AUTOCAST, kv_weights
+from .forward import PerSample
 
 log = logging.getLogger(__name__)
 BINS, FOLLOW = 20, 0.9  # of the timesteps, for "adaptive"; share of draws that follow the loss (the rest: uniform)

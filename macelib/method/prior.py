@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from . import mini
-from .concepts import Concept
-from .errors import MaceError
-from .files import atomic, cache_folder, hash_text
-from .pipelines import is_mini
+from ..concepts import Concept
+from ..errors import MaceError
+from ..files import atomic, cache_folder, hash_text
+from ..models import mini
+from ..models.pipelines import is_mini
+from ..models.text import embedding_size, encode, text_hash, tokenizers
+from ..models.tokens import phrase_pattern, token_spans
 from .refine import gram, symmetric
-from .text import embedding_size, encode, text_hash, tokenizers
-from .tokens import phrase_pattern, token_spans
 
 log = logging.getLogger(__name__)
 CHUNK = 64  # captions per pass of the text encoder

@@ -10,13 +10,12 @@ from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
-from .attention import resize, trace
-from .concepts import Concept, sample_prompt
-from .errors import MaceError
-from .lora import added_conditions
-from .sample import encode_images
-from .text import encode, tokenizers
-from .tokens import token_spans
+from ..concepts import Concept, sample_prompt
+from ..errors import MaceError
+from ..models.attention import resize, trace
+from ..models.sample import encode_images
+from ..models.text import added_conditions, encode, tokenizers
+from ..models.tokens import token_spans
 
 log = logging.getLogger(__name__)
 SOURCES = ("attention", "grounding", "alpha", "full")

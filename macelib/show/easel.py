@@ -19,19 +19,20 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from . import __version__, viz
-from .attention import trace
-from .concepts import Concept
-from .config import KINDS, EraseConfig
-from .erasure import Erasure
-from .errors import MaceError
-from .files import cache_folder, hash_text
-from .job import erase
-from .pipelines import AUTOCAST, cast, fast_precision, model_hash
-from .sample import generate
-from .swap import untouched
-from .text import tokenizers
-from .tokens import occurrences, token_spans, tokenize
+from .. import __version__
+from ..concepts import Concept
+from ..config import KINDS, EraseConfig
+from ..erasure import Erasure
+from ..errors import MaceError
+from ..files import cache_folder, hash_text
+from ..job import erase
+from ..models.attention import trace
+from ..models.pipelines import AUTOCAST, cast, fast_precision, model_hash
+from ..models.sample import generate
+from ..models.swap import untouched
+from ..models.text import tokenizers
+from ..models.tokens import occurrences, token_spans, tokenize
+from . import viz
 
 log = logging.getLogger(__name__)
 MOST = 8  # pictures at once

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from .errors import MaceError
-from .files import data_folder, hash_tensors, hash_text
+from ..errors import MaceError
+from ..files import data_folder, hash_tensors, hash_text
 
 SHIPPED = ("mini-sd",)  # models that come with the package
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

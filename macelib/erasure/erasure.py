@@ -16,39 +16,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import __version__
-from .concepts import Concept
-from .config import EraseConfig
-from .errors import MaceError
-from .fuse import Fusion, changed, fuse_sums, less_identity
-from .pipelines import kv_weights
-from .refine import ConceptStatistics, Refinement, solve_refinement
-from .swap import base_hash, originals, remove
+from .. import __version__
+from ..concepts import Concept
+from ..config import EraseConfig
+from ..errors import MaceError
+from ..method.fuse import Fusion, changed, fuse_sums, less_identity
+from ..method.refine import Refinement, solve_refinement
+from ..models.pipelines import kv_weights
+from ..models.swap import base_hash, originals, remove
+from . import store
+from .export import export
+from .part import Part
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Part:
-    """What an erasure holds of one concept."""
-
-    concept: Concept
-    statistics: ConceptStatistics  # factors of X, G, C: Q, Y (d, k), Gq, Cq (k, k)
-    B: Tensor  # (out of all layers, r), rows in the order of Erasure.layers
-    D: Tensor  # (L, r, d)
-    weight: float = 1.0  # of the statistics, by the kind of concept
-    strength: float = 1.0  # 0: drawn as before, 1: erased
-
-    @property
-    def sums(self) -> Tensor:
-        """X, G, C of the concept as they enter Eq. 2 and Eq. 7: (3, d, d) fp64."""
-        s = self.statistics.scaled(self.strength)
-        return self.weight * torch.stack([s.X(), s.G(), s.C()])
-
-    def lora(self, layers: Mapping[str, int], name: str) -> tuple[Tensor, Tensor]:
-        """B (out, r) and D (r, d) of one layer."""
-        i = list(layers).index(name)
-        return self.B.split(list(layers.values()))[i], self.D[i]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -254,21 +234,15 @@ class Erasure:
 
     def save(self, path: str | Path) -> Path:
         """Write everything into one safetensors file; `load` gives it back exactly."""
-        from .store import save
-
-        return save(self, path)
+        return store.save(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> "Erasure":
         """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
-        from .store import load
-
-        return load(path)
+        return cls(**store.load(path))
 
     def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
-        """Write the erased model for other programs: "pipeline", "weights" or "lora" (see `macelib.export`)."""
-        from .export import export
-
+        """Write the erased model for other programs: "pipeline", "weights" or "lora" (see `macelib.erasure.export`)."""
         return export(self, pipe, folder, format, force)
 
 

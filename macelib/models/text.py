@@ -7,8 +7,8 @@ width d = d1 + d2; Eq. 2 knows only this joint vector, so one R of size d x d ac
 import torch
 from torch import Tensor
 
-from .errors import MaceError
-from .files import hash_tensors, hash_text
+from ..errors import MaceError
+from ..files import hash_tensors, hash_text
 from .tokens import tokenize
 
 
@@ -73,3 +73,21 @@ def _hidden(encoder, ids: Tensor, penultimate: bool) -> Tensor:
     if use_mask:
         raise MaceError("A text encoder that masks its padding is not supported: use one of Stable Diffusion's CLIPs.")
     return encoder(ids)[0]
+
+
+@torch.no_grad()
+def added_conditions(pipe, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor] | None:
+    """What SDXL's UNet reads besides the tokens: text_embeds (n, p), time_ids (n, 6) of an uncropped image; else None.
+
+    size: (height, width) in pixels.
+    """
+    if getattr(pipe.unet.config, "addition_embed_type", None) != "text_time":
+        return None
+    distinct = list(dict.fromkeys(prompts))
+    options = {"device": pipe.text_encoder_2.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+    pooled = pipe.encode_prompt(distinct, **options)[2]  # (m, p)
+    time_ids = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device)
+    return {
+        "text_embeds": pooled[[distinct.index(p) for p in prompts]],
+        "time_ids": time_ids.repeat(len(prompts), 1),
+    }

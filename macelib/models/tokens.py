@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import LongTensor
 
-from .errors import MaceError
-from .templates import fitted
+from ..errors import MaceError
+from ..templates import fitted
 
 
 def occurrences(text: str, phrase: str, plural: bool = False) -> list[tuple[int, int]]:

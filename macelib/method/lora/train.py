@@ -4,25 +4,22 @@ A batch holds one sample of each of N concepts, and to_k and to_v add sample i's
 AdamW are per concept, so the result is that of N separate runs.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import LongTensor, Tensor
 
-from .concepts import Concept, sample_prompt
-from .errors import MaceError
-from .files import atomic
+from ...concepts import Concept, sample_prompt
+from ...errors import MaceError
+from ...models.pipelines import AUTOCAST
+from ...models.sample import encode_images
+from ...models.text import added_conditions, encode, tokenizers
+from ...models.tokens import token_spans, tokenize
+from .forward import per_sample
 from .group import Group
-from .persample import per_sample
-from .pipelines import AUTOCAST
-from .sample import encode_images
-from .text import encode, tokenizers
-from .tokens import token_spans, tokenize
 
 
 @dataclass(frozen=True)
@@ -147,24 +144,6 @@ def _tail(tokenizer, prompt: str) -> list[int]:
     return list(range(1 + max((i for i, (a, b) in enumerate(offsets) if a < b), default=0), len(ids)))
 
 
-@torch.no_grad()
-def added_conditions(pipe, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor] | None:
-    """What SDXL's UNet reads besides the tokens: text_embeds (n, p), time_ids (n, 6) of an uncropped image; else None.
-
-    size: (height, width) in pixels.
-    """
-    if getattr(pipe.unet.config, "addition_embed_type", None) != "text_time":
-        return None
-    distinct = list(dict.fromkeys(prompts))
-    options = {"device": pipe.text_encoder_2.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    pooled = pipe.encode_prompt(distinct, **options)[2]  # (m, p)
-    time_ids = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device)
-    return {
-        "text_embeds": pooled[[distinct.index(p) for p in prompts]],
-        "time_ids": time_ids.repeat(len(prompts), 1),
-    }
-
-
 class Training:
     """Iterate to train: a `Record` per step. `loras` holds the result; `finish` iterates to the end and returns it."""
 
@@ -220,33 +199,3 @@ def train(
 
 def _numbered(path: Path | None, i: int, count: int) -> Path | None:
     return path if path is None or count == 1 else path.with_name(f"{path.stem}-{i}{path.suffix}")
-
-
-def peft_state(
-    B: dict[str, Tensor], D: dict[str, Tensor], alpha: float | None = None, prefix: str = "unet"
-) -> dict[str, Tensor]:
-    """One LoRA under the names of PEFT and diffusers; PEFT multiplies by alpha / r, so B is divided by it."""
-    state = {}
-    for name in B:
-        r = D[name].shape[0]
-        state[f"{prefix}.{name}.lora_A.weight"] = D[name].contiguous().cpu()  # (r, d)
-        state[f"{prefix}.{name}.lora_B.weight"] = (B[name] * (r / (alpha or r))).contiguous().cpu()  # (out, r)
-    return state
-
-
-def peft_config(D: dict[str, Tensor], alpha: float | None = None):
-    """`peft.LoraConfig` of a LoRA whose layers have one rank."""
-    from peft import LoraConfig
-
-    r = next(iter(D.values())).shape[0]
-    return LoraConfig(r=r, lora_alpha=alpha or r, target_modules=list(D), init_lora_weights=False)
-
-
-def save_peft(path: str | Path, B: dict[str, Tensor], D: dict[str, Tensor], alpha: float | None = None) -> Path:
-    """Write one LoRA as safetensors for `pipe.load_lora_weights(path)`, with its LoraConfig in the header."""
-    config = {k: v for k, v in peft_config(D, alpha).to_dict().items() if v is not None}
-    about = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.items()}
-    header = {"format": "pt", "lora_adapter_metadata": json.dumps(about, default=str)}
-    with atomic(path) as temporary:
-        save_file(peft_state(B, D, alpha), temporary, metadata=header)
-    return Path(path)

@@ -15,8 +15,8 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .errors import MaceError
-from .templates import SAMPLE_TEMPLATE, TEMPLATES
+from ..errors import MaceError
+from ..templates import SAMPLE_TEMPLATE, TEMPLATES
 
 KINDS = ("sd", "sd2", "sdxl")
 START, END = "<|startoftext|>", "<|endoftext|>"

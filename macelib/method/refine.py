@@ -10,9 +10,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .concepts import Concept, align, anchored, prompts, templates
-from .errors import MaceError
-from .text import encode, tokenizers
+from ..concepts import Concept, align, anchored, prompts, templates
+from ..errors import MaceError
+from ..models.text import encode, tokenizers
 
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"

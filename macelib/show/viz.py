@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from .errors import MaceError
+from ..errors import MaceError
 
 LIMIT = 150_000  # bytes of a figure as PNG
 DPI = 110

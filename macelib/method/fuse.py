@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .errors import MaceError
+from ..errors import MaceError
 from .refine import ConceptStatistics, cholesky, condition_number
 
 

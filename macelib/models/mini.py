@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from .errors import MaceError
-from .files import data_folder
+from ..errors import MaceError
+from ..files import data_folder
 
 SIZE = 64  # pixels, the side of a picture
 HALF = SIZE * 9 // 16  # pixels, the side of the square that holds one of two subjects

@@ -1,0 +1,5 @@
+"""`python -m macelib.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,121 @@
+"""Commands `mace evaluate`, `study` and `bench`: how well an erasure works, and how long one takes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import MaceError
+from ..show.progress import Bars
+from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, example, pipeline
+
+
+def evaluate(
+    erasure: Annotated[Path, typer.Argument(help="an erasure file")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the results")] = ...,
+    model: Model = "mini-sd",
+    images: Annotated[int, typer.Option(help="pictures per class", min=3)] = 50,
+    steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
+    guidance: Guidance = None,
+    batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
+    force: Force = False,
+    revision: Revision = None,
+    local_files_only: Local = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row."""
+    from ..erasure import Erasure
+
+    try:
+        from ..evaluate import protocols
+    except ImportError as error:
+        raise MaceError(
+            f'The evaluation cannot be loaded ({error}): install it with pip install "macelib[evaluate]".'
+        ) from error
+    chosen = Erasure.load(erasure)
+    pipe = pipeline(model, revision, local_files_only, device, dtype)
+    chosen.check(pipe, force)
+    drawing = {"steps": steps, "guidance": guidance, "batch": batch}
+    with Bars() as bars:
+        result = protocols.objects(pipe, chosen, images=images, folder=out, force=force, progress=bars, **drawing)
+    typer.echo(result)
+
+
+def study(
+    protocol: Annotated[
+        str,
+        typer.Argument(help="objects: the paper's ten, one by one; characters: many together; tuning: many of neither"),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasures, pictures, tables")] = ...,
+    model: Model = "mini-sd",
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="objects: some of the ten")] = None,
+    count: Annotated[int, typer.Option(help="characters, tuning: how many are erased, and as many kept", min=1)] = 100,
+    images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
+    seeds: Annotated[
+        int, typer.Option(help="characters, tuning: seeds per prompt, five prompts a name (tuning: two)", min=3)
+    ] = 5,
+    steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
+    guidance: Guidance = None,
+    batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
+    autocast: Annotated[str | None, typer.Option(help="bf16 or fp16: precision of the counted pictures")] = None,
+    record: Annotated[bool, typer.Option("--record", help="keep the tables in data/studies and in the README")] = False,
+    revision: Revision = None,
+    local_files_only: Local = False,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Erase what a protocol of the paper asks for, and measure it. Cut short, the same command goes on.
+
+    Choose settings by `mace study tuning`: then the other two stay a test of them.
+    """
+    from ..config import EraseConfig
+    from ..evaluate import studies
+
+    if protocol not in ("objects", "characters", "tuning"):
+        raise MaceError(f"There is no study {protocol!r}: choose objects, characters or tuning.")
+    settings = EraseConfig.load(config) if config else EraseConfig()
+    pipe = pipeline(model, revision, local_files_only, device, dtype)
+    drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
+    with Bars() as bars:
+        drawing["progress"] = bars
+        if protocol == "objects":
+            result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
+        else:
+            measure = studies.characters_study if protocol == "characters" else studies.tuning_study
+            result = measure(pipe, out, settings, count=count, seeds=range(seeds), **drawing)
+    typer.echo(result)
+    if record:
+        from ..evaluate import record as records
+
+        typer.echo(records.record(protocol, result))
+
+
+def bench(
+    concepts: Annotated[int, typer.Option(help="how many to erase", min=1)] = 100,
+    products: Annotated[str, typer.Option(help="fp64, mixed or both")] = "both",
+    reference: Annotated[int, typer.Option(help="concepts of the per-layer reference; 0: leave it out", min=0)] = 5,
+    toggle: Annotated[bool, typer.Option(help="time switching one concept, too")] = True,
+) -> None:
+    """Time and memory of stages 1 and 3 at SD v1.4 shapes: random data, text encoding excluded."""
+    from ..bench import run
+
+    with Bars() as bars:
+        lines = run(concepts, products, reference, toggle, progress=bars)
+    for line in lines:
+        typer.echo(line)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an app."""
+    app.command(epilog=example("mace evaluate runs/ship/erasure.safetensors --images 50 --out runs/ship/evaluation"))(
+        evaluate
+    )
+    app.command(
+        epilog=example(
+            "mace study objects --images 50 --out runs/objects",
+            "mace study characters --count 100 --autocast bf16 --out runs/characters",
+        )
+    )(study)
+    app.command(epilog=example("mace bench", "mace bench --concepts 1000 --products mixed --reference 0"))(bench)

@@ -1,0 +1,7 @@
+"""The models: which pipelines there are, where text enters them, how they draw, and what is known of the mini world.
+
+`pipelines` loads and describes them; `text` and `tokens` are what cross-attention reads; `attention` traces it;
+`sample` draws and encodes pictures; `swap` writes weights and takes them back; `mini` is the shipped world; `tiny`
+makes small random pipelines. Nothing here knows of concepts or of the method: it may import `errors`, `files` and
+`templates`, nothing else of macelib.
+"""
