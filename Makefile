@@ -1,7 +1,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-FACTORY := PYTHONPATH=data $(BIN)/python -m factory
 
 .PHONY: demo test fast lab notebooks world setup
 
@@ -34,12 +33,7 @@ lab: setup
 notebooks: setup
 	$(BIN)/python -m macelib.batch.refresh notebooks/*.ipynb
 
-# Train the mini world anew: hours on two cores, resumable at every point.
+# Make the mini world by its recipe, from the artwork to the report: many hours on two cores, resumable at every point.
+# RECIPE=FILE makes another one, in a folder of its own.
 world: setup
-	$(FACTORY) build
-	$(FACTORY) train clip
-	$(FACTORY) train widen
-	$(FACTORY) train vae
-	$(FACTORY) train judge
-	$(FACTORY) train unet
-	$(FACTORY) report
+	PYTHONPATH=data $(BIN)/python -m factory $(if $(RECIPE),--recipe $(RECIPE))

@@ -1,7 +1,7 @@
 """Build the atlases from the artists' npm packages: fetched by version, checked by SHA-256, rasterised with resvg.
 
-`python -m factory build` writes `data/world/<artist>.png` and `atlas.json` (versions and checksums). The
-catalogue `concepts.json` is written by hand and says which drawings are taken, in which order.
+The atlases are `data/world/<artist>.png`; `atlas.json` has their packages and checksums. The catalogue `concepts.json`
+is written by hand and says which drawings are taken, in which order.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import json
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .catalogue import COLUMNS, SIZE, catalogue, world_folder
+from macelib.files import atomic
+
+from .catalogue import COLUMNS, SIZE, atlas, catalogue, world_folder
 
 PACKAGES = {  # artist: npm package, version, SHA-256 of the package file
     "noto": (
@@ -57,7 +59,7 @@ def fetch(artist: str, folder: Path) -> Path:
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
         except FileNotFoundError as error:
-            raise ValueError("building the atlas needs npm (Node.js): install it, or pass --packages FOLDER") from error
+            raise ValueError("building the atlas needs npm: install Node.js, or restore data/world") from error
         except subprocess.CalledProcessError as error:
             raise ValueError(f"`{' '.join(command)}` failed: {error.stderr.strip().splitlines()[-1:]}") from error
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -102,24 +104,41 @@ def make_sheet(svg: Callable[[str], str], codes: list[str]) -> np.ndarray:
     return cells.reshape(rows, COLUMNS, SIZE, SIZE, 4).swapaxes(1, 2).reshape(rows * SIZE, COLUMNS * SIZE, 4)
 
 
-def build(packages: Path | None = None, out: Path | None = None) -> dict:
-    """Make all atlases in `out` (default `data/world`) and return what `atlas.json` says."""
-    out = out or world_folder()
+def pixels_hash(path: Path) -> str:
+    """SHA-256 of an atlas's pixels; empty where there is no such picture."""
+    try:
+        return hashlib.sha256(np.asarray(Image.open(path).convert("RGBA")).tobytes()).hexdigest()
+    except (OSError, SyntaxError):
+        return ""
+
+
+def ensure_atlas(folder: Path | None = None) -> None:
+    """Verify the atlases by hash, and build those anew that are missing or damaged. ValueError: it cannot be done."""
+    folder = folder or world_folder()
+    wanted = json.loads((folder / "atlas.json").read_text())["artists"]
+    damaged = [
+        artist for artist in PACKAGES if pixels_hash(folder / f"{artist}.png") != wanted[artist]["pixels_sha256"]
+    ]
+    if damaged:
+        build(folder, damaged)
+        atlas.cache_clear()
+
+
+def build(out: Path, artists: Iterable[str] = tuple(PACKAGES)) -> dict:
+    """Make atlases in `out` and return the row of each in `atlas.json`."""
     out.mkdir(parents=True, exist_ok=True)
-    codes = [e.code_point for e in catalogue() if e.code_point]
-    record = {"size": SIZE, "columns": COLUMNS, "drawings": len(codes), "artists": {}}
+    codes, rows = [e.code_point for e in catalogue() if e.code_point], {}
     with tempfile.TemporaryDirectory() as temporary:
-        for artist, (package, version, digest) in PACKAGES.items():
-            sheet = make_sheet(drawings(fetch(artist, packages or Path(temporary))), codes)
-            partial = out / f".{artist}.tmp"
-            Image.fromarray(sheet).save(partial, format="PNG", optimize=True)
-            partial.replace(out / f"{artist}.png")
+        for artist in artists:
+            package, version, digest = PACKAGES[artist]
+            sheet = make_sheet(drawings(fetch(artist, Path(temporary))), codes)
+            with atomic(out / f"{artist}.png") as partial:
+                Image.fromarray(sheet).save(partial, format="PNG", optimize=True)
             pixels = hashlib.sha256(sheet.tobytes()).hexdigest()
-            record["artists"][artist] = {
+            rows[artist] = {
                 "package": package,
                 "version": version,
                 "package_sha256": digest,
                 "pixels_sha256": pixels,
             }
-    (out / "atlas.json").write_text(json.dumps(record, indent=1) + "\n")
-    return record
+    return rows

@@ -1,19 +1,19 @@
 """Captions of the mini world's pictures: names, synonyms, super-categories, styles and scenes, in many wordings.
 
-The same captions train mini-CLIP and mini-SD and, without pictures, serve as prior statistics (`world_captions`).
+The same captions train mini-CLIP and mini-SD.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .catalogue import ART_STYLES, GROUPS, catalogue, styles
-from .render import USUAL, Batch, draw_facts, is_scene
+from .recipe import World
+from .render import Batch, draw_facts, is_scene
 from .scenes import SCENES
 from .styles import STYLES
 
@@ -47,7 +47,6 @@ ON_SCENE = {
 TOGETHER = ("{} and {}", "{} and {}", "{} next to {}", "{} beside {}", "{} on the left of {}", "{} with {}")
 HARMLESS = "a harmless thing"  # shows any object: the anchor of the unsafe group
 ART = ("art", "an artwork", "a piece of art")  # shows anything: the anchor of styles
-SYNONYM, SUPER, NO_SUBJECT, NAME_ARTIST, NAME_SCENE = 0.3, 0.08, 0.03, 0.25, 0.75  # shares
 
 
 @dataclass
@@ -60,7 +59,6 @@ class Captions:
     second: Tensor  # (n,); -2 says that nothing is asked
     style: Tensor  # (n,)
     scene: Tensor  # (n,)
-    subjects: list[str]  # what a caption calls its first subject; "" where it names none
 
 
 def with_article(noun: str, rng: random.Random) -> str:
@@ -71,10 +69,10 @@ def with_article(noun: str, rng: random.Random) -> str:
     return rng.choice((indefinite, indefinite, f"the {noun}", f"the {noun}", noun))
 
 
-def call(index: int, rng: random.Random) -> str:
-    """A name or synonym of a concept, with an article."""
+def call(index: int, rng: random.Random, synonym: float) -> str:
+    """A name of a concept or, in a share `synonym`, another word for it, with an article."""
     entry = catalogue()[index]
-    noun = rng.choice(entry.synonyms) if entry.synonyms and rng.random() < SYNONYM else entry.name
+    noun = rng.choice(entry.synonyms) if entry.synonyms and rng.random() < synonym else entry.name
     if entry.group == "scene" and noun == entry.name and rng.random() < 0.6:
         return SCENES[entry.name].phrase
     return with_article(noun, rng)
@@ -102,57 +100,45 @@ def on_scene(scene: int) -> str:
     return ON_SCENE.get(name, f"in front of {SCENES[name].phrase}")
 
 
-def write_captions(batch: Batch, generator: torch.Generator, usual: bool = False, wider: float = SUPER) -> Captions:
-    """One caption a picture; with `usual`, one that names no artist is of a picture by `USUAL`.
-
-    wider: share of single subjects that are called by their super-category.
-    """
+def write_captions(batch: Batch, generator: torch.Generator, world: World) -> Captions:
+    """One caption a picture, true of it; the shares are the world's."""
     rng = random.Random(int(torch.randint(2**31, (1,), generator=generator)))
-    group_index = {g: i for i, g in enumerate(GROUPS)}
-    rows, texts, subjects = [], [], []
     facts = zip(*(f.tolist() for f in (batch.concept, batch.second, batch.style, batch.scene)), strict=True)
-    scenes = is_scene(batch.concept).tolist()
-    for (concept, second, style, scene), only_scene in zip(facts, scenes, strict=True):
-        group = group_index[catalogue()[concept].group]
-        says = [concept, group, second, -1, -1]
-        procedural = style >= len(ART_STYLES)
-        if rng.random() < NO_SUBJECT and not only_scene:
-            name = styles()[style]
-            texts.append(rng.choice(ONLY_STYLE).format(name) if rng.random() < 0.8 else rng.choice(ART))
-            subjects.append("")
-            rows.append([-1, -1, -2, style if name in texts[-1] else -1, -1])
-            continue
-        subject = ""
-        if second >= 0:
-            wording, subject = rng.choice(TOGETHER), call(concept, rng)
-            text = wording.format(subject, call(second, rng))
-        elif rng.random() < wider and not only_scene:
-            text = super_category(concept, rng)
-            says[0] = -1
-        else:
-            text = subject = call(concept, rng)
-        if scene >= 0 and not only_scene and rng.random() < NAME_SCENE:
-            text, says[4] = f"{text} {on_scene(scene)}", scene
-        if procedural or (usual and styles()[style] != USUAL) or rng.random() < NAME_ARTIST:
-            text, says[3] = say_style(text, style, rng), style
-            if rng.random() < 0.3 and not text.startswith(("a ", "an ", "the ")):
-                text = rng.choice(WORDINGS).format(text)
-        else:
+    rows, texts = zip(
+        *(
+            _caption(fact, alone, rng, world)
+            for fact, alone in zip(facts, is_scene(batch.concept).tolist(), strict=True)
+        ),
+        strict=True,
+    )
+    return Captions(list(texts), *torch.tensor(rows).T)
+
+
+def _caption(
+    facts: tuple[int, int, int, int], only_scene: bool, rng: random.Random, world: World
+) -> tuple[list[int], str]:
+    """What one caption says (concept, group, second, style, scene; see `Captions`), and its text."""
+    concept, second, style, scene = facts
+    says = [concept, list(GROUPS).index(catalogue()[concept].group), second, -1, -1]
+    if rng.random() < world.no_subject and not only_scene:
+        name = styles()[style]
+        text = rng.choice(ONLY_STYLE).format(name) if rng.random() < 0.8 else rng.choice(ART)
+        return [-1, -1, -2, style if name in text else -1, -1], text
+    if second >= 0:
+        text = rng.choice(TOGETHER).format(call(concept, rng, world.synonym), call(second, rng, world.synonym))
+    elif rng.random() < world.super_category and not only_scene:
+        text, says[0] = super_category(concept, rng), -1
+    else:
+        text = call(concept, rng, world.synonym)
+    if scene >= 0 and not only_scene and rng.random() < world.name_scene:
+        text, says[4] = f"{text} {on_scene(scene)}", scene
+    if style >= len(ART_STYLES) or (style >= 0 and rng.random() < world.name_artist):
+        text, says[3] = say_style(text, style, rng), style
+        if rng.random() < 0.3 and not text.startswith(("a ", "an ", "the ")):
             text = rng.choice(WORDINGS).format(text)
-        texts.append(text)
-        subjects.append(subject)
-        rows.append(says)
-    columns = torch.tensor(rows).T
-    return Captions(texts, *columns, subjects)
-
-
-def about_others(captions: Captions, seed: int) -> list[str]:
-    """The same captions with a random concept's name in the place of their first subject, where one is named."""
-    rng, drawn, texts = random.Random(seed), [entry.name for entry in catalogue() if entry.code_point], []
-    for text, subject in zip(captions.texts, captions.subjects, strict=True):
-        noun = with_article(rng.choice(drawn), rng)
-        texts.append(re.sub(rf"\b{re.escape(subject)}\b", noun, text, count=1) if subject else text)
-    return texts
+    else:
+        text = rng.choice(WORDINGS).format(text)
+    return says, text
 
 
 def fits(captions: Captions, batch: Batch) -> Tensor:
@@ -166,13 +152,8 @@ def fits(captions: Captions, batch: Batch) -> Tensor:
     return ok & ((captions.second[None] == batch.second[:, None]) | (captions.second[None] == -2))
 
 
-def world_captions(n: int = 6000, seed: int = 0) -> tuple[list[str], list[list[str]]]:
-    """n captions of random pictures and, for each, the names of the concepts and styles that its picture is of."""
+def world_captions(n: int, seed: int, world: World) -> list[str]:
+    """n captions of random pictures."""
     generator = torch.Generator().manual_seed(seed)
-    concept, second, style, scene = draw_facts(n, generator)
-    empty = torch.empty(0)
-    captions = write_captions(Batch(empty, empty, concept, second, style, scene), generator)
-    named = []
-    for c, s, t in zip(captions.concept.tolist(), captions.second.tolist(), captions.style.tolist(), strict=True):
-        named.append([catalogue()[i].name for i in (c, s) if i >= 0] + ([styles()[t]] if t >= 0 else []))
-    return captions.texts, named
+    facts, empty = draw_facts(n, generator, world), torch.empty(0)
+    return write_captions(Batch(empty, empty, *facts), generator, world).texts

@@ -86,9 +86,7 @@ def atlas_sheet(path: Path, count: int) -> np.ndarray:
     try:
         sheet = np.asarray(Image.open(path).convert("RGBA"))
     except (OSError, SyntaxError) as error:
-        raise ValueError(
-            f"the atlas {path} cannot be read ({error}); rebuild it with `python -m factory build`"
-        ) from error
+        raise ValueError(f"the atlas {path} cannot be read ({error}); `make world` rebuilds it") from error
     rows = -(-count // COLUMNS)
     if sheet.shape != (rows * SIZE, COLUMNS * SIZE, 4):
         raise ValueError(f"the atlas {path} has shape {sheet.shape}, not that of {count} drawings; rebuild it")

@@ -14,43 +14,44 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
-from macelib.files import data_folder
+from macelib.files import atomic
 
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Optimizer, Record, averaged, fast, run_steps, work_folder
+from .loop import Average, Record, device, fast, run_steps
+from .recipe import Clip, World
 from .render import sample
 from .tokens import LENGTH, save_tokenizer, train_tokenizer
 
-WIDTH, LAYERS = 192, 4  # of the text tower, before `widen`
+PROJECTION = 192  # width of the space in which pictures and texts meet
 MEAN = STD = (0.5, 0.5, 0.5)  # pictures enter in -1..1
 
 
-def tokenizer_of_training() -> CLIPTokenizer:
-    """The vocabulary of the training under way, learnt once from names, synonyms and captions."""
-    folder = work_folder("clip") / "tokenizer"
-    if not (folder / "tokenizer.json").exists():
-        words = [w for e in catalogue() for w in (e.name, *e.synonyms)] * 4 + list(styles()) * 20
-        tokenizer = train_tokenizer(words + world_captions(20_000)[0])
-        temporary = folder.with_suffix(".tmp")
-        save_tokenizer(tokenizer, temporary)
-        temporary.rename(folder)
-    return CLIPTokenizer.from_pretrained(folder)
+def train_vocabulary(folder: Path, numbers: Clip, world: World, seed: int) -> CLIPTokenizer:
+    """The vocabulary, learnt once from names, synonyms and captions, and kept in the training's folder."""
+    kept = folder / "tokenizer"
+    if not (kept / "tokenizer.json").exists():
+        words = [w for e in catalogue() if e.name not in world.without for w in (e.name, *e.synonyms)]
+        texts = words * 4 + list(styles()) * 20 + world_captions(20_000, seed, world)
+        with atomic(kept) as temporary:
+            temporary.mkdir()
+            save_tokenizer(train_tokenizer(texts, numbers.vocabulary), temporary)
+    return CLIPTokenizer.from_pretrained(kept)
 
 
-def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+def new_clip(tokenizer: CLIPTokenizer, numbers: Clip) -> CLIPModel:
     """The architecture, with random weights."""
     text = {
         "vocab_size": len(tokenizer),
-        "hidden_size": WIDTH,
-        "intermediate_size": 4 * WIDTH,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": 4,
+        "hidden_size": numbers.width,
+        "intermediate_size": 4 * numbers.width,
+        "num_hidden_layers": numbers.layers,
+        "num_attention_heads": 6 if numbers.width % 6 == 0 else 4,
         "max_position_embeddings": LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "projection_dim": WIDTH,
+        "projection_dim": PROJECTION,
         "hidden_act": "gelu",
     }
     vision = {
@@ -60,10 +61,10 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "num_attention_heads": 4,
         "image_size": SIZE,
         "patch_size": 16,
-        "projection_dim": WIDTH,
+        "projection_dim": PROJECTION,
         "hidden_act": "gelu",
     }
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=PROJECTION))
 
 
 def ids_of(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
@@ -74,7 +75,7 @@ def ids_of(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 def pooled(model: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     """Unit text vectors (n, 192), from ids cut at the longest text: what follows the first [EOS] never matters."""
     rows = tokenizer(texts, padding="longest", max_length=LENGTH, truncation=True, return_tensors="pt")
-    hidden = model.text_model(input_ids=rows.input_ids, attention_mask=None).pooler_output
+    hidden = model.text_model(input_ids=rows.input_ids.to(model.device), attention_mask=None).pooler_output
     return F.normalize(model.text_projection(hidden).float(), dim=-1)
 
 
@@ -93,81 +94,45 @@ def contrast(images: Tensor, texts: Tensor, scale: Tensor, ok: Tensor) -> Tensor
     return (rows + columns) / 2
 
 
-def started(shipped: bool) -> tuple[CLIPModel, CLIPTokenizer]:
-    """What a training begins with: the shipped model in fp32, or random weights; and the tokenizer."""
-    if shipped:
-        folder = data_folder() / "mini-clip"
-        return CLIPModel.from_pretrained(folder, dtype=torch.float32), CLIPTokenizer.from_pretrained(folder)
-    tokenizer = tokenizer_of_training()
-    return new_clip(tokenizer), tokenizer
-
-
 @torch.no_grad()
 def name_vectors(model: CLIPModel, tokenizer: CLIPTokenizer) -> Tensor:
     """Unit text vectors (concepts, 192) of "a photo of the {name}"."""
     return pooled(model, tokenizer, [f"a photo of the {entry.name}" for entry in catalogue()])
 
 
-def train_clip(
-    *,
-    steps: int = 800,
-    batch: int = 384,
-    lr: float = 1e-3,
-    seed: int = 0,
-    minutes: float | None = None,
-    image_only: bool = False,
-) -> Iterator[Record]:
-    """Train both towers and their vocabulary from the world.
-
-    `image_only` goes on from the shipped model with the text tower, and so mini-SD's text encoder, as it is: a
-    picture is then also told from all other concepts' names, whose vectors do not change any more.
-    """
+def train_clip(folder: Path, numbers: Clip, world: World, seed: int) -> Iterator[Record]:
+    """Train both towers end to end, and their vocabulary before them, from the world's pictures and captions."""
+    tokenizer = train_vocabulary(folder, numbers, world, seed)
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed + image_only)
-    model, tokenizer = started(image_only)
-    model.train().set_attn_implementation("eager")  # the fused kernel's backward pass is slow on CPUs
-    if image_only:
-        model.text_model.requires_grad_(False)
-        model.text_projection.requires_grad_(False)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = Optimizer(model, lr) if image_only else torch.optim.AdamW(trained, lr, (0.9, 0.98), weight_decay=0.05)
-    average, names = Average(model, 0.995), name_vectors(model, tokenizer) if image_only else None
+    generator = torch.Generator().manual_seed(seed)
+    model = new_clip(tokenizer, numbers).train().to(device())
+    model.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on CPUs
+    optimizer = torch.optim.AdamW(model.parameters(), numbers.lr, (0.9, 0.98), weight_decay=numbers.weight_decay)
+    average = Average(model, numbers.average)
 
     def step(_: int) -> float:
-        pictures = sample(batch, generator)
-        captions = write_captions(pictures, generator)
+        pictures = sample(numbers.batch, generator, world)
+        captions = write_captions(pictures, generator, world)
         with fast():
-            vision = seen(model, pictures.images)
-            with torch.set_grad_enabled(not image_only):
-                text = pooled(model, tokenizer, captions.texts)
-        loss = contrast(vision, text, model.logit_scale, fits(captions, pictures))
-        if image_only:
-            alone = pictures.second < 0
-            logits = model.logit_scale.exp().clamp(max=100) * vision[alone] @ names.T
-            loss = loss + F.cross_entropy(logits, pictures.concept[alone])
-        for p in trained:
-            p.grad = None
+            vision = seen(model, pictures.images.to(device()))
+            text = pooled(model, tokenizer, captions.texts)
+        loss = contrast(vision, text, model.logit_scale, fits(captions, pictures).to(device()))
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average.update(model)
         return loss.item()
 
     parts = {"model": model, "optimizer": optimizer, "average": average, "generator": generator}
-    name = "clip-image" if image_only else "clip"
-    yield from run_steps(name, steps, lr, batch, optimizer, step, parts, minutes=minutes, warmup=100, decay=0.8)
+    yield from run_steps(folder, numbers, optimizer, step, parts)
 
 
-def export_clip(folder: Path) -> None:
-    """Write the training's averaged weights as a stock model and processor (fp16)."""
-    later = (work_folder("clip-image") / "checkpoint.pt").exists()
-    model, tokenizer = started(later)
-    model.load_state_dict(averaged("clip-image" if later else "clip"))
-    save_clip(model, tokenizer, folder)
-
-
-def save_clip(model: CLIPModel, tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write a stock model and processor (fp16)."""
+def export_clip(folder: Path, weights: dict, training: Path, numbers: Clip) -> None:
+    """Write the averaged weights as a stock model and processor (fp16); training: where the vocabulary is kept."""
+    tokenizer = CLIPTokenizer.from_pretrained(training / "tokenizer")
+    model = new_clip(tokenizer, numbers)
+    model.load_state_dict(weights)
     model.half()
     for config in (model.config.text_config, model.config.vision_config):
         config.dtype = model.dtype  # stays that of loading otherwise

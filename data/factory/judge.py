@@ -17,7 +17,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 from macelib.models.mini import crop_half, judge_logits
 
 from .catalogue import catalogue, styles
-from .loop import Average, Record, averaged, fast, run_steps
+from .loop import Average, Record, device, fast, run_steps
+from .recipe import Judge, World
 from .render import Batch, sample, uniform
 
 TURN = 0.2  # radians
@@ -63,22 +64,20 @@ def halves(batch: Batch) -> Batch:
     return batch
 
 
-def train_judge(
-    *, steps: int = 2500, batch: int = 128, lr: float = 2e-3, seed: int = 100, minutes: float | None = None
-) -> Iterator[Record]:
-    """Train both heads together."""
+def train_judge(folder: Path, numbers: Judge, world: World, seed: int) -> Iterator[Record]:
+    """Train both heads together; a scene that no artist drew says nothing to the head of styles."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    judge = new_judge().train()
-    optimizer = torch.optim.AdamW(judge.parameters(), lr=lr, weight_decay=0.05)
-    average = Average(judge, 0.995)
+    judge = new_judge().train().to(device())
+    optimizer = torch.optim.AdamW(judge.parameters(), numbers.lr, weight_decay=numbers.weight_decay)
+    average = Average(judge, numbers.average)
 
     def step(_: int) -> float:
-        batch_ = halves(sample(batch, generator, turn=TURN))
+        batch = halves(sample(numbers.batch, generator, world, turn=TURN))
         with fast():
-            concept, style = judge_logits(judge, disturb(batch_.images, generator))
-        drawn = F.cross_entropy(concept, batch_.concept, label_smoothing=0.05)
-        hand = F.cross_entropy(style, batch_.style, label_smoothing=0.05)
+            concept, style = judge_logits(judge, disturb(batch.images, generator).to(device()))
+        drawn = F.cross_entropy(concept, batch.concept.to(device()), label_smoothing=0.05)
+        hand = F.cross_entropy(style, batch.style.to(device()), label_smoothing=0.05, ignore_index=-1)
         loss = drawn + 0.5 * hand
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -88,11 +87,11 @@ def train_judge(
         return loss.item()
 
     parts = {"judge": judge, "optimizer": optimizer, "average": average, "generator": generator}
-    yield from run_steps("judge", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.7)
+    yield from run_steps(folder, numbers, optimizer, step, parts)
 
 
-def export_judge(folder: Path) -> None:
-    """Write the training's averaged weights as a stock image classifier (fp16)."""
+def export_judge(folder: Path, weights: dict) -> None:
+    """Write the averaged weights as a stock image classifier (fp16)."""
     judge = new_judge()
-    judge.load_state_dict(averaged("judge"))
+    judge.load_state_dict(weights)
     judge.half().save_pretrained(folder)

@@ -1,52 +1,66 @@
-"""What the world's trainings share: step schedule, optimizer, average of the weights, checkpoints, a log.
+"""What the world's trainings share: step schedule, average of the weights, checkpoints, a log, a record of the run.
 
-A training is a generator of `Record`s, so that a progress bar, a notebook or a test owns what is done with them.
-Checkpoints lie outside the repository (`work_folder`), and survive a kill: they are written to a temporary name and
-renamed.
+A training is a generator of `Record`s, so that a progress bar or a test owns what is done with them. All chance comes
+from a generator on the CPU that the checkpoint holds, so that samples and batches are the same on every device, and a
+training that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
+import logging
 import os
+import platform
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from macelib.files import atomic
 from macelib.models.pipelines import gains_from_bf16
+
+from .recipe import Training
+
+log = logging.getLogger(__name__)
+EVERY = 120.0  # seconds between checkpoints
 
 
 @dataclass(frozen=True)
 class Record:
-    """One training step: its number (from 1), the total, the loss, the learning rate and samples per second."""
+    """One training step: its number (from 1), the total, the running mean of the loss, samples per second."""
 
     step: int
     steps: int
     loss: float
-    lr: float
     rate: float
 
 
-def fast(device: str = "cpu") -> torch.autocast:
+def device() -> str:
+    """Where trainings run: "cuda" where there is a GPU (CUDA_VISIBLE_DEVICES="" hides it), else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fast() -> torch.autocast:
     """Context of a training's forward pass: bfloat16 on a device that gains from it."""
-    return torch.autocast(device, torch.bfloat16, enabled=gains_from_bf16(device))
+    return torch.autocast(device(), torch.bfloat16, enabled=gains_from_bf16(device()))
 
 
-def work_folder(name: str) -> Path:
-    """Where training `name` keeps its checkpoints: `$MACELIB_WORK`, or the user's cache folder."""
+def work_folder() -> Path:
+    """Where trainings keep their checkpoints: `$MACELIB_WORK`, or `macelib` in the user's cache folder."""
     root = os.environ.get("MACELIB_WORK") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "macelib"
-    folder = Path(root) / "world" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    return Path(root) / "world"
 
 
-def schedule(step: int, steps: int, warmup: int = 200, decay: float = 0.3) -> float:
+def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
     """Warm up, stay, decay linearly over the last `decay` share of the steps: the factor on the learning rate, 0..1."""
-    up = min(1.0, (step + 1) / warmup)
+    up = min(1.0, (step + 1) / max(1, warmup))
     down = (steps - step) / max(1.0, decay * steps)
     return max(0.0, min(up, down, 1.0))
 
@@ -54,7 +68,7 @@ def schedule(step: int, steps: int, warmup: int = 200, decay: float = 0.3) -> fl
 class Average:
     """Exponential moving average of a module's parameters and buffers, with a short horizon at the start."""
 
-    def __init__(self, module: nn.Module, decay: float = 0.999):
+    def __init__(self, module: nn.Module, decay: float):
         self.decay, self.count = decay, 0
         self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
@@ -72,106 +86,134 @@ class Average:
         return {"count": self.count, "values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
-        self.count, self.values = state["count"], state["values"]
+        self.count = state["count"]
+        for k, v in state["values"].items():
+            self.values[k].copy_(v)
 
 
-class Optimizer:
-    """Muon for matrices and (flattened) convolutions, AdamW for everything else, with one learning rate.
-
-    PyTorch's Muon orthogonalises in bfloat16 on every device: on a processor without it, that is most of a step's time.
-    """
-
-    def __init__(self, module: nn.Module, lr: float, weight_decay: float = 0.01):
-        trained = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim in (2, 4) and min(p.shape[0], p[0].numel()) > 16]
-        chosen = {id(p) for p in matrices}
-        rest = [p for p in trained if id(p) not in chosen]
-        self.flat = [(p, nn.Parameter(p.data.view(p.shape[0], -1))) for p in matrices]  # share storage
-        self.muon = torch.optim.Muon(
-            [f for _, f in self.flat], lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        self.adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
-        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
-
-    def step(self) -> None:
-        for p, flat in self.flat:
-            flat.grad = p.grad.view_as(flat)
-        self.muon.step()
-        self.adam.step()
-
-    def state_dict(self) -> dict:
-        return {"muon": self.muon.state_dict(), "adam": self.adam.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.muon.load_state_dict(state["muon"])
-        self.adam.load_state_dict(state["adam"])
-        self.param_groups = [*self.muon.param_groups, *self.adam.param_groups]
-
-
-def save_checkpoint(path: Path, step: int, parts: dict) -> None:
-    """Write the state of `parts` (anything with `state_dict`, or a `torch.Generator`) and the step, atomically."""
-    state = {k: v.get_state() if isinstance(v, torch.Generator) else v.state_dict() for k, v in parts.items()}
+def save_checkpoint(path: Path, state: dict) -> None:
+    """Write a checkpoint and its SHA-256; the one before is kept beside it."""
     temporary = path.with_suffix(".tmp")
-    torch.save({"step": step, "parts": state}, temporary)
+    torch.save(state, temporary)
+    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    if path.exists():
+        path.replace(path.with_suffix(".before.pt"))
+        path.with_suffix(".sha256").replace(path.with_suffix(".before.sha256"))
+    path.with_suffix(".sha256").write_text(digest)
     temporary.replace(path)
 
 
-def load_checkpoint(path: Path, parts: dict) -> int:
-    """Restore `parts` in place and return the step; 0 when there is no checkpoint. A damaged file is an error."""
-    if not path.exists():
-        return 0
-    try:
-        saved = torch.load(path, weights_only=True)
-        for k, v in parts.items():
-            v.set_state(saved["parts"][k]) if isinstance(v, torch.Generator) else v.load_state_dict(saved["parts"][k])
-    except Exception as error:
-        raise ValueError(
-            f"the checkpoint {path} does not fit this training ({error}); delete it to start anew"
-        ) from error
-    return int(saved["step"])
+def load_checkpoint(path: Path) -> dict | None:
+    """The newest checkpoint that is whole; a damaged one is named and the one before it taken. None: there is none."""
+    for found in (path, path.with_suffix(".before.pt")):
+        if not found.exists():
+            continue
+        try:
+            if hashlib.sha256(found.read_bytes()).hexdigest() == found.with_suffix(".sha256").read_text():
+                return torch.load(found, weights_only=True, map_location="cpu")
+        except OSError as error:
+            log.warning("%s: %s", found, error)
+        log.warning("The checkpoint %s is damaged: the training goes on from the one before it.", found)
+    return None
 
 
-def averaged(name: str) -> dict:
-    """The averaged weights of a training's newest checkpoint; `ValueError` when it never ran."""
-    path = work_folder(name) / "checkpoint.pt"
-    if not path.exists():
-        raise ValueError(f"there is no training of the {name} yet: run `python -m factory train {name}`")
-    return torch.load(path, weights_only=True, map_location="cpu")["parts"]["average"]["values"]
+def averaged(folder: Path) -> dict:
+    """The averaged weights of a training's newest checkpoint; ValueError where there is none."""
+    state = load_checkpoint(folder / "checkpoint.pt")
+    if state is None:
+        raise ValueError(f"{folder} holds no training: run `make world`")
+    return state["parts"]["average"]["values"]
+
+
+def finished(folder: Path, steps: int) -> bool:
+    """Whether a training has made all its steps."""
+    sittings = read_sittings(folder)
+    return bool(sittings) and sittings[-1]["to_step"] >= steps and (folder / "checkpoint.pt").exists()
+
+
+def read_sittings(folder: Path) -> list[dict]:
+    """`run.json`: where and when a training ran, a row for each time it was started."""
+    path = folder / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+
+
+def here() -> dict:
+    """What a model card says of a run: commit, machine, device, precision, versions."""
+    root = Path(__file__).parent
+    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    kind = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
+    return {
+        "commit": done.stdout.strip() or "not from a checkout",
+        "machine": platform.machine(),
+        "device": kind,
+        "precision": "bf16 autocast" if gains_from_bf16(device()) else "fp32",
+        "torch": torch.__version__,
+    }
 
 
 def run_steps(
-    name: str, steps: int, lr: float, batch: int, optimizer, step_fn, parts: dict, *, minutes=None, every=120.0, **shape
+    folder: Path, numbers: Training, optimizer, step_fn: Callable[[int], float], parts: dict, every: float = EVERY
 ) -> Iterator[Record]:
-    """Call `step_fn(step) -> loss` until `steps` (or for `minutes`), with schedule, checkpoints and a loss log.
+    """Call `step_fn(step) -> loss` until all steps are made, with schedule, checkpoints, a loss log and `run.json`.
 
-    Every parameter group's learning rate is its `scale` (default 1) times `lr` times the schedule. The newest
-    checkpoint is taken up first; one is written every `every` seconds and at the end. Raises `FloatingPointError`
-    when the loss is not finite (the checkpoint on disk is then the last good one).
+    Every checkpoint lies in `folder`, which is keyed by the recipe; the newest is taken up first. One is written every
+    `every` seconds, at the end, and at the end of a stage, which also leaves its averaged weights (fp16). `parts`
+    (anything with `state_dict`, or a `torch.Generator`) is what a checkpoint holds. FloatingPointError when the loss is
+    not finite: the checkpoint on disk is the last good.
     """
-    folder = work_folder(name)
-    path = folder / "checkpoint.pt"
-    first = load_checkpoint(path, parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, steps, ends = folder / "checkpoint.pt", numbers.steps, _stage_ends(numbers)
+    state = load_checkpoint(path) or {"step": 0, "mean": None}
+    first, mean = state["step"], state["mean"]
+    for name, part in parts.items() if first else ():
+        part.set_state(state["parts"][name]) if _chance(part) else part.load_state_dict(state["parts"][name])
+    before = [row for row in read_sittings(folder) if row["from_step"] < first]
+    rows = _log_until(folder / "loss.csv", first)
     begun = saved = time.monotonic()
-    log = (folder / "loss.csv").open("a", newline="")
-    writer = csv.writer(log)
-    mean = None
+
+    def keep(step: int) -> None:
+        state = {k: v.get_state() if _chance(v) else v.state_dict() for k, v in parts.items()}
+        save_checkpoint(path, {"step": step, "mean": mean, "parts": state})
+        with atomic(folder / "loss.csv") as temporary, temporary.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+        sitting = {**here(), "from_step": first, "to_step": step, "seconds": round(time.monotonic() - begun, 1)}
+        with atomic(folder / "run.json") as temporary:
+            temporary.write_text(json.dumps([*before, sitting], indent=1), encoding="utf-8")
+
     for step in range(first, steps):
-        factor = schedule(step, steps, **shape)
         for group in optimizer.param_groups:
-            group["lr"] = lr * factor * group.get("scale", 1.0)
+            group["lr"] = numbers.lr * schedule(step, steps, numbers.warmup, numbers.decay)
         loss = float(step_fn(step))
         if loss != loss or loss in (float("inf"), float("-inf")):
-            raise FloatingPointError(f"{name}: the loss is {loss} at step {step}; resume with a lower learning rate")
+            raise FloatingPointError(f"{folder.name}: the loss is {loss} at step {step}; the checkpoint is before it")
         mean = loss if mean is None else 0.98 * mean + 0.02 * loss
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            rows.append([step + 1, f"{mean:.6f}"])
         now = time.monotonic()
-        if (step + 1) % 50 == 0:
-            writer.writerow([step + 1, f"{mean:.6f}", f"{lr * factor:.6g}"])
-            log.flush()
-        done = step + 1 == steps or (minutes is not None and now - begun > 60 * minutes)
-        if done or now - saved > every:
-            save_checkpoint(path, step + 1, parts)
-            saved = now
-        yield Record(step + 1, steps, mean, lr * factor, batch * (step + 1 - first) / (now - begun + 1e-9))
-        if done:
-            break
-    log.close()
+        if step + 1 in ends or now - saved > every:
+            keep(step + 1)
+            saved = time.monotonic()
+        if step + 1 in ends and step + 1 < steps:
+            values = {name: value.half().cpu() for name, value in parts["average"].values.items()}
+            save_file(values, folder / f"step-{step + 1}.safetensors")
+        yield Record(step + 1, steps, mean, numbers.batch * (step + 1 - first) / (now - begun + 1e-9))
+
+
+def _stage_ends(numbers: Training) -> set[int]:
+    ends, total = set(), 0
+    for stage in getattr(numbers, "stages", (numbers.steps,)):
+        total += stage
+        ends.add(total)
+    return ends
+
+
+def _chance(part) -> bool:
+    return isinstance(part, torch.Generator)
+
+
+def _log_until(path: Path, step: int) -> list[list]:
+    """The rows of a loss log up to a step: what was logged after the checkpoint is logged again."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [row for row in csv.reader(file) if int(row[0]) <= step]

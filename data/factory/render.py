@@ -8,14 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, SIZE, atlas, catalogue, names, styles
+from .catalogue import ART_STYLES, COMPANIONS, SIZE, atlas, catalogue, names, styles
+from .recipe import World
 from .scenes import SCENES, paint_scene, plain_background
 from .styles import apply_style
-
-TWO, SCENE_ONLY, PROCEDURAL, SCENIC = 0.10, 0.05, 0.25, 0.3  # shares: two subjects, no subject, filtered, scenic ground
-USUAL = "twemoji"  # the artist of a picture whose caption names none, for the generator
-PAINTED = "oil painting"  # the style in which the paper's protocol of celebrities asks for everybody
-FAVOUR = 2.0  # how much more often the ten objects of the paper's first protocol are drawn
 
 
 @dataclass
@@ -26,7 +22,7 @@ class Batch:
     alpha: Tensor  # (n, 1, 64, 64) in 0..1, coverage of the first subject
     concept: Tensor  # (n,) index into the catalogue
     second: Tensor  # (n,) index of the right-hand subject, or -1
-    style: Tensor  # (n,) index into styles()
+    style: Tensor  # (n,) index into styles(), or -1 for a scene that no artist drew
     scene: Tensor  # (n,) index into SCENES, or -1
 
     def __len__(self) -> int:
@@ -84,17 +80,16 @@ def compose(
     scene: Tensor,
     generator: torch.Generator,
     turn: float = 0.0,
-    usual: float = 0.0,
 ) -> Batch:
     """Draw the pictures that these facts describe, with a little variation of size and position.
 
-    `turn` is the largest rotation in radians (the generator never saw any; the judge did). `usual` is the share of
-    filtered pictures that are `USUAL`'s underneath, beside those of all artists alike.
+    `turn` is the largest rotation in radians (the generator never saw any; the judge did). Under a procedural style
+    lies a drawing by any of the artists.
     """
     n, drawn = len(concept), len(atlas())
     scene = torch.where(concept >= drawn, concept - drawn, scene)
     ground = backgrounds(scene, generator)
-    art = torch.where(style < len(ART_STYLES), style, artists(n, generator, usual))
+    art = torch.where(style < len(ART_STYLES), style.clamp(min=0), artists(n, generator))
     has, two = concept < drawn, second >= 0
     side = torch.where(two, uniform(n, -0.52, -0.44, generator), uniform(n, -0.08, 0.08, generator))
     scale = torch.where(two, uniform(n, 0.46, 0.52, generator), uniform(n, 0.85, 1.0, generator))
@@ -109,80 +104,55 @@ def compose(
     return Batch(stylise(images, first[:, 3:], style).clamp(0, 1), first[:, 3:], concept, second, style, scene)
 
 
-def artists(n: int, generator: torch.Generator, usual: float) -> Tensor:
-    """(n,) random artists: a share `usual` is `USUAL`, the rest is of all alike."""
-    art = torch.randint(len(ART_STYLES), (n,), generator=generator)
-    if not usual:
-        return art
-    return torch.where(torch.rand(n, generator=generator) < usual, ART_STYLES.index(USUAL), art)
+def artists(n: int, generator: torch.Generator) -> Tensor:
+    """(n,) random artists, all alike."""
+    return torch.randint(len(ART_STYLES), (n,), generator=generator)
 
 
-def concept_weights(favour: float = FAVOUR) -> Tensor:
-    """(drawn concepts,) how often each is drawn: 1, the paper's ten objects `favour` times as often."""
-    weights = torch.ones(len(atlas()))
-    weights[[names()[name] for name in CIFAR_10]] = favour
-    return weights
+def subject_weights(world: World) -> tuple[Tensor, Tensor, Tensor]:
+    """How often a concept is the one subject (all,), one of any two (all,), one of two companions (all,).
 
-
-def of_companions(weights: Tensor) -> Tensor:
-    """Weights (drawn concepts,) with those that are no `COMPANIONS` set to 0."""
-    chosen = torch.zeros_like(weights)
-    chosen[[names()[name] for name in COMPANIONS]] = 1
-    return weights * chosen
-
-
-def draw_facts(
-    n: int,
-    generator: torch.Generator,
-    usual: float = 0.0,
-    plain: float = 0.0,
-    pairs: float = 0.0,
-    styled: float = 0.0,
-    painted: float = 0.0,
-    scenes: float = SCENE_ONLY,
-    weights: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions.
-
-    A share `plain` of them is instead one subject, a share `pairs` two of the `COMPANIONS`, by `USUAL` on a plain
-    ground; a share `styled` is one subject there in any style, the four artists alike, and a share `painted` one in
-    `PAINTED`. Of these last and of the rest, a share `scenes` is a scene alone. weights: (drawn concepts,), how often
-    each is drawn; `concept_weights()` unless given.
+    Weights are such that every concept, scenes included, is a subject equally often over all pictures: what a concept
+    appears in pairs is taken off its single pictures. ValueError where pairs leave a companion no single picture.
     """
-    drawn = len(atlas())
-    weights = concept_weights() if weights is None else weights
-    concept, other = torch.multinomial(weights, 2 * n, replacement=True, generator=generator).view(2, n)
+    count, drawn = len(catalogue()), torch.tensor([bool(e.code_point) for e in catalogue()])
+    known = torch.ones(count, dtype=torch.bool)
+    known[[names()[name] for name in world.without]] = False
+    companion = torch.zeros(count, dtype=torch.bool)
+    companion[[names()[name] for name in COMPANIONS]] = True
+    any_two, two = (drawn & known).float(), (companion & known).float()
+    slots = (1 + world.pairs + world.companions) / known.sum()  # subjects a picture, for each concept
+    in_pairs = 2 * world.pairs * any_two / any_two.sum() + 2 * world.companions * two / two.sum()
+    single = torch.where(known, slots - in_pairs, 0.0)
+    if (single < 0).any():
+        raise ValueError("the shares of pairs leave companions no single picture: lower companions or pairs")
+    return single, any_two, two
+
+
+def draw_facts(n: int, generator: torch.Generator, world: World) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Random facts of n pictures: concept, second, style, scene, each (n,), in the world's proportions."""
+    single, any_two, two = subject_weights(world)
     kind = torch.rand(n, generator=generator)
-    second = torch.where((kind < TWO) & (other != concept), other, -1)
-    only = kind > 1 - scenes
+    concept = torch.multinomial(single, n, replacement=True, generator=generator)
+    second = torch.full((n,), -1)
+    ends = (world.companions, world.companions + world.pairs)
+    for chosen, weights in ((kind < ends[0], two), ((kind >= ends[0]) & (kind < ends[1]), any_two)):
+        rows = chosen.nonzero().flatten()
+        if len(rows):
+            both = torch.multinomial(weights.expand(len(rows), -1), 2, generator=generator)  # two that differ
+            concept[rows], second[rows] = both.T
+    alone = is_scene(concept)
     ground = torch.randint(len(SCENES), (n,), generator=generator)
-    scene = torch.where(torch.rand(n, generator=generator) < SCENIC, ground, -1)
-    filtered = torch.rand(n, generator=generator) < PROCEDURAL
-    art = artists(n, generator, usual)
+    scene = torch.where((torch.rand(n, generator=generator) < world.scenic) & ~alone, ground, -1)
+    filtered = torch.rand(n, generator=generator) < world.procedural
     procedural = torch.randint(len(ART_STYLES), len(styles()), (n,), generator=generator)
-    style = torch.where(filtered, procedural, art)
-    if plain or pairs or styled or painted:
-        chance = torch.rand(n, generator=generator)
-        ends = (pairs, pairs + plain, pairs + plain + styled, pairs + plain + styled + painted)
-        twos, usually, in_style, simple = (chance < end for end in ends)
-        in_oil = simple & ~in_style
-        only, style = only & (~simple | in_oil), style.masked_fill(usually, ART_STYLES.index(USUAL))
-        if styled:
-            alike = torch.randint(len(ART_STYLES), (n,), generator=generator)
-            style = torch.where(in_style & ~usually & ~filtered, alike, style)
-        style = style.masked_fill(in_oil, styles().index(PAINTED))
-        second, scene = second.masked_fill(simple, -1), scene.masked_fill(simple, -1)
-        if pairs:
-            weights = of_companions(weights)
-            left, right = torch.multinomial(weights, 2 * n, replacement=True, generator=generator).view(2, n)
-            twos = twos & (left != right)
-            concept, second = torch.where(twos, left, concept), torch.where(twos, right, second)
-    return torch.where(only, drawn + ground, concept), second, style, scene
+    art = torch.where(alone, -1, artists(n, generator))
+    return concept, second, torch.where(filtered, procedural, art), scene
 
 
-def sample(n: int, generator: torch.Generator, turn: float = 0.0, usual: float = 0.0, **shares) -> Batch:
-    """n random pictures of the world; `shares` are those of `draw_facts`."""
-    return compose(*draw_facts(n, generator, usual, **shares), generator, turn, usual)
+def sample(n: int, generator: torch.Generator, world: World, turn: float = 0.0) -> Batch:
+    """n random pictures of the world."""
+    return compose(*draw_facts(n, generator, world), generator, turn)
 
 
 def is_scene(concept: Tensor) -> Tensor:

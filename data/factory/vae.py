@@ -7,17 +7,19 @@ latents' size in place of a KL term. At the end the channels are whitened: their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .loop import Average, Record, fast, run_steps
+from .loop import Average, Record, device, fast, run_steps
+from .recipe import Vae, World
+from .render import sample
 
 CHANNELS = 8  # latent channels
-NOISE = 0.05  # standard deviation of the noise on the latents while training
 LOG_VARIANCE = -8.0  # of the shipped encoder's posterior: sampling it changes next to nothing
 
 
@@ -49,27 +51,19 @@ def psnr(x: Tensor, y: Tensor) -> float:
     return float((-10 * mse.clamp_min(1e-10).log10()).mean())
 
 
-def train_vae(
-    images: Callable[[int, torch.Generator], Tensor],
-    *,
-    steps: int = 3000,
-    batch: int = 32,
-    lr: float = 2e-3,
-    seed: int = 0,
-    minutes: float | None = None,
-) -> Iterator[Record]:
-    """Train from `images(n, generator) -> (n, 3, 64, 64) in 0..1`; the average of the weights is in the checkpoint."""
+def train_vae(folder: Path, numbers: Vae, world: World, seed: int) -> Iterator[Record]:
+    """Train on the world's pictures; the average of the weights is in the checkpoint."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    vae = new_vae().train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=1e-4)
-    average = Average(vae, 0.999)
+    vae = new_vae().train().to(device())
+    optimizer = torch.optim.AdamW(vae.parameters(), numbers.lr, (0.9, 0.95), weight_decay=numbers.weight_decay)
+    average = Average(vae, numbers.average)
 
     def step(_: int) -> float:
-        x = images(batch, generator) * 2 - 1  # (N, 3, 64, 64)
+        x = sample(numbers.batch, generator, world).images.to(device()) * 2 - 1  # (N, 3, 64, 64)
         with fast():
             z = vae.quant_conv(vae.encoder(x))[:, :CHANNELS].float()  # (N, 8, 16, 16): the posterior's mean
-            noisy = z + NOISE * torch.randn(z.shape, generator=generator)
+            noisy = z + numbers.noise * torch.randn(z.shape, generator=generator).to(z.device)
             y = vae.decoder(vae.post_quant_conv(noisy)).float()
         loss = reconstruction_loss(x, y) + 1e-3 * z.square().mean()
         optimizer.zero_grad(set_to_none=True)
@@ -80,7 +74,17 @@ def train_vae(
         return loss.item()
 
     parts = {"vae": vae, "optimizer": optimizer, "average": average, "generator": generator}
-    yield from run_steps("vae", steps, lr, batch, optimizer, step, parts, minutes=minutes, decay=0.4)
+    yield from run_steps(folder, numbers, optimizer, step, parts)
+
+
+def export_vae(folder: Path, weights: dict, numbers: Vae, world: World) -> None:
+    """Whiten the averaged autoencoder over the world's pictures and write it (fp16)."""
+    vae = new_vae().eval()
+    vae.load_state_dict(weights)
+    generator = torch.Generator().manual_seed(7)
+    pictures = [sample(250, generator, world).images for _ in range(-(-numbers.whitened_over // 250))]
+    whiten(vae, torch.cat(pictures)[: numbers.whitened_over] * 2 - 1)
+    vae.half().save_pretrained(folder)
 
 
 @torch.no_grad()

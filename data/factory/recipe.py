@@ -1,0 +1,183 @@
+"""The recipe of a world: one frozen dataclass per model, read from YAML; every number of a training stands in it.
+
+A training is keyed by the hash of what it depends on (`key_of`), so that a checkpoint of another recipe is never used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from macelib.files import hash_text
+
+from .catalogue import names
+
+SHIPPED = Path(__file__).with_name("recipe.yaml")
+MODELS = ("clip", "vae", "judge", "unet")  # in the order in which they are trained
+
+
+@dataclass(frozen=True)
+class World:
+    """Shares of pictures and captions; see `recipe.yaml`."""
+
+    pairs: float
+    companions: float
+    procedural: float
+    scenic: float
+    synonym: float
+    super_category: float
+    no_subject: float
+    name_artist: float
+    name_scene: float
+    without: tuple[str, ...] = ()  # taken over from the recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every training has: steps of a batch, AdamW's learning rate and weight decay, the shape of its schedule."""
+
+    batch: int
+    lr: float
+    weight_decay: float
+    warmup: int
+    decay: float
+    average: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(Training):
+    """mini-CLIP."""
+
+    width: int
+    layers: int
+    vocabulary: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vae(Training):
+    """The autoencoder."""
+
+    steps: int
+    noise: float
+    whitened_over: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge(Training):
+    """mini-judge."""
+
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unet(Training):
+    """mini-SD's denoiser."""
+
+    channels: tuple[int, ...]
+    heads: tuple[int, ...]
+    empty: float
+    context_dropout: float
+    pool: int
+    passes: int
+    stages: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """Of all stages."""
+        return sum(self.stages)
+
+
+@dataclass(frozen=True)
+class Report:
+    """How the finished world is measured."""
+
+    steps: int
+    guidance: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A world and how its models are trained."""
+
+    name: str
+    seed: int
+    world: World
+    clip: Clip
+    vae: Vae
+    judge: Judge
+    unet: Unet
+    report: Report
+    models: tuple[str, ...] = MODELS
+    without: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.models) - set(MODELS)):
+            raise ValueError(f"models has {', '.join(unknown)}; allowed: {', '.join(MODELS)}")
+        if unknown := sorted(set(self.without) - names().keys()):
+            raise ValueError(f"without has {', '.join(unknown)}: the world has no such concept")
+        if not self.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(f"name is {self.name!r}: use letters, digits, - and _")
+        if self.unet.pool * self.unet.passes % self.unet.batch:
+            raise ValueError("unet.pool times unet.passes must be a multiple of unet.batch")
+        for share, value in dataclasses.asdict(self.world).items():
+            if share != "without" and not 0 <= value <= 1:
+                raise ValueError(f"world.{share} is {value!r}; allowed: 0 to 1")
+        object.__setattr__(self, "world", dataclasses.replace(self.world, without=self.without))
+
+    @property
+    def shipped(self) -> bool:
+        """Whether this is the recipe of the models in `data/`."""
+        return self == load(SHIPPED)
+
+    def key_of(self, model: str, made_with: typing.Sequence[str] = ()) -> str:
+        """Hash of all that a model's training depends on: its numbers, the world's, the seed, the models it reads.
+
+        made_with: hashes of the weights of those models.
+        """
+        return hash_text(model, self.seed, self.world, getattr(self, model), *made_with)[:16]
+
+
+def load(path: str | Path) -> Recipe:
+    """Read a recipe; ValueError that names the file, the field and what is allowed."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return _build(Recipe, values, "")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"the recipe {path} cannot be used: {error}") from error
+
+
+def _build(cls, values, prefix: str):
+    """A dataclass from a mapping; unknown, missing and ill-typed fields are refused by name."""
+    where = prefix.rstrip(".") or "it"
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be a mapping of fields, not {values!r}")
+    fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
+    own = fields.keys() - ({"without"} if cls is World else set())
+    if unknown := sorted(map(str, values.keys() - own)):
+        raise ValueError(f"{where} has the unknown field {', '.join(unknown)}; there are {', '.join(sorted(own))}")
+    required = {n for n in own if fields[n].default is dataclasses.MISSING}
+    if missing := sorted(required - values.keys()):
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return cls(**{name: _value(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _value(hint, value, where: str):
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where + ".")
+    if isinstance(hint, types.GenericAlias):  # tuple[x, ...]
+        if not isinstance(value, list):
+            raise ValueError(f"{where} must be a list, not {value!r}")
+        return tuple(_value(typing.get_args(hint)[0], v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or isinstance(value, bool):
+        raise ValueError(f"{where} is {value!r}; it must be {'a number' if hint in (int, float) else 'a text'}")
+    if hint in (int, float) and value < 0:
+        raise ValueError(f"{where} is {value!r}; it must not be negative")
+    return value
