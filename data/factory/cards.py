@@ -54,8 +54,8 @@ WHAT = {
         "checker.",
         "The denoiser from random weights, v-prediction, a loss weight that falls where the signal prevails. There are "
         "two tricks with captions, and no other: a share of them is empty, for classifier-free guidance; and *context "
-        "dropout*: in a share the embeddings of `[EOS]` and padding are the empty prompt's, so that words carry the concept, too "
-        "(`data/factory/unet.py`). Autoencoder and text encoder are mini-vae's and mini-clip's.",
+        "dropout*: in a share the embeddings of `[EOS]` and padding are the empty prompt's, so that words carry the "
+        "concept, too (`data/factory/unet.py`). Autoencoder and text encoder are mini-vae's and mini-clip's.",
     ),
     "judge": (
         "mini-judge",

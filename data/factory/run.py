@@ -117,14 +117,14 @@ def run(recipe: Recipe) -> Path:
     The shipped recipe's models take the place of those in `data/` when all are finished, not before; those of another
     recipe stay in a folder of their own. ValueError where the same recipe is being made by another process.
     """
-    from .report import write_report
-
     world = World(recipe)
     world.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(world.folder / ".lock")
     try:
         with lock.acquire(timeout=0):
             folder = world.make()
+            from .report import write_report  # needs all of the library, which trainings do not
+
             write_report(recipe, {model: world.model(model) for model in FOLDER}, folder)
             if recipe.shipped:
                 ship(folder)
