@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from factory import catalogue as cat
-from factory import clip, loop, render, vae
-from factory.captions import about_others, fits, world_captions, write_captions
+from factory import clip, recipe, render, vae
+from factory.captions import fits, world_captions, write_captions
 from factory.tokens import train_tokenizer
 
 from macelib.errors import MaceError
 from macelib.files import data_folder
 from macelib.models import mini
+
+WORLD = recipe.load(recipe.SHIPPED).world
 
 
 def test_catalogue_has_what_was_promised():
@@ -61,64 +64,15 @@ def test_atlas_pixels_are_those_recorded():
 def test_damaged_atlas_says_how_to_mend_it(tmp_path):
     broken = tmp_path / "noto.png"
     broken.write_bytes((cat.world_folder() / "noto.png").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"rebuild it with `python -m factory build`"):
+    with pytest.raises(ValueError, match=r"`make world` rebuilds it"):
         cat.atlas_sheet(broken, 10)
 
 
 def test_pictures_depend_on_the_seed_alone():
-    one, two = (render.sample(40, torch.Generator().manual_seed(3)) for _ in range(2))
+    one, two = (render.sample(40, torch.Generator().manual_seed(3), WORLD) for _ in range(2))
     assert torch.equal(one.images, two.images)
-    assert not torch.equal(one.images, render.sample(40, torch.Generator().manual_seed(4)).images)
+    assert not torch.equal(one.images, render.sample(40, torch.Generator().manual_seed(4), WORLD).images)
     assert one.images.min() >= 0 and one.images.max() <= 1
-
-
-def test_plain_pictures_are_one_subject_by_the_usual_artist():
-    plain, mixed = (render.sample(400, torch.Generator().manual_seed(1), plain=share) for share in (1.0, 0.5))
-    usual = cat.ART_STYLES.index(render.USUAL)
-    for facts, value in ((plain.second, -1), (plain.scene, -1), (plain.style, usual)):
-        assert (facts == value).all() and not render.is_scene(plain.concept).any()
-    assert 0.5 < (mixed.style == usual).float().mean() < 0.8 and (mixed.second >= 0).any() and (mixed.scene >= 0).any()
-
-
-def test_plain_pairs_are_two_subjects_by_the_usual_artist():
-    concept, second, style, scene = render.draw_facts(400, torch.Generator().manual_seed(1), plain=0.5, pairs=0.5)
-    assert (style == cat.ART_STYLES.index(render.USUAL)).all() and (scene == -1).all() and (second != concept).all()
-    assert 0.4 < (second >= 0).float().mean() < 0.6
-    companions = {cat.names()[name] for name in cat.COMPANIONS}
-    two = second >= 0
-    assert set(concept[two].tolist()) | set(second[two].tolist()) <= companions
-    assert not set(concept[~two].tolist()) <= companions
-
-
-def test_styled_pictures_show_one_subject_in_any_style():
-    concept, second, style, scene = render.draw_facts(2000, torch.Generator().manual_seed(1), usual=0.9, styled=1.0)
-    assert (scene == -1).all() and (second == -1).all() and len(set(concept.tolist())) > 300
-    assert set(style.tolist()) == set(range(len(cat.styles())))
-    drawn = torch.bincount(style, minlength=4)[: len(cat.ART_STYLES)].float()
-    assert drawn.max() < 1.3 * drawn.min(), "the artists are not alike"
-
-
-def test_painted_pictures_show_one_subject_or_a_scene_in_oils():
-    shares = {"plain": 0.3, "painted": 0.7}
-    concept, second, style, scene = render.draw_facts(2000, torch.Generator().manual_seed(1), **shares)
-    assert (scene == -1).all() and (second == -1).all() and len(set(concept.tolist())) > 300
-    oils = (style == cat.styles().index(render.PAINTED)).float().mean()
-    assert 0.65 < oils < 0.75
-    assert set(style.tolist()) == {cat.styles().index(render.PAINTED), cat.ART_STYLES.index(render.USUAL)}
-    alone = render.is_scene(concept)
-    assert 0.03 < alone[style == cat.styles().index(render.PAINTED)].float().mean() < 0.07
-    assert not alone[style == cat.ART_STYLES.index(render.USUAL)].any()
-
-
-def test_the_image_tower_trains_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
-    shipped, _ = clip.started(shipped=True)
-    records = list(clip.train_clip(steps=3, batch=16, image_only=True))
-    assert [r.step for r in records] == [1, 2, 3] and all(r.loss > 0 for r in records)
-    saved = torch.load(tmp_path / "work" / "world" / "clip-image" / "checkpoint.pt", weights_only=True)
-    for name, value in shipped.state_dict().items():
-        text = name.startswith(("text_model", "text_projection"))
-        assert text == saved["parts"]["model"][name].equal(value) or name.endswith("position_ids"), name
 
 
 def test_alpha_is_the_mask_of_the_subject():
@@ -136,44 +90,10 @@ def test_alpha_is_the_mask_of_the_subject():
 
 def test_captions_are_true_of_their_own_picture_and_few_others():
     generator = torch.Generator().manual_seed(0)
-    batch = render.sample(128, generator)
-    ok = fits(write_captions(batch, generator), batch)
+    batch = render.sample(128, generator, WORLD)
+    ok = fits(write_captions(batch, generator, WORLD), batch)
     assert ok.diagonal().all()
     assert ok.float().mean() < 0.1
-
-
-def test_a_share_of_subjects_is_called_by_their_super_category():
-    batch, one = render.sample(400, torch.Generator().manual_seed(0), plain=1.0), torch.Generator().manual_seed(1)
-    few, many = (write_captions(batch, one, wider=share).concept.lt(0).float().mean() for share in (0.0, 0.5))
-    assert few < 0.08 and 0.4 < many < 0.65  # captions of no subject at all are among both
-
-
-def test_a_stranger_of_a_caption_tells_of_another_subject_and_of_nothing_else():
-    batch = render.sample(300, torch.Generator().manual_seed(0))
-    captions = write_captions(batch, torch.Generator().manual_seed(1))
-    named, changed, strangers = 0, 0, about_others(captions, seed=0)
-    for text, stranger, concept in zip(captions.texts, strangers, captions.concept.tolist(), strict=True):
-        if concept < 0:
-            assert stranger == text
-            continue
-        named, changed = named + 1, changed + (stranger != text)
-        before, after = text.split(), stranger.split()
-        same = sum(a == b for a, b in zip(before, after, strict=False))
-        same += sum(a == b for a, b in zip(before[::-1], after[::-1], strict=False))
-        assert same >= len(before) - 5, (text, stranger)  # an article and a name of up to four words
-    assert named > 200 and changed > 0.97 * named
-
-
-def test_caption_names_concept_or_synonym():
-    texts, named = world_captions(300, seed=5)
-    by_name = {e.name: e for e in cat.catalogue()}
-    hits = total = 0
-    for text, concepts in zip(texts, named, strict=True):
-        for name in concepts:
-            if name in by_name:
-                total += 1
-                hits += any(w in text for w in (name, *by_name[name].synonyms))
-    assert total > 200 and hits == total
 
 
 def test_tokenizer_is_clips_in_layout(tmp_path):
@@ -193,54 +113,6 @@ def test_tokenizer_is_clips_in_layout(tmp_path):
     )
 
 
-def images(n, generator):
-    return torch.rand(n, 3, 64, 64, generator=generator)
-
-
-def test_killed_training_goes_on_as_if_undisturbed(tmp_path, monkeypatch):
-    def weights(parts):
-        monkeypatch.setenv("MACELIB_WORK", str(tmp_path / str(len(parts))))
-        for stop in parts:
-            for record in vae.train_vae(images, steps=4, batch=2):
-                if record.step == stop:
-                    checkpoint = loop.work_folder("vae") / "checkpoint.pt"
-                    break
-        return torch.load(checkpoint, weights_only=True)
-
-    monkeypatch.setattr(loop, "save_checkpoint", save := _count(loop.save_checkpoint))
-    monkeypatch.setattr(loop.time, "monotonic", _clock())  # every step is "late", so every step is saved
-    straight, resumed = weights([4]), weights([2, 4])
-    assert save.calls >= 8
-    assert straight["step"] == resumed["step"] == 4
-    for k, v in straight["parts"]["vae"].items():
-        assert torch.equal(v, resumed["parts"]["vae"][k]), k
-
-
-def _count(function):
-    def counted(*args):
-        counted.calls += 1
-        return function(*args)
-
-    counted.calls = 0
-    return counted
-
-
-def _clock():
-    now = [0.0]
-
-    def monotonic():
-        now[0] += 1000
-        return now[0]
-
-    return monotonic
-
-
-def test_damaged_checkpoint_is_an_error(tmp_path):
-    (tmp_path / "checkpoint.pt").write_bytes(b"PK broken")
-    with pytest.raises(ValueError, match="delete it to start anew"):
-        loop.load_checkpoint(tmp_path / "checkpoint.pt", {})
-
-
 def test_whitening_leaves_the_round_trip_and_whitens():
     torch.manual_seed(0)
     model = vae.new_vae().eval()
@@ -256,11 +128,85 @@ def test_whitening_leaves_the_round_trip_and_whitens():
     assert latents.std.max() < 0.02
 
 
+def facts(n=40_000, world=WORLD):
+    return render.draw_facts(n, torch.Generator().manual_seed(1), world)
+
+
+def test_every_concept_is_a_subject_equally_often_and_every_artist_draws_equally_often():
+    """By the exact weights; and the draws keep to them."""
+    single, any_two, two = render.subject_weights(WORLD)
+    often = (1 - WORLD.pairs - WORLD.companions) * single / single.sum()
+    often += 2 * WORLD.pairs * any_two / any_two.sum() + 2 * WORLD.companions * two / two.sum()
+    assert torch.allclose(often, often.mean().expand_as(often), rtol=1e-5) and (single > 0).all()
+    concept, second, style, _ = facts()
+    subjects = torch.bincount(torch.cat([concept, second[second >= 0]]), minlength=len(single)).float()
+    assert subjects.std() < 1.2 * subjects.mean().sqrt(), "more than chance tells the concepts apart"
+    ten = subjects[[cat.names()[name] for name in cat.CIFAR_10]].mean()
+    assert 0.8 < ten / subjects.mean() < 1.2
+    artists = torch.bincount(style[(style >= 0) & (style < 4)], minlength=4).float()
+    assert artists.max() < 1.06 * artists.min()
+    filtered = torch.bincount(style[style >= 4] - 4).float()
+    assert len(filtered) == len(cat.styles()) - 4 and filtered.max() < 1.35 * filtered.min()
+
+
+def test_pairs_are_of_any_two_or_of_two_companions():
+    concept, second, _, _ = facts()
+    two = second >= 0
+    assert (concept[two] != second[two]).all() and not render.is_scene(concept[two]).any()
+    assert two.float().mean().item() == pytest.approx(WORLD.pairs + WORLD.companions, abs=0.005)
+    companions = torch.tensor([e.name in cat.COMPANIONS for e in cat.catalogue()])
+    both = companions[concept[two]] & companions[second[two]]
+    assert both.float().sum().item() / len(concept) == pytest.approx(WORLD.companions, abs=0.004)
+
+
+def test_a_scene_alone_is_nobody_s_drawing():
+    concept, second, style, scene = facts(4000)
+    alone = render.is_scene(concept)
+    assert alone.any() and (scene[alone] == -1).all() and (second[alone] == -1).all()
+    assert ((style[alone] == -1) | (style[alone] >= 4)).all() and (style[~alone] >= 0).all()
+
+
+def test_concepts_that_are_left_out_are_neither_drawn_nor_named():
+    import dataclasses
+
+    world = dataclasses.replace(WORLD, without=("frog", "pizza"))
+    concept, second, *_ = facts(20_000, world)
+    gone = {cat.names()[name] for name in world.without}
+    assert not gone & set(concept.tolist()) and not gone & set(second.tolist())
+    words = re.compile(rf"\b({'|'.join(w for n in world.without for w in (n, *mini.find(n).synonyms))})s?\b")
+    assert not [text for text in world_captions(3000, 0, world) if words.search(text)]
+    assert [text for text in world_captions(3000, 0, WORLD) if words.search(text)]
+
+
+def test_pairs_that_leave_a_companion_no_single_picture_are_refused():
+    import dataclasses
+
+    with pytest.raises(ValueError, match="no single picture"):
+        render.subject_weights(dataclasses.replace(WORLD, companions=0.2))
+
+
+def test_captions_say_no_artist_of_a_scene_and_always_a_procedural_style():
+    generator = torch.Generator().manual_seed(2)
+    batch = render.sample(600, generator, WORLD)
+    captions = write_captions(batch, generator, WORLD)
+    alone = render.is_scene(batch.concept)
+    for text, nobody in zip(captions.texts, (alone & (batch.style == -1)).tolist(), strict=True):
+        assert not (nobody and any(artist in text for artist in cat.ART_STYLES)), text
+    said = captions.style[(batch.style >= 4) & (captions.second != -2)]
+    assert (said >= 4).all()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="rebuilding the atlas needs npm")
-def test_rebuilding_the_atlas_is_bit_identical(tmp_path):
-    from factory.build import build
+def test_a_missing_atlas_is_built_anew_bit_for_bit(tmp_path):
+    from factory.build import ensure_atlas, pixels_hash
 
-    record = build(out=tmp_path)
-    shipped = json.loads((cat.world_folder() / "atlas.json").read_text())
-    assert record["artists"] == shipped["artists"]
+    for name in ("atlas.json", "noto.png", "twemoji.png", "openmoji.png", "fluent.png"):
+        shutil.copy(cat.world_folder() / name, tmp_path / name)
+    ensure_atlas(tmp_path)
+    (tmp_path / "twemoji.png").unlink()
+    (tmp_path / "noto.png").write_bytes(b"damaged")
+    ensure_atlas(tmp_path)
+    wanted = json.loads((tmp_path / "atlas.json").read_text())["artists"]
+    for artist in ("noto", "twemoji"):
+        assert pixels_hash(tmp_path / f"{artist}.png") == wanted[artist]["pixels_sha256"]

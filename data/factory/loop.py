@@ -152,12 +152,12 @@ def here() -> dict:
 
 
 def run_steps(
-    folder: Path, numbers: Training, optimizer, step_fn: Callable[[int], float], parts: dict, every: float = EVERY
+    folder: Path, numbers: Training, optimizer, step_fn: Callable[[int], float], parts: dict
 ) -> Iterator[Record]:
     """Call `step_fn(step) -> loss` until all steps are made, with schedule, checkpoints, a loss log and `run.json`.
 
     Every checkpoint lies in `folder`, which is keyed by the recipe; the newest is taken up first. One is written every
-    `every` seconds, at the end, and at the end of a stage, which also leaves its averaged weights (fp16). `parts`
+    `EVERY` seconds, at the end, and at the end of a stage, which also leaves its averaged weights (fp16). `parts`
     (anything with `state_dict`, or a `torch.Generator`) is what a checkpoint holds. FloatingPointError when the loss is
     not finite: the checkpoint on disk is the last good.
     """
@@ -190,7 +190,7 @@ def run_steps(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             rows.append([step + 1, f"{mean:.6f}"])
         now = time.monotonic()
-        if step + 1 in ends or now - saved > every:
+        if step + 1 in ends or now - saved > EVERY:
             keep(step + 1)
             saved = time.monotonic()
         if step + 1 in ends and step + 1 < steps:

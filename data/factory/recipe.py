@@ -99,6 +99,7 @@ class Report:
 
     steps: int
     guidance: tuple[float, ...]
+    share: float
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from .clip import export_clip, train_clip
 from .judge import export_judge, train_judge
 from .loop import Record, averaged, finished, work_folder
 from .recipe import Recipe
+from .table import into_readme
 from .unet import train_unet
 from .vae import export_vae, train_vae
 
@@ -125,9 +126,10 @@ def run(recipe: Recipe) -> Path:
             folder = world.make()
             from .report import write_report  # needs all of the library, which trainings do not
 
-            write_report(recipe, {model: world.model(model) for model in FOLDER}, folder)
+            report = write_report(recipe, {model: world.model(model) for model in FOLDER}, folder)
             if recipe.shipped:
                 ship(folder)
+                into_readme(report)
                 folder = data_folder()
     except Timeout as error:
         raise ValueError(

@@ -1,0 +1,198 @@
+"""The recipe: what it refuses, that a small one runs from artwork to report, and that a kill changes nothing."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from factory import __main__ as cli
+from factory import loop, recipe, run
+from safetensors.torch import load_file
+
+SMALL = {
+    "clip": {"width": 24, "layers": 1, "steps": 3, "batch": 8, "vocabulary": 1200},
+    "vae": {"steps": 3, "batch": 4, "whitened_over": 20},
+    "judge": {"steps": 3, "batch": 4},
+    "unet": {"channels": [16, 32, 32], "heads": [1, 1, 1], "batch": 4, "pool": 8, "passes": 1, "stages": [2, 3]},
+    "report": {"steps": 1, "guidance": [2, 5], "share": 0.01},
+}
+
+
+def written(folder: Path, **changes) -> Path:
+    """A small recipe as a file."""
+    values = yaml.safe_load(recipe.SHIPPED.read_text()) | {"name": "small"}
+    for section, numbers in SMALL.items():
+        values[section] = values[section] | numbers
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_WORK", str(tmp_path / "work"))
+    return recipe.load(written(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"colour": 1}, "unknown field colour"),
+        ({"clip": {"width": 24}}, "clip lacks average, batch"),
+        ({"seed": "one"}, "seed is 'one'; it must be a number"),
+        ({"without": ["shipp"]}, "without has shipp: the world has no such concept"),
+        ({"models": ["clip", "gan"]}, "models has gan; allowed: clip, vae, judge, unet"),
+        ({"name": "../mini"}, "use letters, digits"),
+        ({"world": 3}, "world must be a mapping"),
+        ({"without": "ship"}, "without must be a list"),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_refused_with_the_field(tmp_path, changes, said):
+    with pytest.raises(ValueError, match=said):
+        recipe.load(written(tmp_path, **changes))
+
+
+def test_a_missing_or_damaged_file_is_a_sentence(tmp_path, capsys, monkeypatch):
+    (tmp_path / "r.yaml").write_text("name: [")
+    for path in ("r.yaml", "none.yaml"):
+        monkeypatch.setattr("sys.argv", ["factory", "--recipe", str(tmp_path / path)])
+        assert cli.main() == 1
+        assert f"error: the recipe {tmp_path / path} cannot be used" in capsys.readouterr().err
+
+
+def test_a_training_is_keyed_by_all_that_it_depends_on(small, tmp_path):
+    keys = {small.key_of("unet", ["a", "b"]), small.key_of("unet", ["a", "c"]), small.key_of("vae")}
+    keys |= {recipe.load(written(tmp_path, seed=1)).key_of("vae")}
+    keys |= {recipe.load(written(tmp_path, without=["ship"])).key_of("vae")}
+    assert len(keys) == 5
+    other = yaml.safe_load(written(tmp_path).read_text())["unet"] | {"lr": 0.5}
+    changed = recipe.load(written(tmp_path, unet=other))
+    assert changed.key_of("vae") == small.key_of("vae") and changed.key_of("unet") != small.key_of("unet")
+
+
+def weights(folder: Path) -> dict:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two whole runs of the small recipe on one thread, the second killed and resumed at every part."""
+    place, threads = tmp_path_factory.mktemp("world"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        folders = []
+        for name in ("straight", "resumed"):
+            patch.setenv("MACELIB_WORK", str(place / name))
+            if name == "resumed":
+                patch.setattr(loop, "EVERY", 0.0)  # a checkpoint each step
+                _killed_at_every_model(recipe.load(written(place)))
+            folders.append(run.run(recipe.load(written(place))))
+    torch.set_num_threads(threads)
+    return folders
+
+
+def _killed_at_every_model(small: recipe.Recipe) -> None:
+    world = run.World(small)
+    for model in small.models:
+        for record in world.train(model):
+            if record.step == 2:
+                break  # killed here
+        for _ in world.train(model):
+            pass
+        world.export(model)
+
+
+def test_a_small_recipe_runs_from_artwork_to_report(made):
+    folder = made[0]
+    report = json.loads((folder / "report.json").read_text())
+    assert (
+        report["recipe"] == "small" and report["guidance"] in (2, 5) and report["guidance_sweep"].keys() == {"2", "5"}
+    )
+    assert report["measures"].keys() >= set(run_targets())
+    assert (folder / "contact_sheet.png").stat().st_size > 10_000
+    from macelib import load_pipeline
+
+    pipe = load_pipeline(folder / "mini-sd")
+    assert pipe("a cat", num_inference_steps=1).images[0].size == (64, 64)
+    card = (folder / "mini-sd" / "README.md").read_text()
+    for said in ("20 samples", "make world RECIPE=small.yaml", "context_dropout: 0.35", "| 1 to 5 |", "5 % any two"):
+        assert said in card, said
+
+
+def run_targets() -> dict:
+    from factory.table import TARGETS
+
+    return TARGETS
+
+
+def test_two_runs_agree_to_the_bit_though_one_was_killed(made):
+    first, second = (weights(folder / "mini-sd") for folder in made)
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    for name in ("mini-clip", "mini-vae", "mini-judge"):
+        assert run.weights_hash(made[0] / name) == run.weights_hash(made[1] / name), name
+
+
+def test_the_shipped_models_are_untouched_by_another_recipe(made):
+    assert all("small-models" in str(folder) for folder in made)
+    assert not recipe.load(written(made[0].parent)).shipped and recipe.load(recipe.SHIPPED).shipped
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(small, caplog, monkeypatch):
+    monkeypatch.setattr(loop, "EVERY", 0.0)
+    world = run.World(small)
+    for record in world.train("vae"):
+        if record.step == 2:
+            break
+    folder = world.training("vae")
+    newest = folder / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert [record.step for record in world.train("vae")] == [2, 3], (
+        "step 2 is made again from the checkpoint of step 1"
+    )
+    assert f"{newest} is damaged" in caplog.text
+
+
+def test_only_one_process_makes_a_recipe(small):
+    from filelock import FileLock
+
+    world = run.World(small)
+    world.folder.mkdir(parents=True)
+    with FileLock(world.folder / ".lock"), pytest.raises(ValueError, match="another process is making small"):
+        run.run(small)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_before_its_checkpoint(tmp_path, small):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], 0.1)
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+        list(loop.run_steps(tmp_path / "x", small.vae, optimizer, lambda step: [1.0, float("nan")][step], {}))
+    assert not (tmp_path / "x" / "checkpoint.pt").exists()
+
+
+def _make(path: str, work: str) -> None:
+    os.environ["MACELIB_WORK"] = work
+    run.World(recipe.load(path)).make()
+
+
+@pytest.mark.slow
+def test_a_process_killed_at_any_moment_leaves_no_half_written_model(tmp_path):
+    """Killed with SIGKILL again and again until it is done: every model folder that exists is whole."""
+    context, path, work = multiprocessing.get_context("spawn"), str(written(tmp_path)), tmp_path / "work"
+    for wait in (4, 6, 7, 8, 9, 10, 12, 60):
+        process = context.Process(target=_make, args=(path, str(work)))
+        process.start()
+        process.join(wait)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+        time.sleep(0.1)
+        for card in work.glob("world/small-models/mini-*/README.md"):
+            assert list(card.parent.rglob("*.safetensors")), card
+    assert {p.name for p in work.glob("world/small-models/mini-*")} == set(run.FOLDER.values())
