@@ -19,9 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
-from macelib.models.tokens import token_spans
 from macelib.models.mini import crop_half, judge_logits, split
 from macelib.models.pipelines import cast, fast_precision, load_pipeline
+from macelib.models.tokens import token_spans
 
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles
