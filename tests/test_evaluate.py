@@ -17,7 +17,7 @@ from macelib.erasure import Part
 from macelib.evaluate import metrics, pictures, protocols, record, studies
 from macelib.files import data_folder
 from macelib.method.refine import compress
-from macelib.models.mini import catalogue
+from macelib.models.mini import catalogue, split
 from macelib.models.pipelines import kv_weights, model_hash
 from macelib.models.sample import generate
 from macelib.models.tiny import WIDTH, tiny_pipeline
@@ -299,7 +299,10 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
 def test_what_settings_are_tuned_on_is_in_no_protocol():
     erased, kept = evaluate.tuning_lists()
     names, groups = [c.name for c in erased] + kept, {e.name: e.group for e in catalogue()}
-    assert len(erased) == len(kept) == 100 and len(set(names)) == 200
+    assert len(erased) == len(kept) == 60 and len(set(names)) == 120
+    assert set(names) == set(split()["erased"]) | set(split()["kept"])
+    with pytest.raises(MaceError, match="on 60 concepts at most, not 61"):
+        evaluate.tuning_lists(61)
     people, more = evaluate.character_lists()
     measured = {c.name for c in [*evaluate.object_list(), *people]} | set(more)
     assert not measured & set(names) and not {groups[name] for name in names} & {"character", "face"}

@@ -51,7 +51,9 @@ def study(
     model: Model = "mini-sd",
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
     only: Annotated[list[str] | None, typer.Option(help="objects: some of the ten")] = None,
-    count: Annotated[int, typer.Option(help="characters, tuning: how many are erased, and as many kept", min=1)] = 100,
+    count: Annotated[
+        int | None, typer.Option(help="characters (100), tuning (60): how many are erased, and as many kept", min=1)
+    ] = None,
     images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
     seeds: Annotated[
         int, typer.Option(help="characters, tuning: seeds per prompt, five prompts a name (tuning: two)", min=3)
@@ -84,7 +86,8 @@ def study(
             result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
         else:
             measure = studies.characters_study if protocol == "characters" else studies.tuning_study
-            result = measure(pipe, out, settings, count=count, seeds=range(seeds), **drawing)
+            drawing |= {"count": count} if count else {}
+            result = measure(pipe, out, settings, seeds=range(seeds), **drawing)
     typer.echo(result)
     if record:
         from ..evaluate import record as records

@@ -1,7 +1,8 @@
 """Which concepts the protocols of objects and characters erase and keep, and those that settings are tuned on."""
 
 from ..concepts import Concept, paper_list
-from ..models.mini import PEOPLE, catalogue, names
+from ..errors import MaceError
+from ..models.mini import PEOPLE, catalogue, find, names, split
 
 
 def object_list(mini: bool = True) -> list[Concept]:
@@ -19,12 +20,15 @@ def character_lists(count: int = 100) -> tuple[list[Concept], list[str]]:
     return erased, [e.name for e in people[1::2][:count]]
 
 
-def tuning_lists(count: int = 100) -> tuple[list[Concept], list[str]]:
-    """The mini world's other concepts in turn, none of the ten objects, no character and no face.
+def tuning_lists(count: int = 60) -> tuple[list[Concept], list[str]]:
+    """`count` of the mini world's concepts to erase and names to keep that settings may be chosen on (`mini.split`).
 
-    `count` concepts to erase, `count` names to keep: what settings can be tuned on, so that both protocols stay a test.
+    No protocol asks for any of them. MaceError: more than there are.
     """
-    ten = {concept.name for concept in paper_list("objects")}
-    others = [e for e in catalogue() if e.drawn and e.group not in PEOPLE and e.name not in ten]
-    erased = [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in others[: 2 * count : 2]]
-    return erased, [e.name for e in others[1 : 2 * count : 2]]
+    names = split()
+    if count > len(names["erased"]):
+        raise MaceError(
+            f"Settings are chosen on {len(names['erased'])} concepts at most, not {count}: lower the count."
+        )
+    erased = [find(name) for name in names["erased"][:count]]
+    return [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in erased], [*names["kept"][:count]]

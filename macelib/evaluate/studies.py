@@ -70,7 +70,7 @@ def tuning_study(
     folder: str | Path,
     config: EraseConfig | None = None,
     *,
-    count: int = 100,
+    count: int = 60,
     seeds: Sequence[int] = range(3),
     progress: protocols.Progress | None = None,
     **options,
