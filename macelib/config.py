@@ -102,6 +102,7 @@ class EraseConfig:
     """Everything `erase` is told besides the pipeline and the concepts."""
 
     seed: int = 0  # of the images, the LoRAs and the timesteps
+    stages: Literal["1", "2", "1+2", "all"] = "all"  # refinement alone, LoRAs alone, both added up, or the method
     defaults: Literal["object", "style", "celebrity"] | None = None  # row of KINDS for all; None: each concept's kind
     prior: PriorConfig = field(default_factory=PriorConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
@@ -110,6 +111,7 @@ class EraseConfig:
     fuse: FuseConfig = field(default_factory=FuseConfig)
 
     def __post_init__(self):
+        object.__setattr__(self, "stages", str(self.stages))  # YAML and papermill read 1 as a number
         _check(self, "")
         for name, at_least in _RANGES.items():
             value = self
@@ -220,8 +222,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     for option in options:
         if dataclasses.is_dataclass(option):
             return _build(option, value, name + ".")
-        if typing.get_origin(option) is Literal and isinstance(value, str) and value in typing.get_args(option):
-            return value
+        is_word = isinstance(value, (str, int)) and not isinstance(value, bool)
+        if typing.get_origin(option) is Literal and is_word and str(value) in typing.get_args(option):
+            return str(value)
         if option is types.NoneType and value is None:
             return None
         is_texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)

@@ -44,6 +44,7 @@ def erase(
     kept there, and a call that was cut short goes on where it stopped. `prior`: statistics made before.
     `engine` (`macelib.batch.make_engine`): groups of concepts train in processes of their own, here or on a cluster;
     each loads the model, so the pipeline must come from `load_pipeline`.
+    `config.stages` leaves stages out: "1" needs no training images, "2" and "1+2" add the LoRAs up (Eq. 6).
     The pipeline is left exactly as it was; `Erasure.apply` writes the result into it. MaceError says what is wrong.
     """
     config, tell, concepts = config or EraseConfig(), progress or (lambda *_: None), list(concepts)
@@ -61,12 +62,13 @@ def erase(
         truncation = _truncation(erasure, *exact)
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
         # Stage 2: images, masks and a LoRA per concept (Eq. 3-5), in groups.
-        works, trained = _works(pipe, erasure, place), {}
+        works, trained = [] if config.stages == "1" else _works(pipe, erasure, place), {}
         for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
             for i, concept in enumerate(work.concepts):
                 trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
     # Stage 3: `Erasure.fusion` solves Eq. 7 where it is first asked for, and anew when a concept leaves or joins.
-    parts = [dataclasses.replace(p, B=B, D=D) for p in parts for B, D in [trained[p.concept.name]]]
+    with_lora = [(p, *trained.get(p.concept.name, (p.B, p.D))) for p in parts]
+    parts = [dataclasses.replace(p, B=B, D=D) for p, B, D in with_lora]
     done = dataclasses.replace(erasure, parts=tuple(parts), truncation=truncation)
     done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
     return done
@@ -116,13 +118,15 @@ def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: Eras
 def _dependence(erasure: Erasure, drawn: str) -> str:
     """Hash of what the LoRAs of every group depend on: model, prior, settings, and all concepts' prompts, as R does."""
     c, everything = erasure.config, [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]
-    settings = (c.seed, c.defaults, c.prior, c.refine, c.images, KINDS)
+    settings = (c.seed, c.stages == "2", c.defaults, c.prior, c.refine, c.images, KINDS)
     return hash_text(__version__, erasure.base, drawn, erasure.prior_key, everything, *settings)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
     refine = erasure.config.refine
+    if erasure.config.stages == "2":
+        return 0.0
     exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), erasure.ridge(refine.lambda0)).R
     found = difference(erasure.refinement.R, exact)
     if found > 0.01:
@@ -132,7 +136,7 @@ def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
 
 def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
     """The prior that the settings ask for, without the captions that name a concept or a known synonym of one."""
-    if not config.prior.use or not (config.refine.lambda1 or config.fuse.lambda2):
+    if not config.prior.use or config.stages == "2" or not (config.refine.lambda1 or config.fuse.lambda2):
         return None
     captions = config.prior.captions or priors.captions_for(pipe)
     domain = {name: getattr(config.prior, name) for name in ("domain", "names", "lambda3")}

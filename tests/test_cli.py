@@ -97,7 +97,7 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
         (["generate", "a ship", "--strength", "ship=1", "--out", "x"], "--erasure"),
         (["generate", "a ship", "--seeds", "one", "--out", "x"], "0-3 or 0,5,7"),
         (["export", "absent.safetensors", "--format", "ckpt", "--out", "x"], "pipeline, weights, lora"),
-        (["study", "styles", "--out", "x"], "choose objects, characters or tuning"),
+        (["study", "styles", "--out", "x"], "choose objects, characters, tuning or ablation"),
         (["study", "objects", "--only", "zebra", "--out", "x"], "not of the paper's ten"),
         (["bench", "--products", "fp8"], "fp64, mixed, both"),
     ],

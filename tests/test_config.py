@@ -22,6 +22,11 @@ def test_a_set_field_holds_for_every_kind_and_an_unset_one_is_read_from_the_tabl
     assert EraseConfig(images=ImagesConfig(masks="grounding")).mask_source("style") == "full"
 
 
+def test_stages_may_be_numbers_as_yaml_and_papermill_read_them():
+    assert EraseConfig.from_dict({"stages": 1}) == EraseConfig(stages=1) == EraseConfig(stages="1")
+    assert EraseConfig().stages == "all" and EraseConfig.from_dict({"stages": "1+2"}).stages == "1+2"
+
+
 def test_every_training_setting_can_be_set():
     from macelib.method.lora.train import TrainConfig
 
@@ -57,6 +62,8 @@ def test_yaml_round_trip(tmp_path):
         ({"train": {"lr": "fast"}}, "train.lr is 'fast'; allowed: a number"),
         ({"train": {"timesteps": "all"}}, "train.timesteps is 'all'; allowed: cfis, uniform, adaptive"),
         ({"train": 3}, "train is 3; allowed: a mapping"),
+        ({"stages": 3}, "stages is 3; allowed: 1, 2, 1+2, all"),
+        ({"stages": True}, "stages is True; allowed: 1, 2, 1+2, all"),
         ({"refine": {"lambda1": -1}}, "refine.lambda1 is -1.0; allowed: 0 or more"),
         ({"refine": {"lambda0": float("nan")}}, "refine.lambda0 is nan; allowed: a number"),
         ({"images": {"count": 0}}, "images.count is 0; allowed: 1 or more"),

@@ -19,6 +19,7 @@ from macelib.method import images
 from macelib.method.lora import work
 from macelib.method.prior import Prior
 from macelib.method.refine import concept_sums, solve_refinement
+from macelib.models.pipelines import kv_weights
 from macelib.models.text import embedding_size
 from macelib.models.tiny import tiny_pipeline
 
@@ -84,6 +85,25 @@ def test_end_to_end_leaves_the_pipeline_as_it_was(kind, config, tmp_path):
     assert same(weights(pipe), before)
     again = Erasure.load(erasure.save(tmp_path / "e.safetensors"))
     assert equal(again, erasure) and again.versions["torch"] == torch.__version__
+
+
+def test_stage_1_alone_draws_no_picture_and_stage_2_alone_leaves_the_words_around(pipe, config, tmp_path, monkeypatch):
+    whole = erase(pipe, CONCEPTS, config, folder=tmp_path)
+    seen, train = [], work.train
+
+    def watched(p, *arguments):
+        seen.append({name: w.detach().clone() for name, w in kv_weights(p.unet).items()})
+        return train(p, *arguments)
+
+    monkeypatch.setattr(work, "train", watched)
+    added = erase(pipe, CONCEPTS, dataclasses.replace(config, stages="1+2"), folder=tmp_path)
+    assert equal(added, whole) and not seen  # the same LoRAs, added up
+    alone = erase(pipe, CONCEPTS, dataclasses.replace(config, stages="2"), folder=tmp_path)
+    assert len(seen) == 3 and all(same(s, {n: w.detach() for n, w in kv_weights(pipe.unet).items()}) for s in seen)
+    assert not equal(alone, whole) and alone.P is None and alone.truncation == 0
+    monkeypatch.setattr(images, "generate", None)
+    first = erase(pipe, CONCEPTS, dataclasses.replace(config, stages="1"), folder=tmp_path / "first")
+    assert all(p.D.numel() == 0 for p in first.parts) and torch.equal(first.refinement.R, whole.refinement.R)
 
 
 def test_attention_masks(pipe, config):

@@ -79,6 +79,42 @@ def test_apply_equals_least_squares_on_the_tokens(pipe):
         assert relative(new[name], fuse_reference(W[name], W1, B, D, e, e_p, 3 * 1.5, 3 * 0.3)) < 1e-4
 
 
+def stages(which, **fuse):
+    return dataclasses.replace(CONFIG, stages=which, fuse=dataclasses.replace(CONFIG.fuse, **fuse))
+
+
+def test_stages_are_left_out_or_added_up(pipe):
+    """Against sums written out per layer: W R, W + Σ B D, W R + Σ B D; "all" is Eq. 7."""
+    erasure, W = make(pipe), weights(pipe)
+    R = erasure.refinement.R.float()
+    for which, base in (("1", R), ("2", torch.eye(len(R))), ("1+2", R)):
+        new = fused(make(pipe, config=stages(which)), pipe)
+        for name, w in W.items():
+            loras = [p.lora(erasure.layers, name) for p in erasure.parts] if which != "1" else []
+            assert relative(new[name], w @ base + sum(B @ D for B, D in loras)) < 1e-5, which
+    assert gap(fused(make(pipe, config=stages("1+2")), pipe), fused(make(pipe, config=stages("all")), pipe)) > 1e-3
+    naive = make(pipe, config=stages("all", method="naive"))
+    assert gap(fused(make(pipe, config=stages("1+2")), pipe), fused(naive, pipe)) == 0
+    assert gap(fused(erasure.with_config(stages("1")), pipe), fused(make(pipe, config=stages("1")), pipe)) == 0
+    back = erasure.with_config(stages("1")).with_config(CONFIG)
+    assert gap(fused(back, pipe), fused(erasure, pipe)) == 0
+
+
+def test_stages_whose_loras_are_not_there_are_refused(pipe, tmp_path):
+    first, alone = make(pipe, CONCEPTS[:1], stages("1"), rank=0), make(pipe, CONCEPTS[1:2], stages("2"))
+    whole = make(pipe, CONCEPTS[2:])
+    for erasure, which in ((first, "all"), (first, "2"), (alone, "1"), (alone, "all"), (whole, "2")):
+        with pytest.raises(MaceError, match=f"stages is '{which.replace('+', '.')}'.*erase them again"):
+            erasure.with_config(stages(which))
+    for pair in ((whole, first), (whole, alone), (alone, whole)):
+        with pytest.raises(MaceError, match="erase them again"):
+            _ = pair[0] + pair[1]
+    with pytest.raises(MaceError, match="stage 1 alone and has no LoRA"):
+        first.export(pipe, tmp_path / "lora", "lora")
+    loaded = Erasure.load(first.save(tmp_path / "first.safetensors"))
+    assert gap(fused(loaded, pipe), fused(first, pipe)) == 0
+
+
 def test_prior_and_ridge_count_for_each_concept(pipe):
     erasure = make(pipe)
     assert erasure.ridge(0.5) == 3 * 0.5 and erasure.prior_weight(2.0) == 3 * 2.0

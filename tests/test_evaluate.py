@@ -296,6 +296,26 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     assert set(tuned.images.prompt) == {templates.fill(t, name) for t in protocols.TUNING_TEMPLATES for name in names}
 
 
+def test_the_ablation_erases_the_same_by_single_stages(pipe, tmp_path):
+    settings, look = EraseConfig.from_dict(QUICK), {"classifier": ByPixel(), **FAST}
+    result = evaluate.ablation_study(pipe, tmp_path, settings, only=["ship"], images=3, **look)
+    assert list(dict.fromkeys(result.metrics.erased)) == list(studies.ABLATION)  # and no mean of them
+    held = {name: Erasure.load(tmp_path / f"{studies.file_name(name)}.safetensors") for name in studies.ABLATION}
+    assert [held[name].config.stages for name in studies.ABLATION] == ["1", "2", "1+2", "all", "all"]
+    assert (
+        held["all, without CFIS"].config.train.timesteps == "uniform" and not held["stage 1 alone"].parts[0].D.numel()
+    )
+    for name in ("stage 1 alone", "stages 1 and 2, added up"):
+        alone = evaluate.objects(pipe, held[name], images=3, **look)
+        assert result.value("H_o", name) == alone.value("H_o")
+    rows = record.markdown(record.record("ablation", result, tmp_path / "kept")).splitlines()[2:-2]
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| none", "original"], *([f"| {name}", "erased"] for name in studies.ABLATION)
+    ]  # fmt: skip
+    with pytest.raises(MaceError, match="2 seeds make no 3 seed groups"):
+        evaluate.ablation_study(pipe, tmp_path, settings, seeds=range(2))
+
+
 def test_what_settings_are_tuned_on_is_in_no_protocol():
     erased, kept = evaluate.tuning_lists()
     names, groups = [c.name for c in erased] + kept, {e.name: e.group for e in catalogue()}

@@ -45,18 +45,22 @@ def evaluate(
 def study(
     protocol: Annotated[
         str,
-        typer.Argument(help="objects: the paper's ten, one by one; characters: many together; tuning: many of neither"),
+        typer.Argument(
+            help="objects: the paper's ten, one by one; characters: many together; tuning: many of neither; "
+            "ablation: characters, or --only these objects, by single stages, both added up, all"
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasures, pictures, tables")] = ...,
     model: Model = "mini-sd",
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="objects: some of the ten")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="objects, ablation: some of the ten")] = None,
     count: Annotated[
-        int | None, typer.Option(help="characters (100), tuning (60): how many are erased, and as many kept", min=1)
+        int | None,
+        typer.Option(help="characters, ablation (100), tuning (60): how many are erased, and as many kept", min=1),
     ] = None,
     images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
     seeds: Annotated[
-        int, typer.Option(help="characters, tuning: seeds per prompt, five prompts a name (tuning: two)", min=3)
+        int, typer.Option(help="all but objects: seeds per prompt, five prompts a name (tuning: two)", min=3)
     ] = 5,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
@@ -75,8 +79,8 @@ def study(
     from ..config import EraseConfig
     from ..evaluate import studies
 
-    if protocol not in ("objects", "characters", "tuning"):
-        raise MaceError(f"There is no study {protocol!r}: choose objects, characters or tuning.")
+    if protocol not in ("objects", "characters", "tuning", "ablation"):
+        raise MaceError(f"There is no study {protocol!r}: choose objects, characters, tuning or ablation.")
     settings = EraseConfig.load(config) if config else EraseConfig()
     pipe = pipeline(model, revision, local_files_only, device, dtype)
     drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
@@ -85,9 +89,12 @@ def study(
         if protocol == "objects":
             result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
         else:
-            measure = studies.characters_study if protocol == "characters" else studies.tuning_study
-            drawing |= {"count": count} if count else {}
-            result = measure(pipe, out, settings, seeds=range(seeds), **drawing)
+            drawing |= {"seeds": range(seeds)} | ({"count": count} if count else {})
+            if protocol == "ablation":
+                result = studies.ablation_study(pipe, out, settings, only=only, images=images, **drawing)
+            else:
+                measure = studies.characters_study if protocol == "characters" else studies.tuning_study
+                result = measure(pipe, out, settings, **drawing)
     typer.echo(result)
     if record:
         from ..evaluate import record as records
@@ -119,6 +126,7 @@ def register(app: typer.Typer) -> None:
         epilog=example(
             "mace study objects --images 50 --out runs/objects",
             "mace study characters --count 100 --autocast bf16 --out runs/characters",
+            "mace study ablation --only ship --images 20 --out runs/ablation",
         )
     )(study)
     app.command(epilog=example("mace bench", "mace bench --concepts 1000 --products mixed --reference 0"))(bench)

@@ -95,6 +95,7 @@ class Erasure:
             raise MaceError(f"Both erasures hold {', '.join(both)}; leave it out of one with .without(...).")
         if not self.parts or not other.parts:
             return self if self.parts else other
+        other._check_stages(self.config)
         total = self.of([*self.parts, *other.parts])
         if self.prior_key == other.prior_key:
             return total
@@ -112,8 +113,22 @@ class Erasure:
         return dataclasses.replace(self, P=P, prior_key=key)
 
     def with_config(self, config: EraseConfig) -> "Erasure":
-        """The erasure re-fused with other settings of stages 1 and 3 (lambda0, lambda1, lambda2, method)."""
+        """The erasure re-fused with other settings of stages 1 and 3 (lambda0, lambda1, lambda2, method, stages).
+
+        MaceError for `stages` whose LoRAs it does not hold.
+        """
+        self._check_stages(config)
         return dataclasses.replace(self, config=config)
+
+    def _check_stages(self, config: EraseConfig) -> None:
+        """MaceError where the LoRAs that `config.stages` needs are missing, or were trained for other weights."""
+        trained = any(part.D.numel() for part in self.parts)
+        missing = config.stages != "1" and not trained
+        if self.parts and (missing or (config.stages == "2") != (self.config.stages == "2")):
+            raise MaceError(
+                f"stages is {config.stages!r}, and these concepts were erased with stages {self.config.stages!r}: "
+                "their LoRAs are missing, or for other weights; erase them again."
+            )
 
     def _names(self, names: Iterable) -> set[str]:
         flat = {n for name in names for n in ([name] if isinstance(name, str) else name)}
@@ -160,7 +175,12 @@ class Erasure:
 
     @cached_property
     def refinement(self) -> Refinement:
-        """Stage 1 of the concepts together, Eq. 2: R (d, d), its condition number and residual."""
+        """Stage 1 of the concepts together, Eq. 2: R (d, d), its condition number and residual; I where it is left out.
+
+        (The setting `stages` leaves it out where it is "2".)
+        """
+        if self.config.stages == "2":
+            return Refinement(torch.eye(self.width, dtype=torch.float64), condition=1.0, residual=0.0)
         X, G, _ = self._sums
         r = self.config.refine
         return solve_refinement(X, G, self.P, self.prior_weight(r.lambda1), self.ridge(r.lambda0))
@@ -169,22 +189,27 @@ class Erasure:
     def fusion(self) -> Fusion:
         """Stage 3, Eq. 7 (or Eq. 6): R̃ (d, d) and the D*_i of all concepts, side by side per layer: (L, Σr, d)."""
         f, C = self.config.fuse, self._sums[2]
-        D = [torch.zeros(len(self.layers), 0, self.width), *(p.strength * p.D for p in self.parts)]
-        if not self.parts or f.method == "naive":
+        D = [torch.zeros(len(self.layers), 0, self.width), *(p.strength * p.D for p in self._fused)]
+        if not self.parts or self.config.stages != "all" or f.method == "naive":
             R = self.refinement.R if self.parts else torch.eye(self.width, dtype=C.dtype)
             return Fusion(R, torch.cat(D, 1))
         DC = [
             p.weight * p.statistics.times_C(M.flatten(0, 1)).view(M.shape)
-            for p, M in zip(self.parts, D[1:], strict=True)
+            for p, M in zip(self._fused, D[1:], strict=True)
         ]
         return fuse_sums(
             self.refinement.R, torch.cat(DC, 1), C, self.P, self.prior_weight(f.lambda2), self.ridge(f.lambda0)
         )
 
+    @property
+    def _fused(self) -> tuple[Part, ...]:
+        """The parts whose LoRAs count."""
+        return () if self.config.stages == "1" else self.parts
+
     @cached_property
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The fused LoRA by layer: the B_i side by side (out, Σr), the D*_i one below the other (Σr, d); float32."""
-        B = [torch.zeros(sum(self.layers.values()), 0), *(p.B for p in self.parts)]
+        B = [torch.zeros(sum(self.layers.values()), 0), *(p.B for p in self._fused)]
         B = torch.cat(B, 1).split(list(self.layers.values()))
         return dict(zip(self.layers, zip(B, self.fusion.D_star.float(), strict=True), strict=True))
 

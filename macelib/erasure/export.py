@@ -31,7 +31,8 @@ def check_format(format: str) -> None:
 def export(erasure, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
     """Write the erased model into a new folder, with a README.txt on loading it; the pipeline is left as it was.
 
-    MaceError: unknown format, a folder that holds something, a pipeline of another base (unless `force`).
+    MaceError: unknown format, a folder that holds something, a pipeline of another base (unless `force`), no LoRA for
+    "lora".
     """
     check_format(format)
     folder = Path(folder)
@@ -41,6 +42,8 @@ def export(erasure, pipe, folder: str | Path, format: str = "pipeline", force: b
         folder.rmdir()
     if not erasure.parts:
         raise MaceError("This erasure holds no concept: there is nothing to export.")
+    if format == "lora" and not any(D.numel() for _, D in erasure.lora.values()):
+        raise MaceError("This erasure is of stage 1 alone and has no LoRA: export it as pipeline or weights.")
     erasure.check(pipe, force)
     with atomic(folder) as temporary, torch.no_grad():
         temporary.mkdir(parents=True)

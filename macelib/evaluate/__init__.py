@@ -7,12 +7,13 @@ from ..concepts import with_synonyms
 from .judge import ClipClassifier, Judge, classifier_for
 from .lists import character_lists, object_list, tuning_lists
 from .protocols import Evaluation, celebrities, characters, label, objects, styles
-from .studies import characters_study, objects_study, tuning_study
+from .studies import ablation_study, characters_study, objects_study, tuning_study
 
 __all__ = [
     "ClipClassifier",
     "Evaluation",
     "Judge",
+    "ablation_study",
     "celebrities",
     "character_lists",
     "characters",

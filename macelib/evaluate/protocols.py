@@ -72,6 +72,7 @@ def objects(
     folder: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    labels: Sequence[str] | None = None,
     **drawing,
 ) -> Evaluation:
     """Acc_e, Acc_s, Acc_g (top-1) and H_o of each erasure, and their mean: `Evaluation`.
@@ -81,7 +82,8 @@ def objects(
     it is as green). CLIP has no list of its own and always chooses among the classes.
     images: per class and per synonym, of seeds seed, seed + 1, ... classifier: `classifier_for(pipe)` unless given.
     folder: keeps pictures and tables, and goes on from them. drawing: steps, guidance, size, batch, autocast. The
-    pipeline is left as it was.
+    pipeline is left as it was. labels: what the tables call the erasures, their concepts unless given: other ways to
+    erase the same, of which no mean is taken.
     MaceError: fewer images than seed groups, a name the judge does not know, an erasure without known synonyms.
     """
     erasures = _list(erasures)
@@ -110,7 +112,7 @@ def objects(
     options = None if among == "known" and getattr(classifier, "concepts", None) else classes
     seeds = range(seed, seed + images)
     work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if options is None else "classes")
+    work = replace(work, among="known" if options is None else "classes", labels=labels)
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, options))
 
 
@@ -125,6 +127,7 @@ def characters(
     folder: str | Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    labels: Sequence[str] | None = None,
     **drawing,
 ) -> Evaluation:
     """Acc_e, Acc_s and H_c of erased characters: five prompts x five seeds each, top-1 among all that the judge knows.
@@ -139,7 +142,7 @@ def characters(
     among = None if getattr(classifier, "concepts", None) else everyone
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
     work = _Work(CHARACTERS, templates, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if among is None else "classes")
+    work = replace(work, among="known" if among is None else "classes", labels=labels)
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, among))
 
 
@@ -229,6 +232,7 @@ class _Work:
     force: bool
     progress: Progress | None
     among: str = "known"
+    labels: Sequence[str] | None = None  # of the erasures; None: their concepts
 
     def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
         """look(pictures, jobs): per picture a name, None (nothing recognised) or a score."""
@@ -252,12 +256,12 @@ class _Work:
                 "among": self.among,
             }
         settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
-        labels = _distinct([label(erasure.concepts) for erasure in erasures])
+        labels = _distinct([label(erasure.concepts) for erasure in erasures] if self.labels is None else self.labels)
         rows = []
         for name, some, verdicts in zip(labels, asks, seen[1:], strict=True):
             for model, found in (("original", seen[0]), ("erased", verdicts)):
                 rows += self._rows(name, model, some, found)
-        result = evaluation(self.protocol, rows, settings)
+        result = evaluation(self.protocol, rows, settings, mean=self.labels is None)
         return result.save(self.folder) if self.folder else result
 
     def _draws(self, word: str) -> list[tuple[int, str, int]]:

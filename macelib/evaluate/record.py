@@ -29,13 +29,15 @@ def markdown(place: str | Path) -> str:
     names = list(dict.fromkeys(metrics.metric))
     cells = metrics.set_index(["erased", "model", "metric"])
     lines = [["Erased", "Model", *names, f"95 % of {names[-1]}"], ["---"] * (len(names) + 3)]
-    several = metrics.erased.nunique() > 1
+    several, first = metrics.erased.nunique() > 1, metrics.erased.iloc[0]
+    one_original = not metrics.erased.str.startswith("mean of").any()  # of other ways to erase the same
     for erased, model in dict.fromkeys(zip(metrics.erased, metrics.model, strict=True)):
-        if several and model == "original" and not erased.startswith("mean of"):
+        if several and model == "original" and not (erased.startswith("mean of") or (one_original and erased == first)):
             continue  # of the single ones, the erased model alone
         rows = [cells.loc[(erased, model, name)] for name in names]
         interval = f"{rows[-1].low:.1f} to {rows[-1].high:.1f}"
-        lines.append([erased, model, *(f"{row.value:.1f}" for row in rows), interval])
+        what = "none" if several and one_original and model == "original" else erased
+        lines.append([what, model, *(f"{row.value:.1f}" for row in rows), interval])
     guidance = "the model's own guidance" if settings["guidance"] is None else f"guidance {settings['guidance']:g}"
     how = (
         f"{int(metrics.images.max()):,} pictures in {settings['steps']} steps"

@@ -1,7 +1,7 @@
 """A protocol of the paper from end to end: erase what it asks for, then measure. A study cut short goes on.
 
 `objects_study`: the ten objects, one erased at a time. `characters_study`: many characters or celebrities together.
-`tuning_study`: as that, of concepts in neither, to choose settings by.
+`tuning_study`: as that, of concepts in neither, to choose settings by. `ablation_study`: what each stage brings.
 """
 
 import re
@@ -34,10 +34,7 @@ def objects_study(
     only: some of the ten. folder: erasures and evaluation. options: of `objects`. MaceError: an object not of the ten.
     """
     protocols.check_seeds(images)
-    chosen = object_list(is_mini(pipe))
-    if unknown := set(only or ()) - {c.name for c in chosen}:
-        raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(c.name for c in chosen)}).")
-    chosen = [c for c in chosen if not only or c.name in only]
+    chosen = _chosen(pipe, only)
     erasures = [_erased(pipe, [concept], config, Path(folder), concept.name, progress) for concept in chosen]
     return protocols.objects(
         pipe, erasures, images=images, folder=Path(folder) / "evaluation", progress=progress, **options
@@ -59,9 +56,8 @@ def characters_study(
     As many are kept, the paper's 100 where they are celebrities (erase 1, 5, 10 or 100); they are the domain prior, as
     in the paper, unless the settings name one. options: of `characters`.
     """
-    mini = is_mini(pipe)
-    lists = character_lists(count) if mini else (paper_list(f"celebrities_{count}"), retained("celebrities"))
-    measure = protocols.characters if mini else protocols.celebrities
+    measure = protocols.characters if is_mini(pipe) else protocols.celebrities
+    lists = _characters(pipe, count)
     return _together(pipe, lists, config, Path(folder), f"{count} characters", progress, measure, seeds, options)
 
 
@@ -88,13 +84,77 @@ def tuning_study(
     return _together(pipe, lists, config, Path(folder), f"{count} concepts", progress, measure, seeds, options)
 
 
+ABLATION: dict[str, dict] = {  # row of the table -> settings
+    "stage 1 alone": {"stages": "1"},
+    "stage 2 alone": {"stages": "2"},
+    "stages 1 and 2, added up": {"stages": "1+2"},
+    "all, without CFIS": {"stages": "all", "timesteps": "uniform"},
+    "all": {"stages": "all"},
+}
+
+
+def ablation_study(
+    pipe,
+    folder: str | Path,
+    config: EraseConfig | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    count: int = 100,
+    images: int = 50,
+    seeds: Sequence[int] = range(5),
+    progress: protocols.Progress | None = None,
+    **options,
+) -> Evaluation:
+    """What each stage brings: the same concepts erased with `stages` 1, 2, both added up, and all, and without CFIS.
+
+    The concepts are the characters of `characters_study`, or `only` these of the paper's ten objects, erased together
+    and measured as by `objects_study`. The settings are `config`'s but for `ABLATION`; training images are shared.
+    """
+    config, folder = config or EraseConfig(), Path(folder)
+    protocols.check_seeds(images if only else len(seeds))
+    if only:
+        concepts, kept = _chosen(pipe, only), ()
+    else:
+        concepts, kept, config = _beside(*_characters(pipe, count), config)
+    erasures = []
+    for name, change in ABLATION.items():
+        train = replace(config.train, timesteps=change.get("timesteps", config.train.timesteps))
+        settings = replace(config, stages=change["stages"], train=train)
+        erasures.append(_erased(pipe, concepts, settings, folder, name, progress))
+    options |= {"labels": [*ABLATION], "folder": folder / "evaluation", "progress": progress}
+    if only:
+        return protocols.objects(pipe, erasures, images=images, **options)
+    measure = protocols.characters if is_mini(pipe) else protocols.celebrities
+    return measure(pipe, erasures, kept, seeds=seeds, **options)
+
+
+def _characters(pipe, count: int) -> tuple[list[Concept], list[str]]:
+    """Characters of the mini world, or the paper's celebrities, to erase, and those to keep."""
+    if is_mini(pipe):
+        return character_lists(count)
+    return paper_list(f"celebrities_{count}"), retained("celebrities")
+
+
+def _chosen(pipe, only: Sequence[str] | None) -> list[Concept]:
+    """Some of the paper's ten objects, or all; MaceError for another name."""
+    chosen = object_list(is_mini(pipe))
+    if unknown := set(only or ()) - {c.name for c in chosen}:
+        raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(c.name for c in chosen)}).")
+    return [c for c in chosen if not only or c.name in only]
+
+
+def _beside(
+    erased: list[Concept], kept: list[str], config: EraseConfig
+) -> tuple[list[Concept], list[str], EraseConfig]:
+    """The two lists, and the settings for many concepts with the second list as the domain prior, unless they say."""
+    config = config if config.defaults else replace(config, defaults="celebrity")
+    return erased, kept, config if config.prior.domain else config.keeping(kept)
+
+
 def _together(pipe, lists, config, folder: Path, label: str, progress, measure, seeds, options: dict) -> Evaluation:
     """Erase the first of two lists beside the second, and measure both."""
     protocols.check_seeds(len(seeds))
-    erased, kept = lists
-    config = config or EraseConfig()
-    config = config if config.defaults else replace(config, defaults="celebrity")
-    config = config if config.prior.domain else config.keeping(kept)
+    erased, kept, config = _beside(*lists, config or EraseConfig())
     erasure = _erased(pipe, erased, config, folder, label, progress)
     return measure(pipe, erasure, kept, seeds=seeds, folder=folder / "evaluation", progress=progress, **options)
 
@@ -107,5 +167,14 @@ def _erased(pipe, concepts: list[Concept], config, folder: Path, label: str, pro
             progress(f"{label}: {stage}", done, total, detail)
 
     erasure = erase(pipe, concepts, config, folder=folder / "work", progress=tell)
-    erasure.save(folder / f"{re.sub(r'[^a-z0-9]+', '-', label.lower())}.safetensors")
+    erasure.save(folder / f"{file_name(label)}.safetensors")
     return erasure
+
+
+def file_name(label: str) -> str:
+    """The name of the file that holds a study's erasure.
+
+    >>> file_name("all, without CFIS")
+    'all-without-cfis'
+    """
+    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")

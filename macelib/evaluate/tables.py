@@ -64,8 +64,11 @@ class Evaluation:
         return self.table().round(1).to_html()
 
 
-def evaluation(protocol, rows: Sequence[dict], settings: dict) -> Evaluation:
-    """Tables from rows of pictures; `protocol` says what the roles' means are called and how they combine."""
+def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True) -> Evaluation:
+    """Tables from rows of pictures; `protocol` says what the roles' means are called and how they combine.
+
+    mean: several erasures are told together, too.
+    """
     images = pd.DataFrame(rows)
     weights = resample(int(images.draw.max()) + 1, TIMES, SEED)
     concepts, metrics, groups, samples = [], [], [], {}
@@ -88,7 +91,7 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict) -> Evaluation:
             if protocol.scale != 1:
                 numbers["unrecognised"] = int(of_name.found.isna().sum())
             concepts.append(at | {"role": role, "name": name} | numbers)
-    if (count := images.erased.nunique()) > 1:
+    if mean and (count := images.erased.nunique()) > 1:
         for (model, metric), several in samples.items():  # the mean over the erasures, draw by draw
             value, sample = np.mean([v for v, _ in several]), np.mean([s for _, s in several], axis=0)
             at = {"erased": f"mean of {count}", "model": model, "metric": metric}
