@@ -194,6 +194,16 @@ _RANGES = {
 }  # fmt: skip
 
 
+def check_settings(config) -> None:
+    """MaceError for a field of a dataclass, at any depth, whose value its annotation does not allow."""
+    _check(config, "")
+
+
+def build_settings(cls, values: dict[str, Any]):
+    """A dataclass of settings from plain values; MaceError: field, value and what is allowed."""
+    return _build(cls, values, "")
+
+
 def _build(cls, values: Any, prefix: str):
     """Dataclass from a mapping, each value checked against the field's annotation."""
     if not isinstance(values, dict):

@@ -16,6 +16,7 @@ FORBIDDEN = {
     "erasure": ("job", "show", "evaluate", "batch", "lessons", "cli", "bench"),
     "show": ("evaluate", "batch", "lessons", "cli", "bench"),
     "evaluate": ("show", "batch", "lessons", "cli", "bench"),
+    "baselines": ("show", "evaluate", "batch", "lessons", "cli", "bench"),
     "batch": ("models", "method", "erasure", "show", "evaluate", "lessons", "cli", "job"),
     "lessons": ("batch", "cli"),
 }

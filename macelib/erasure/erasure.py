@@ -23,7 +23,7 @@ from ..errors import MaceError
 from ..method.fuse import Fusion, changed, fuse_sums, less_identity
 from ..method.refine import Refinement, solve_refinement
 from ..models.pipelines import kv_weights
-from ..models.swap import base_hash, originals, remove
+from ..models.swap import base_hash, originals, remove, take_back
 from . import store
 from .export import export
 from .part import Part
@@ -228,6 +228,7 @@ class Erasure:
         MaceError where the pipeline is not the one it was made for, unless `force` and the shapes agree.
         """
         self.check(pipe, force)
+        take_back(pipe)
         weights, W = kv_weights(pipe.unet), originals(pipe.unet)
         new = dict(self.weights({name: w.to(weights[name].device) for name, w in W.items()}))
         pipe.unet._macelib_originals = W

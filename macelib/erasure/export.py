@@ -1,6 +1,8 @@
 """An erasure for other programs: a diffusers folder, the changed weights alone, or LoRA files."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,21 +37,34 @@ def export(erasure, pipe, folder: str | Path, format: str = "pipeline", force: b
     "lora".
     """
     check_format(format)
-    folder = Path(folder)
-    if folder.exists():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise MaceError(f"{folder} exists and is not empty: export to a new folder.")
-        folder.rmdir()
+    check_folder(folder)
     if not erasure.parts:
         raise MaceError("This erasure holds no concept: there is nothing to export.")
     if format == "lora" and not any(D.numel() for _, D in erasure.lora.values()):
         raise MaceError("This erasure is of stage 1 alone and has no LoRA: export it as pipeline or weights.")
     erasure.check(pipe, force)
+    with new_folder(folder, format) as temporary:
+        _WRITERS[format](erasure, pipe, temporary)
+    return Path(folder)
+
+
+def check_folder(folder: str | Path) -> None:
+    """MaceError for a folder that holds something, or is none."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise MaceError(f"{folder} exists and is not empty: export to a new folder.")
+
+
+@contextmanager
+def new_folder(folder: str | Path, format: str) -> Iterator[Path]:
+    """A folder to export into, with a README.txt on loading what is written there; none is left after an error."""
+    check_folder(folder)
+    if Path(folder).exists():
+        Path(folder).rmdir()
     with atomic(folder) as temporary, torch.no_grad():
         temporary.mkdir(parents=True)
-        _WRITERS[format](erasure, pipe, temporary)
+        yield temporary
         (temporary / "README.txt").write_text(FORMATS[format] + "\n", encoding="utf-8")
-    return folder
 
 
 def _pipeline(erasure, pipe, folder: Path) -> None:

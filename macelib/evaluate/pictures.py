@@ -12,7 +12,7 @@ from ..errors import MaceError
 from ..files import atomic, hash_tensors, hash_text
 from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash, kv_weights
 from ..models.sample import generate, image_size
-from ..models.swap import base_hash
+from ..models.swap import applied_edit, base_hash
 
 Job = tuple[str, int]  # prompt, seed
 
@@ -65,6 +65,8 @@ class Drawing:
         values["guidance"] = default_guidance(pipe) if self.guidance is None else self.guidance
         weights = hash_tensors(kv_weights(pipe.unet))
         about = {"model": base_hash(pipe), "weights": weights, "drawn_by": drawing_hash(pipe)}
+        if (edit := applied_edit(pipe)) is not None:  # its hooks are in no weights
+            about["edit"] = edit.key
         return about | {"scheduler": type(pipe.scheduler).__name__, **values}
 
 

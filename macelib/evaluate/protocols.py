@@ -75,7 +75,7 @@ def objects(
     labels: Sequence[str] | None = None,
     **drawing,
 ) -> Evaluation:
-    """Acc_e, Acc_s, Acc_g (top-1) and H_o of each erasure, and their mean: `Evaluation`.
+    """Acc_e, Acc_s, Acc_g (top-1) and H_o of each erasure (or edit of a baseline), and their mean: `Evaluation`.
 
     classes: the paper's ten and the erased ones, unless given. among: what a picture is taken for: the best of all
     that the classifier knows, or, as in the paper, of the classes alone, where a lawn has to be one of them (a frog,
@@ -198,8 +198,8 @@ def _distinct(labels: list[str]) -> list[str]:
 
 
 def _list(erasures: Erasure | Sequence[Erasure]) -> list[Erasure]:
-    erasures = [erasures] if isinstance(erasures, Erasure) else list(erasures)
-    if not erasures or not all(erasure.parts for erasure in erasures):
+    erasures = [erasures] if hasattr(erasures, "apply") else list(erasures)
+    if not erasures or not all(erasure.concepts for erasure in erasures):
         raise MaceError("There is no erasure to measure, or one that holds no concept: erase something first.")
     return erasures
 

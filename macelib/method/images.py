@@ -12,6 +12,7 @@ from ..errors import MaceError
 from ..files import atomic, hash_tensors
 from ..models.pipelines import cast, default_guidance, drawing_hash, kv_weights, model_hash
 from ..models.sample import generate, image_size
+from ..models.swap import applied_edit
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,9 @@ def training_images(
     made_by |= {"scheduler": type(pipe.scheduler).__name__, "autocast": autocast}
     guidance = default_guidance(pipe) if guidance is None else guidance
     made_by |= {"guidance": guidance, "size": list(image_size(pipe, size))}
-    if hasattr(pipe.unet, "_macelib_originals"):
+    if (edit := applied_edit(pipe)) is not None:
+        made_by["edit"] = edit.key
+    elif hasattr(pipe.unet, "_macelib_originals"):
         made_by["erased"] = hash_tensors(kv_weights(pipe.unet))
     wanted = [{"file": f"{i:04d}.png", "prompt": prompt, "seed": seed + i, **made_by} for i in range(n)]
     kept = {entry["file"]: entry for entry in read_manifest(folder)}

@@ -17,9 +17,31 @@ def originals(unet) -> dict[str, Tensor]:
     return kept if kept is not None else {name: w.detach().clone() for name, w in kv_weights(unet).items()}
 
 
+def applied_edit(pipe):
+    """The edit of `macelib.baselines` that is applied; None where none is."""
+    return pipe.__dict__.get("_macelib_edit", (None,))[0]
+
+
+def take_back(pipe) -> None:
+    """Undo what an edit changed, its hooks included; nothing happens where none is applied."""
+    _, undo = pipe.__dict__.pop("_macelib_edit", (None, None))
+    if undo is not None:
+        undo()
+        _forget(pipe.unet)
+
+
+@contextmanager
+def applied(pipe, change) -> Iterator[None]:
+    """The pipeline with an erasure or an edit; afterwards it is as it was found, whatever happened inside."""
+    with untouched(pipe):
+        change.apply(pipe)
+        yield
+
+
 @torch.no_grad()
 def remove(pipe) -> None:
-    """Give the pipeline its original weights back, bit for bit; nothing happens where no erasure is applied."""
+    """Give the pipeline its original weights back, bit for bit; nothing happens where nothing is applied."""
+    take_back(pipe)
     kept = getattr(pipe.unet, "_macelib_originals", None)
     if kept is not None:
         weights = kv_weights(pipe.unet)
@@ -32,11 +54,14 @@ def remove(pipe) -> None:
 def untouched(pipe) -> Iterator[None]:
     """The pipeline with its original weights; whatever happens inside, it is left as it was found."""
     kept, base = (getattr(pipe.unet, name, None) for name in STATE)
-    before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
+    before, edit = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}, applied_edit(pipe)
     remove(pipe)
     try:
         yield
     finally:
+        remove(pipe)
+        if edit is not None:
+            edit.apply(pipe, force=True)
         with torch.no_grad():
             for name, w in kv_weights(pipe.unet).items():
                 w.copy_(before[name])

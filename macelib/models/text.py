@@ -51,17 +51,23 @@ def encode(pipe, prompts: list[str], batch: int = 64) -> Tensor:
 
     MaceError for a prompt that is longer than the model reads, before any is encoded.
     """
-    pairs, distinct = _encoders(pipe), list(dict.fromkeys(prompts))
-    ids = [torch.tensor([tokenize(t, p)[0] for p in distinct], dtype=torch.long) for t, _ in pairs]  # (m, T) each
-    if not distinct:
+    distinct = list(dict.fromkeys(prompts))
+    ids = [torch.tensor([tokenize(t, p)[0] for p in distinct], dtype=torch.long) for t in tokenizers(pipe)]  # (m, T)
+    e = encode_ids(pipe, ids, batch)
+    index = {prompt: row for row, prompt in enumerate(distinct)}
+    return e if len(prompts) == len(distinct) else e[[index[prompt] for prompt in prompts]]
+
+
+@torch.no_grad()
+def encode_ids(pipe, ids: list[Tensor], batch: int = 64) -> Tensor:
+    """Embeddings (n, T, d), float32, of padded token ids (n, T), one tensor per tokenizer of the pipeline."""
+    pairs, rows = _encoders(pipe), []
+    if not len(ids[0]):
         return torch.empty(0, tokenizers(pipe)[0].model_max_length, embedding_size(pipe))
-    rows = []
-    for start in range(0, len(distinct), batch):
+    for start in range(0, len(ids[0]), batch):
         states = [_hidden(e, i[start : start + batch], _joint(pipe)) for (_, e), i in zip(pairs, ids, strict=True)]
         rows.append(torch.cat(states, dim=-1).float())  # (batch, T, d)
-    index = {prompt: row for row, prompt in enumerate(distinct)}
-    e = torch.cat(rows)
-    return e if len(prompts) == len(distinct) else e[[index[prompt] for prompt in prompts]]
+    return torch.cat(rows)
 
 
 def _hidden(encoder, ids: Tensor, penultimate: bool) -> Tensor:

@@ -1,0 +1,70 @@
+"""MACE itself and its five ablations, as methods: each is one setting of `EraseConfig`, or a part of the erasure."""
+
+from dataclasses import replace
+
+import torch
+
+from ..config import EraseConfig
+from ..erasure import Erasure
+from ..job import erase, prior_of
+from ..method.refine import concept_sums, solve_refinement
+from ..models.pipelines import kv_weights
+from .changes import TextMap, WeightDelta, kv_part
+from .registry import Request, register
+
+
+@register("mace", EraseConfig)
+def mace(request: Request, settings: EraseConfig) -> Erasure:
+    """All three stages; names to keep are the domain prior, unless the settings name one."""
+    settings = replace(keeping(request, settings), seed=request.seed)
+    return erase(request.pipe, request.concepts, settings, progress=request.tell, folder=request.folder)
+
+
+def keeping(request: Request, settings: EraseConfig) -> EraseConfig:
+    """The settings with the names to keep as the domain prior, where they have a prior and none of their own."""
+    if not request.kept or not settings.prior.use or settings.prior.domain:
+        return settings
+    return settings.keeping(request.kept)
+
+
+@register("mace-stage-1", EraseConfig)
+def stage_1(request: Request, settings: EraseConfig) -> TextMap:
+    """Stage 1 alone (Eq. 2), one more map R of text embeddings: residual information goes, no LoRA is trained."""
+    settings = keeping(request, settings)
+    sums, total, cache = torch.zeros(2, 1, 1, dtype=torch.float64), 0.0, {}
+    for concept in request.concepts:
+        X, G, _ = concept_sums(request.pipe, concept, settings.refine.products, cache)
+        weight = settings.weight(concept.kind)
+        sums, total = sums + weight * torch.stack([X, G]).cpu(), total + weight
+    prior = prior_of(request.pipe, request.concepts, settings)
+    P, lambda1 = (prior.P, settings.refine.lambda1 * len(request.concepts)) if prior else (None, 0.0)
+    refinement = solve_refinement(*sums, P, lambda1, settings.refine.lambda0 * total)
+    request.report.update({"condition": refinement.condition})
+    return TextMap(refinement.R)
+
+
+@register("mace-added-up", EraseConfig)
+def added_up(request: Request, settings: EraseConfig) -> Erasure:
+    """Stages 1 and 2, the LoRAs added up (Eq. 6) instead of fused."""
+    return mace(request, replace(settings, fuse=replace(settings.fuse, method="naive")))
+
+
+@register("mace-without-cfis", EraseConfig)
+def without_cfis(request: Request, settings: EraseConfig) -> Erasure:
+    """Training timesteps drawn uniformly instead of from Eq. 5."""
+    return mace(request, replace(settings, train=replace(settings.train, timesteps="uniform")))
+
+
+@register("mace-without-prior", EraseConfig)
+def without_prior(request: Request, settings: EraseConfig) -> Erasure:
+    """No prior in Eq. 2 and Eq. 7."""
+    return mace(request, replace(settings, prior=replace(settings.prior, use=False)))
+
+
+@register("mace-values-only", EraseConfig)
+def values_only(request: Request, settings: EraseConfig) -> WeightDelta:
+    """The whole erasure, of which only the change of the values is written."""
+    erasure = mace(request, settings)
+    W = {name: w.detach() for name, w in kv_weights(request.pipe.unet).items()}
+    new = {name: w for name, w in erasure.weights(W) if kv_part(name) == "v"}
+    return WeightDelta({f"{name}.weight": (w.float() - W[name].float()).cpu() for name, w in new.items()})

@@ -1,0 +1,72 @@
+"""DP: double projections, which keep what is preserved exactly (Zhang et al., CVPR 2026, arXiv 2604.10032)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import MaceError
+from .changes import TextMap
+from .columns import preserved, tokens
+from .registry import Request, Settings, register
+from .uce import target_columns
+
+ILL = 1e6  # condition number of the projected targets above which the pseudo-inverse gets a ridge
+
+
+@dataclass(frozen=True)
+class DP(Settings):
+    """The paper's method; it has no ridge, ours counts where the projected targets are nearly dependent."""
+
+    anchor: str | None = None  # text that every concept becomes; None: each concept's own anchor
+    safe: bool = False  # anchors are the targets projected onto the span of what is preserved
+    k: int = 0  # the complement of P0's first k left singular vectors; 0: its exact null space
+    rho: float = 1e-6  # ridge of the pseudo-inverse, relative to its largest singular value squared
+
+
+GRID = {"k": (0, 16, 64), "rho": (1e-8, 1e-6, 1e-4, 1e-2)}
+
+
+def safe_anchors(C: Tensor, S: Tensor) -> Tensor:
+    """A = S (Sᵀ S)⁺ Sᵀ C: the targets' columns C (d, n) projected onto the span of safe columns S (d, m)."""
+    return S.double() @ torch.linalg.lstsq(S.double(), C.double(), driver="gelsd").solution
+
+
+def dp_map(C: Tensor, A: Tensor, P0: Tensor, k: int = 0, rho: float = 1e-6) -> tuple[Tensor, float]:
+    """R = I + (A − C) X⁺ U2ᵀ with X = U2ᵀ C, float64, and the condition number of X.
+
+    U2: null space of P0ᵀ, or the complement of its first k left singular vectors. R P0 = P0 exactly for k = 0, and
+    R C = A exactly where X has full column rank; a ridge of rho ‖X‖₂² where its condition number exceeds 1e6.
+    C, A: (d, n). P0: (d, m). MaceError where what is preserved leaves no direction free.
+    """
+    C, A, P0 = C.double(), A.double(), P0.double()
+    U, s, _ = torch.linalg.svd(P0, full_matrices=True)
+    tolerance = max(P0.shape) * torch.finfo(s.dtype).eps * (float(s[0]) if len(s) else 0.0)
+    U2 = U[:, k or int((s > tolerance).sum()) :]
+    if not U2.shape[1]:
+        raise MaceError(f"{P0.shape[1]} preserved columns span all {len(P0)} directions: keep fewer, or set dp's k.")
+    X = U2.T @ C  # (q, n)
+    values = torch.linalg.svdvals(X)
+    condition = float(values[0] / values[-1].clamp(min=1e-300)) if X.shape[1] <= X.shape[0] else float("inf")
+    ridge = rho * values[0].square() if condition > ILL else torch.zeros(())
+    inverse = torch.linalg.pinv(X) if not ridge else _ridge_inverse(X, ridge)
+    return torch.eye(len(C), dtype=C.dtype, device=C.device) + (A - C) @ inverse @ U2.T, condition
+
+
+def _ridge_inverse(X: Tensor, ridge: Tensor) -> Tensor:
+    """Xᵀ (X Xᵀ + ρ I)⁻¹ = (Xᵀ X + ρ I)⁻¹ Xᵀ, the smaller of the two systems: (n, q)."""
+    gram = X.T @ X
+    return torch.linalg.solve(gram + ridge * torch.eye(len(gram)).to(gram), X.T)
+
+
+@register("dp", DP, grid=GRID)
+def dp(request: Request, settings: DP) -> TextMap:
+    """One text map that leaves the last tokens of what is preserved as they are, and moves those of the targets."""
+    C, A = target_columns(request, "last", settings.anchor, False)
+    P0 = tokens(request.pipe, preserved(request), "last")
+    A = safe_anchors(C, P0) if settings.safe else A
+    R, condition = dp_map(C, A, P0, settings.k, settings.rho)
+    request.report.update({"columns": C.shape[1], "condition": condition})
+    if condition > ILL:
+        request.note(f"The projected targets have condition number {condition:.2g}: solved with a ridge.")
+    return TextMap(R)

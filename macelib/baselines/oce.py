@@ -1,0 +1,92 @@
+"""OCE: orthogonal rotation of a layer's outputs (Sun et al., ICML 2026, arXiv 2605.28902)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..models.pipelines import kv_weights
+from .changes import OutputMap, kv_part
+from .columns import token_mean, tokens
+from .registry import Request, Settings, register
+from .uce import target_columns
+
+
+@dataclass(frozen=True)
+class OCE(Settings):
+    """The paper's values for one object."""
+
+    form: Literal["subspace", "vector"] = "subspace"  # subspace: the final objective; vector: the paper's first one
+    eta: float = 2000.0  # η, weight of the targets' subspace
+    zeta: float = 10.0  # ζ, weight of the general captions' tokens
+    kappa: float = 0.0  # κ, weight of the names to keep
+    lambda_: float = 10.0  # λ, weight of W itself
+    anchor: str | None = "sky"  # text that every concept becomes; None: each concept's own anchor
+    expand: bool = True  # five templates per name
+    keep_anchor: bool = True  # the anchor is preserved, too
+    parts: Literal["v", "kv"] = "v"  # what is rotated: the authors' code values only
+    reflection: Literal["leave", "flip_u", "flip_q"] = "leave"  # det Q < 0: leave it; flip U's last column; as the code
+
+
+PUBLISHED = {
+    "celebrity": OCE(eta=800.0, zeta=70.0, kappa=2.0, anchor="tree", expand=False, keep_anchor=False),
+    "unsafe": OCE(eta=3000.0, zeta=20.0, anchor="clothed; weared; fully dressed"),
+}
+GRID = {"form": ("subspace", "vector"), "eta": (50.0, 200.0, 800.0, 2000.0), "zeta": (10.0, 70.0), "kappa": (0.0, 2.0)}
+
+
+def subspace(columns: Tensor) -> Tensor:
+    """G = V Vᵀ, V an orthonormal basis of the normalised columns (o, n), by thin QR: (o, o)."""
+    V = torch.linalg.qr(columns / columns.norm(dim=0).clamp(min=1e-12)).Q
+    return V @ V.T
+
+
+def subspace_objective(W: Tensor, C: Tensor, A: Tensor, P0: Tensor, K0: Tensor, s: OCE) -> Tensor:
+    """M = −η G (I − G*) + ζ W K0 Wᵀ + κ Σ_j (W p_j)(W p_j)ᵀ + λ W Wᵀ: (o, o).
+
+    W: (o, d). C, A: (d, n), targets and anchors; G, G*: the projectors onto the span of W C and W A. P0: (d, m).
+    K0 (d, d): mean of e eᵀ over the tokens of general captions.
+    """
+    G, G_star, kept = subspace(W @ C), subspace(W @ A), W @ P0
+    return -s.eta * (G - G @ G_star) + s.zeta * W @ K0 @ W.T + s.kappa * kept @ kept.T + s.lambda_ * W @ W.T
+
+
+def vector_objective(W: Tensor, C: Tensor, A: Tensor, P0: Tensor) -> Tensor:
+    """M = W (A Cᵀ + P0 P0ᵀ) Wᵀ: Q then minimises Σ ‖Q W c − W a‖² + Σ ‖Q W p − W p‖² over rotations; (o, o)."""
+    return W @ (A @ C.T + P0 @ P0.T) @ W.T
+
+
+def rotation(M: Tensor, reflection: Literal["leave", "flip_u", "flip_q"] = "leave") -> Tensor:
+    """Q = U Zᵀ of M = U Σ Zᵀ: the orthogonal Q with the largest trace of Qᵀ M; (o, o).
+
+    reflection, where det Q < 0: "leave" (a reflection is orthogonal, too), "flip_u" (the best rotation), "flip_q" (the
+    last column of Q itself, which is not the best).
+    """
+    U, _, Zh = torch.linalg.svd(M)
+    Q = U @ Zh
+    if reflection == "leave" or torch.linalg.slogdet(Q).sign > 0:
+        return Q
+    if reflection == "flip_u":
+        U[:, -1] *= -1
+        return U @ Zh
+    Q[:, -1] *= -1
+    return Q
+
+
+@register("oce", OCE, published=PUBLISHED, grid=GRID)
+def oce(request: Request, settings: OCE) -> OutputMap:
+    """One rotation per layer."""
+    C, A = target_columns(request, "last", settings.anchor, settings.expand)
+    kept = [*request.kept, *([settings.anchor] if settings.keep_anchor and settings.anchor else [])]
+    P0 = tokens(request.pipe, kept, "last")
+    K0 = token_mean(request) if settings.form == "subspace" else None
+    Q = {}
+    for name, w in kv_weights(request.pipe.unet).items():
+        if kv_part(name) in settings.parts:
+            W = w.detach().double().cpu()
+            subspaces = settings.form == "subspace"
+            M = subspace_objective(W, C, A, P0, K0, settings) if subspaces else vector_objective(W, C, A, P0)
+            Q[name] = rotation(M, settings.reflection).float()
+    request.report.update({"columns": C.shape[1], "kept_columns": P0.shape[1]})
+    return OutputMap(Q)

@@ -1,0 +1,149 @@
+"""SPEED: an update in the null space of what is kept (Li et al., ICLR 2026, arXiv 2503.07392)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import MaceError
+from ..models.pipelines import kv_weights
+from .changes import TextMap, WeightDelta, kv_part
+from .columns import anchors, preserved, states, tokens
+from .registry import Request, Settings, register
+
+CENTRES = 3  # of k-means over the states of ""
+
+
+@dataclass(frozen=True)
+class SPEED(Settings):
+    """The paper's values for one to three objects or styles."""
+
+    anchor: str | None = ""  # text that every concept becomes; None: each concept's own anchor
+    tokens: Literal["last", "words"] = "last"  # columns of a target: last subject token, or all but [SOS]
+    theta: float = 0.1  # eigenvalues of S below it are its null space
+    relative: bool = False  # theta is a share of S's largest eigenvalue: for encoders of another scale than CLIP-L's
+    rho: float = 1.0  # ridge towards the original weights
+    mu: float = 0.0  # ridge of the constraint D K = 0
+    aug: int = 10  # DPA: noisy copies of a kept column; 0: none
+    ipf: bool = True  # IPF: only columns that the edit would move more than the mean are preserved
+    iec: bool = True  # IEC: D K = 0 for the states of ""
+    parts: Literal["v", "kv"] = "v"  # what is edited: the authors' code values only, the paper both
+    per_layer: bool = True  # IPF and DPA by each layer's W; False: by all together, one map for all layers
+
+
+PUBLISHED = {
+    "style": SPEED(anchor="art"),
+    "celebrity": SPEED(anchor="person", theta=1e-4, rho=0.05, ipf=False),
+    "unsafe": SPEED(tokens="words", rho=0.7, mu=0.5),
+}
+GRID = {"theta": (1e-4, 1e-3, 1e-2, 0.1), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
+
+
+def null_projector(S: Tensor, theta: float, relative: bool = False) -> Tensor:
+    """P = U Uᵀ over the eigenvectors of S (d, d) whose eigenvalue is below θ (times the largest, if relative)."""
+    values, U = torch.linalg.eigh(S)
+    U = U[:, values < theta * (values[-1] if relative else 1.0)]
+    return U @ U.T
+
+
+def speed_update(T: Tensor, B: Tensor, P: Tensor, K: Tensor | None = None, rho: float = 1.0, mu: float = 0.0) -> Tensor:
+    """D = (B − T) P Q M of W' = W (I + D), float64: (d, d).
+
+        M = (T P + ρ I)⁻¹,   Q = I − M K (Kᵀ P M K + μ I)⁻¹ Kᵀ P      (a pseudo-inverse for μ = 0)
+
+    T = C Cᵀ / n, B = A Cᵀ / n, P a projector: (d, d). K: (d, k), or None: Q = I. It minimises
+    ‖(W + Δ P) C − W A‖² / n + ρ ‖Δ P‖² subject to Δ P K = 0 (for μ = 0), Δ P = W D.
+    """
+    eye = torch.eye(len(T), dtype=T.dtype, device=T.device)
+    bracket = T @ P + rho * eye
+    left = (B - T) @ P
+    if K is not None and K.shape[1]:
+        MK = torch.linalg.solve(bracket, K)
+        inner = K.T @ P @ MK
+        inverse = torch.linalg.pinv(inner) if not mu else torch.linalg.inv(inner + mu * torch.eye(len(inner)).to(inner))
+        left = left - left @ MK @ inverse @ K.T @ P
+    return torch.linalg.solve(bracket, left, left=False)
+
+
+def refine_kept(P0: Tensor, T: Tensor, B: Tensor, H: Tensor, ipf: bool, aug: int, seed: int = 0) -> Tensor:
+    """IPF and DPA: the columns (d, m') that S is made of, from P0 (d, m).
+
+    Δ0 = W (B − T)(I + T)⁻¹. IPF keeps the columns p with ‖Δ0 p‖ above the mean. DPA adds, of `aug` samples p + v vᵀ ε
+    of each kept one, those above their own mean; v: right singular vector of W of the smallest singular value.
+    H = Wᵀ W of one layer, or summed over several: all that is needed of W.
+    """
+    eye = torch.eye(len(T), dtype=T.dtype, device=T.device)
+    step = torch.linalg.solve(eye + T, B - T, left=False)  # (B − T)(I + T)⁻¹
+
+    def moved(columns: Tensor) -> Tensor:
+        changed = step @ columns
+        return (changed * (H @ changed)).sum(0).clamp(min=0).sqrt()  # ‖W step p‖ per column
+
+    if ipf:
+        size = moved(P0)
+        P0 = P0[:, size >= size.mean()]
+    if not aug:
+        return P0
+    v = torch.linalg.eigh(H).eigenvectors[:, :1]
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(P0.shape[1] * aug, len(P0), generator=generator, dtype=P0.dtype).to(P0).T  # (d, m aug)
+    more = P0.repeat_interleave(aug, 1) + v @ (v.T @ noise)
+    size = moved(more)
+    return torch.cat([P0, more[:, size >= size.mean()]], 1)
+
+
+def invariant(e: Tensor, seed: int = 0) -> Tensor:
+    """K (d, 4): the [SOS] state of e = E("") (T, d), and three k-means centres of its other states."""
+    e = e.double()
+    return torch.cat([e[:1], k_means(e[1:], min(CENTRES, len(e) - 1), seed)]).T.contiguous()
+
+
+def k_means(rows: Tensor, k: int, seed: int = 0, rounds: int = 50) -> Tensor:
+    """k centres (k, d) of rows (n, d) by Lloyd's rounds from k distinct rows drawn by the seed."""
+    centres = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))[:k]].clone()
+    for _ in range(rounds):
+        nearest = torch.cdist(rows, centres).argmin(1)
+        new = torch.stack([rows[nearest == i].mean(0) if (nearest == i).any() else centres[i] for i in range(k)])
+        if torch.equal(new, centres):
+            break
+        centres = new
+    return centres
+
+
+@register("speed", SPEED, published=PUBLISHED, grid=GRID)
+def speed(request: Request, settings: SPEED) -> TextMap | WeightDelta:
+    """One map for all layers, or a weight delta where IPF and DPA go by layer."""
+    C, A = _targets(request, settings)
+    P0 = tokens(request.pipe, preserved(request), "last")
+    T, B = C @ C.T / C.shape[1], A @ C.T / C.shape[1]
+    K = invariant(states(request.pipe, [""])[0], request.seed) if settings.iec else None
+
+    def update(H: Tensor) -> Tensor:
+        kept = refine_kept(P0, T, B, H, settings.ipf, settings.aug, request.seed)
+        P = null_projector(kept @ kept.T / max(1, kept.shape[1]), settings.theta, settings.relative)
+        if not P.any():
+            raise MaceError(
+                f"What is kept leaves no null space below theta = {settings.theta:g}: raise theta, or keep fewer names."
+            )
+        ranks.append(round(float(P.trace())))
+        return speed_update(T, B, P, K, settings.rho, settings.mu)
+
+    ranks: list[int] = []
+    W = {n: w.detach().double().cpu() for n, w in kv_weights(request.pipe.unet).items() if kv_part(n) in settings.parts}
+    if settings.per_layer and (settings.ipf or settings.aug):
+        change = WeightDelta({f"{n}.weight": (w @ update(w.T @ w)).float() for n, w in W.items()})
+    else:
+        eye = torch.eye(len(T), dtype=T.dtype)
+        change = TextMap(eye + update(sum(w.T @ w for w in W.values())), settings.parts)
+    request.report.update({"columns": C.shape[1], "kept_columns": P0.shape[1], "null_space": min(ranks)})
+    return change
+
+
+def _targets(request: Request, settings: SPEED) -> tuple[Tensor, Tensor]:
+    """C and A (d, n)."""
+    pairs = [(c.name, *anchors(c, settings.anchor, 1, False)) for c in request.concepts]
+    names, becomes = [name for name, _ in pairs], [anchor for _, anchor in pairs]
+    if settings.tokens == "last":
+        return tokens(request.pipe, names, "last"), tokens(request.pipe, becomes, "last")
+    return tuple(states(request.pipe, texts)[:, 1:].flatten(0, 1).double().T for texts in (names, becomes))
