@@ -37,11 +37,13 @@ Path(run_folder, "metrics.json").write_text(json.dumps(metrics))
 METADATA = {"kernelspec": {"name": "not-installed", "display_name": "None", "language": "python"}}
 
 
-def notebook(folder: Path, parameters: str = PARAMETERS, tag: str = "parameters") -> Path:
+def notebook(
+    folder: Path, parameters: str = PARAMETERS, tag: str = "parameters", body: str = BODY, last: str = LAST
+) -> Path:
     """Write the notebook."""
     common = {"outputs": [], "execution_count": None, "cell_type": "code"}
     cells = [{**common, "id": "p", "metadata": {"tags": [tag]}, "source": parameters}]
-    cells += [{**common, "id": f"c{i}", "metadata": {}, "source": text} for i, text in enumerate((BODY, LAST))]
+    cells += [{**common, "id": f"c{i}", "metadata": {}, "source": text} for i, text in enumerate((body, last))]
     path = folder / "tiny.ipynb"
     path.write_text(json.dumps({"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}))
     return path

@@ -50,6 +50,11 @@ def test_a_sweep_from_start_to_index(tmp_path, mace):
     metrics = json.loads((good / "metrics.json").read_text())
     assert metrics["value"] == value and metrics["python"] == sys.executable
     assert frame["nested.H_o"][0] == value / 2 and frame.value.isna()[1]
+    for run in (good, bad):
+        shown = (run / "notebook.html").read_text()
+        assert "tiny · " + run.name in shown and "drawn" in shown and "require.min.js" not in shown
+        assert not (run / "cell.json").exists() and not (run / "bar.json").exists()
+    assert "ZeroDivisionError" in shown
     text = (good / "notebook.ipynb").read_text()
     assert f"drawn {value}" in text and '"size = 4' in text
     assert json.loads(text)["metadata"]["kernelspec"]["name"] == "not-installed"  # as it was, and not needed
@@ -119,6 +124,31 @@ def test_force_begins_anew_and_a_change_of_the_notebook_stops_the_sweep(tmp_path
     assert (old / "SUCCESS").exists()  # what was there is kept
 
 
+@pytest.mark.slow
+def test_a_run_whose_last_claim_fails_keeps_what_it_found(tmp_path, mace):
+    """The metrics and the figure that were recorded before the failing assertion are in the index, marked."""
+    cell = tools.BODY + (
+        "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)); plt.show()\n"
+        "Path(run_folder, 'metrics.json').write_text(json.dumps({'H_o': {'value': value, 'low': 0, 'high': 9}}))\n"
+    )
+    path = tools.notebook(tmp_path, body=cell, last="assert size < 3, 'too large'")
+    done = mace("run", path, "-p", "size", 4, "--root", tmp_path, "--name", "t")
+    assert done.exit_code == cli.FAILED and "notebook.html" in done.output
+    frame = collect(tmp_path / "t")
+    random.seed(0)
+    assert list(frame.status) == ["failed"] and frame.H_o[0] == 2 + random.random()
+    assert frame.error[0] == "AssertionError: too large"
+    data = page_data(tmp_path / "t")
+    assert data["rows"][0]["metrics"] == {"H_o": frame.H_o[0], "H_o.low": 0, "H_o.high": 9}
+    assert len(data["rows"][0]["pictures"]) == 1 and data["rows"][0]["files"][0] == "notebook.html"
+
+
+def page_data(folder: Path) -> dict:
+    """What the index page is told."""
+    text = (folder / "index.html").read_text()
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
 def test_nothing_starts_with_wrong_parameters(tmp_path, mace):
     path = tools.notebook(tmp_path)
     root = tmp_path / "runs"
@@ -135,6 +165,10 @@ def test_params_and_dry_run(tmp_path, mace):
     done = mace("run", path, "-p", "size", -5, "-p", "names", "a=b,c", "-p", "rate=2", "--root", tmp_path, "--dry-run")
     assert done.exit_code == 0 and "waiting" in done.output
     assert "size=-5, rate=2.0, names=['a=b', 'c']" in done.output and not (tmp_path / "tiny").exists()
+    assert "1 run to do, one after the other. How long they take is not known" in done.output
+    path = tools.sweep(tmp_path, grid={"size": [2, 3]}, seeds=2)
+    text = mace("batch", path, "--root", tmp_path, "--dry-run").output
+    assert "size=2, seed=0" in text and "size=3, seed=1" in text, "what varies is said, the defaults' values too"
 
 
 def fake(folder: Path, rows: list[dict], done: int) -> None:
@@ -158,7 +192,7 @@ def test_index_orders_by_what_varies_and_names_what_is_what(tmp_path):
     assert frame.attrs["varied"] == ["a", "seed"] and sorted(set(frame.status)) == ["complete", "waiting"]
     assert flatten({"a": {"b": {"value": 1, "low": 0}}, "c": [1]}) == {"a.b": 1, "a.b.low": 0, "c": "[1]"}
     assert find("t", tmp_path) == tmp_path / "t"
-    with pytest.raises(MaceError, match="have: t"):
+    with pytest.raises(MaceError, match="no runs of u; it has: t"):
         find("u", tmp_path)
 
 
@@ -171,6 +205,7 @@ def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):
     Image.new("RGB", (9, 9)).save(tmp_path / "t" / f"{0:012x}" / "work" / "training.png")
     done = mace("runs", "t", "--root", tmp_path)
     assert done.exit_code == 0, done.output
+    assert mace("runs", "--root", tmp_path).output == "t: 2 complete, 1 waiting\n"
     text = (tmp_path / "t" / "index.html").read_text()
     assert "@@" not in text and "<b>" not in text.partition("<script>")[0].replace("<li><b>", "")
     assert text.count("data:image/webp") == 1 and "training" not in text and text.count("</script>") == 2

@@ -6,6 +6,7 @@ failed, and their names are on standard error; 130 stopped by Ctrl-C: the same c
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ Address = Annotated[str | None, typer.Option(help="ray: an existing cluster; one
 Retries = Annotated[int, typer.Option(min=0, help="ray: how often a run is started again when its node dies")]
 Force = Annotated[bool, typer.Option("--force", help="redo what is complete, too")]
 Root = Annotated[Path, typer.Option("--root", help="folder of all sweeps")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="check the parameters, list the runs, start nothing")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="check, list the runs, say how long; start nothing")]
 ROOT = Path("papermill_runs")
 
 
@@ -61,7 +62,7 @@ def run(
 
     name = check_name(name or notebook.stem)
     runs = plan(notebook, [_given(notebook, parameter)], root / name)
-    _launch(name, runs, lambda: make_engine(), root / name, force, dry_run, add=True)
+    _launch(name, runs, make_engine, root / name, force, dry_run, add=True)
 
 
 def batch(
@@ -88,7 +89,7 @@ def batch(
     if len(runs) < len(chosen.runs):
         typer.echo(f"{len(chosen.runs) - len(runs)} runs have the parameters of another one: done once.", err=True)
     options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address, "retries": retries}
-    _launch(chosen.name, runs, lambda: make_engine(engine, **options), root / chosen.name, force, dry_run)
+    _launch(chosen.name, runs, partial(make_engine, engine, **options), root / chosen.name, force, dry_run)
 
 
 def params(
@@ -104,16 +105,19 @@ def params(
 
 
 def runs(
-    sweep: Annotated[str, typer.Argument(help="a sweep's name, YAML file or folder")],
+    sweep: Annotated[str | None, typer.Argument(help="a sweep's name, YAML file or folder; none: lists them")] = None,
     root: Root = ROOT,
     everything: Annotated[
         bool, typer.Option("--all", help="also runs of earlier code, notebooks and parameters")
     ] = False,
 ) -> None:
-    """Index of a sweep: a table here, index.csv and index.html in its folder."""
-    from .index import find
+    """Index of a sweep: a table here, index.csv and index.html in its folder; or which sweeps there are."""
+    from .index import find, sweeps
 
-    _index(find(sweep, root), everything)
+    if sweep is not None:
+        return _index(find(sweep, root), everything)
+    for name, states in sweeps(root).items():
+        typer.echo(f"{name}: " + ", ".join(f"{number} {state}" for state, number in sorted(states.items())))
 
 
 def register(app: typer.Typer) -> None:
@@ -129,14 +133,16 @@ def register(app: typer.Typer) -> None:
 
 def _launch(name, runs, engine, folder: Path, force: bool, dry_run: bool, add: bool = False) -> None:
     """Launch runs, write the index, exit with a code that says how it went."""
-    from .launch import describe, launch
-    from .runs import remember
+    from .estimate import forecast
+    from .launch import describe, launch, varied
+    from .runs import READABLE, remember
 
+    engine = engine()  # before anything is written
     if dry_run:
         for run in runs:
-            typer.echo(f"{run.id}  {run.state:10}  {describe(run)}")
+            typer.echo(f"{run.id}  {run.state:10}  {describe(run, varied(runs))}")
+        typer.echo(forecast(runs, getattr(engine, "jobs", None) or 1, force))
         return
-    engine = engine()  # before anything is written
     remember(folder, name, runs, add)
     try:
         summary = launch(runs, engine, force)
@@ -145,7 +151,7 @@ def _launch(name, runs, engine, folder: Path, force: bool, dry_run: bool, add: b
         raise typer.Exit(STOPPED) from None
     _index(folder, rows=len(runs) > 1)
     if len(runs) == 1:
-        typer.echo(f"{runs[0].folder}: {runs[0].state}")
+        typer.echo(f"{Path(runs[0].folder, READABLE)}\n{runs[0].folder}: {runs[0].state}")
     if summary.failed:
         listed = ", ".join(summary.failed)
         typer.echo(

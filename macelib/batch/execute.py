@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import MaceError
-from .parameters import RUN_FOLDER, read_notebook, read_parameters
+from . import progress
+from .parameters import RUN_FOLDER, read_notebook, read_parameters, source
+from .readable import make_readable
 from .runs import (  # fmt: skip
     FIGURES,
     METRICS,
@@ -73,7 +75,9 @@ def _execute(run: Run, folder: Path) -> None:
         check_metrics(folder / METRICS)
     except Exception as error:
         status = {"status": "failed", **explain(error)}
+    progress.clear(folder)
     _save_figures(folder)
+    make_readable(folder)
     start = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(begin))
     status |= {"started": start, "seconds": round(time.time() - begin, 3), "machine": platform.node()}
     write_json(folder / STATUS, status)
@@ -89,7 +93,10 @@ def run_notebook(run: Run, folder: Path) -> None:
     if RUN_FOLDER in read_parameters(run.notebook):
         values[RUN_FOLDER] = str(folder)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    papermill(Path(run.notebook), folder / NOTEBOOK, folder, values, log_output=True)
+    cells = sum(c["cell_type"] == "code" and bool(source(c).strip()) for c in read_notebook(run.notebook)["cells"])
+    os.environ[progress.VARIABLE] = str(folder / progress.BAR)
+    told = progress.Cells(folder, cells + bool(values))  # papermill adds a cell with the values
+    papermill(Path(run.notebook), folder / NOTEBOOK, folder, values, log_output=True, on_cell_execute=told)
 
 
 def papermill(notebook: Path, out: Path, folder: Path, values: dict[str, Any] | None = None, **options) -> None:

@@ -5,6 +5,7 @@ killed and resumed has the same index as one that was not.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import MaceError
-from .runs import METRICS, ROOT, STATUS, read_json, state, write_text
+from .runs import ENDED, METRICS, ROOT, STATUS, read_json, state, write_text
 
 ABOUT = ("config", "environment", "settings", "seconds")  # entries of metrics.json that are no results
 
@@ -27,14 +28,21 @@ def find(name: str | Path, root: str | Path = ROOT) -> Path:
     for folder in (path, root / path):
         if (folder / "sweep.json").exists():
             return folder
-    there = sorted(p.parent.name for p in root.glob("*/sweep.json"))
-    raise MaceError(
-        f"There are no runs of {name} in {root}; " + (f"have: {', '.join(there)}." if there else "none yet.")
-    )
+    there = ", ".join(sweeps(root))
+    raise MaceError(f"{root} has no runs of {name}; " + (f"it has: {there}." if there else "it has no runs at all."))
+
+
+def sweeps(root: str | Path = ROOT) -> dict[str, Counter]:
+    """The sweeps in a folder, by name: how many runs are in which state."""
+    found = {}
+    for path in sorted(Path(root).glob("*/sweep.json")):
+        listed = read_json(path).get("runs", ())
+        found[path.parent.name] = Counter(state(path.parent / run["id"]) for run in listed)
+    return found
 
 
 def collect(folder: str | Path, everything: bool = False) -> pd.DataFrame:
-    """The runs of a sweep: run, status, parameters, metrics, error.
+    """The runs of a sweep: run, status, parameters, metrics, error; a failed run has what it recorded before.
 
     `everything`: also runs of earlier versions of notebook, code or sweep file. `frame.attrs` says which columns are
     parameters ("parameters"), which of these vary ("varied"), and which are metrics ("metrics").
@@ -87,8 +95,8 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _metrics(folder: Path) -> dict[str, Any]:
-    """Numbers, texts and truth values that a complete run recorded."""
-    if state(folder) != "complete":
+    """Numbers, texts and truth values that a run recorded before it ended, well or with an error."""
+    if state(folder) not in ENDED:
         return {}
     recorded = {name: value for name, value in read_json(folder / METRICS).items() if name not in ABOUT}
     return {name: v for name, v in flatten(recorded).items() if not (isinstance(v, str) and v.startswith(("[", "{")))}

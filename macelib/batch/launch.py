@@ -1,4 +1,4 @@
-"""Launching a sweep: what is complete is left alone, the rest runs, one bar tells how far it is."""
+"""Launching a sweep: what is complete is left alone, the rest runs, a board tells how far it is."""
 
 import sys
 from collections.abc import Sequence
@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from .board import Board
 from .engines import Engine
 from .execute import execute, record_death
 from .jobs import Job
 from .runs import Run
-
-SHORT = 30.0  # seconds between two lines of progress where the output is a file
 
 
 @dataclass
@@ -25,34 +24,37 @@ class Summary:
 
 def launch(runs: Sequence[Run], engine: Engine, force: bool = False, output: TextIO | None = None) -> Summary:
     """Execute the runs that are not complete, or all with `force`; a failed run does not stop the others."""
-    from tqdm import tqdm
-
     output = output or sys.stderr
     summary = Summary(skipped=[run.id for run in runs if run.state == "complete" and not force])
     todo = {run.id: run for run in runs if run.id not in summary.skipped}
     if summary.skipped:
         print(f"{len(summary.skipped)} of {len(runs)} runs are complete and left as they are.", file=output)
     jobs = [Job(run.id, execute, (run, force)) for run in todo.values()]
-    interval = {} if output.isatty() else {"mininterval": SHORT, "maxinterval": SHORT}
-    with tqdm(total=len(jobs), desc="runs", unit="run", file=output, disable=not jobs, **interval) as bar:
+    with Board(list(todo.values()), getattr(engine, "jobs", None), output) as board:
         for outcome in engine.run(jobs):
             run = todo[outcome.key]
             error = outcome.error or _missing(run)
             if error is None:
                 summary.done.append(run.id)
-            else:
-                if outcome.died:
-                    record_death(run, error)
-                summary.failed[run.id] = error
-                bar.write(f"failed: {run.id} ({describe(run)}): {short(error)}", file=output)
-                bar.set_postfix_str(f"{len(summary.failed)} failed", refresh=False)
-            bar.update()
+                board.done(run)
+                continue
+            if outcome.died:
+                record_death(run, error)
+            summary.failed[run.id] = error
+            board.done(run, f"failed: {run.id} ({describe(run)}): {short(error)}")
     return summary
 
 
-def describe(run: Run) -> str:
-    """The parameters of a run that differ from the defaults, in a line."""
-    return short(", ".join(f"{name}={value}" for name, value in run.given.items()) or "defaults", 120)
+def describe(run: Run, also: Sequence[str] = ()) -> str:
+    """The parameters of a run that differ from the defaults, and others by name, in a line."""
+    names = [name for name in run.parameters if name in run.given or name in also]
+    return short(", ".join(f"{name}={run.parameters[name]}" for name in names) or "defaults", 120)
+
+
+def varied(runs: Sequence[Run]) -> list[str]:
+    """Names of the parameters that are not the same in all runs."""
+    names = runs[0].parameters if runs else ()
+    return [name for name in names if any(run.parameters[name] != runs[0].parameters[name] for run in runs)]
 
 
 def short(text: str, length: int = 300) -> str:

@@ -65,6 +65,11 @@ function filters() {
   place.append(make("fieldset", {}, make("legend", { textContent: "filters" }), all));
 }
 
+// The interval of a metric, where both of its bounds are recorded.
+function interval(row, metric) {
+  const bounds = [row.metrics[`${metric}.low`], row.metrics[`${metric}.high`]];
+  return bounds.every((v) => typeof v === "number") ? bounds : null;
+}
 function select(place, label, options, chosen) {
   const box = make("select", { onchange: draw });
   for (const option of options) box.append(make("option", { value: option, textContent: option || "nothing", selected: option === chosen }));
@@ -111,7 +116,7 @@ function chart(list) {
   if (!points.length) return place.replaceChildren(make("p", { className: "empty", textContent: "No run that is shown has this metric." }));
   const W = 860, H = 330, left = 64, right = 16, top = 26, bottom = 52;
   const xs = distinct(x, points), groups = colour ? distinct(colour, points) : [null];
-  const numbers = points.map((row) => row.metrics[metric]);
+  const numbers = points.flatMap((row) => [row.metrics[metric], ...(interval(row, metric) ?? [])]);
   let low = Math.min(...numbers), high = Math.max(...numbers);
   const pad = (high - low || Math.abs(high) || 1) * 0.08;
   [low, high] = [low - pad, high + pad];
@@ -136,13 +141,19 @@ function chart(list) {
       return here.length ? [px(value) + shift, py(here.reduce((a, b) => a + b) / here.length)] : null;
     }).filter(Boolean);
     svg.append(shape("polyline", { points: means.map((p) => p.join()).join(" "), fill: "none", stroke: paint, "stroke-width": 2.2, "stroke-dasharray": i >= 8 ? "6 4" : "none" }));
-    const dots = shape("g", { class: "points", fill: paint });
-    for (const row of mine) {
-      const dot = shape("circle", { cx: px(parameter(row, x)) + shift, cy: py(row.metrics[metric]), r: 4.5, "fill-opacity": 0.8 });
-      dot.append(shape("title", {}, parameters.map((n) => `${n} ${say(parameter(row, n))}`).join(", ") + `: ${say(row.metrics[metric])}`));
+    const dots = shape("g", { class: "points", fill: paint, stroke: paint });
+    mine.forEach((row) => {
+      const bounds = interval(row, metric), failed = row.status !== "complete";
+      const repeats = mine.filter((other) => parameter(other, x) === parameter(row, x));
+      const apart = (repeats.indexOf(row) - (repeats.length - 1) / 2) * Math.min(8, 40 / repeats.length);
+      const cx = px(parameter(row, x)) + shift + apart;
+      const dot = shape("circle", { cx, cy: py(row.metrics[metric]), r: 4.5, class: failed ? "failed" : "", "fill-opacity": 0.8 });
+      const range = bounds ? ` (${say(bounds[0])} to ${say(bounds[1])})` : "";
+      dot.append(shape("title", {}, parameters.map((n) => `${n} ${say(parameter(row, n))}`).join(", ") + `: ${say(row.metrics[metric])}${range}${failed ? `, ${row.status}` : ""}`));
+      if (bounds) dots.append(shape("line", { x1: cx, x2: cx, y1: py(bounds[0]), y2: py(bounds[1]), class: "interval" }));
       dot.onmouseenter = dot.onmouseleave = (event) => document.getElementById(row.run)?.classList.toggle("lit", event.type === "mouseenter");
       dots.append(dot);
-    }
+    });
     svg.append(dots);
   });
   const key = make("ul", { className: "key" });
@@ -154,7 +165,10 @@ function chart(list) {
       key.append(make("li", {}, swatch, say(group)));
     });
   }
-  key.append(make("li", { className: "head", textContent: "dot: a run; line: mean" }));
+  const notes = ["dot: a run; line: mean"];
+  if (points.some((row) => row.status !== "complete")) notes.push("ring: a run that failed after it recorded this");
+  if (points.some((row) => interval(row, metric))) notes.push("bar: interval as recorded");
+  notes.forEach((textContent) => key.append(make("li", { className: "head", textContent })));
   place.replaceChildren(svg, key);
 }
 
@@ -181,13 +195,14 @@ function table(list) {
     });
   }
   const body = list.map((row) => {
-    const line = make("tr", { id: row.run });
+    const line = make("tr", { id: row.run, className: row.status === "failed" ? "stopped" : "" });
     for (const name of names) {
       const value = get(row, name), cell = make("td", { className: numeric(name) ? "number" : String(value).length > 28 ? "long" : "" });
       if (name === "run") {
         const main = row.files[0];
         cell.append(main ? make("a", { href: `${row.run}/${main}` }, make("code", {}, row.run.slice(0, 8))) : make("code", { textContent: row.run.slice(0, 8) }));
-        if (row.files.includes("log.txt")) cell.append(" ", make("small", {}, make("a", { href: `${row.run}/log.txt`, textContent: "log" })));
+        for (const [file, textContent] of [["notebook.ipynb", "notebook"], ["log.txt", "log"]])
+          if (file !== main && row.files.includes(file)) cell.append(" ", make("small", {}, make("a", { href: `${row.run}/${file}`, textContent })));
       } else if (name === "status") {
         cell.append(make("span", { className: value, textContent: value }));
         if (row.error) cell.append(make("span", { className: "error", textContent: row.error.split("\n")[0].slice(0, 240) }));

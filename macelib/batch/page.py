@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from .runs import NOTEBOOK, STATUS, figures, read_json
+from .runs import ENDED, NOTEBOOK, READABLE, STATUS, figures, read_json
 
 THUMBNAIL, PER_RUN = (360, 150), 4  # largest width and height in pixels; pictures per run
 FOLDER = Path(__file__).parent
@@ -48,8 +48,8 @@ def page(folder: Path, frame: pd.DataFrame) -> str:
 def _row(folder: Path, values: dict[str, Any], attributes: dict[str, Any]) -> dict[str, Any]:
     """What the page is told of a run."""
     run = folder / values["run"]
-    pictures = figures(run) if values["status"] == "complete" else []
-    there = [name for name in (NOTEBOOK, "log.txt", "metrics.json") if (run / name).exists()]
+    pictures = figures(run) if values["status"] in ENDED else []
+    there = [name for name in (READABLE, NOTEBOOK, "log.txt", "metrics.json") if (run / name).exists()]
     return {
         "run": values["run"],
         "status": values["status"],

@@ -2,6 +2,7 @@
 
 papermill_runs/<sweep>/<run-id>/
     notebook.ipynb    as executed, with its outputs (and its traceback, where it failed)
+    notebook.html     the same as a page to read
     run.json          notebook, parameters, code version: what the id is made of
     metrics.json      written by the notebook
     *.png, figures/   written by the notebook, or else the pictures among its outputs
@@ -33,7 +34,9 @@ from .parameters import check, read_notebook, read_parameters, source
 PACKAGE = Path(__file__).resolve().parent.parent
 SETTINGS = "config"  # parameter that holds fields of EraseConfig
 ROOT = Path("papermill_runs")  # default folder of all sweeps
-NOTEBOOK, METRICS, FIGURES, STATUS, SUCCESS = "notebook.ipynb", "metrics.json", "figures", "status.json", "SUCCESS"
+NOTEBOOK, READABLE, METRICS, FIGURES = "notebook.ipynb", "notebook.html", "metrics.json", "figures"
+STATUS, SUCCESS = "status.json", "SUCCESS"
+ENDED = ("complete", "failed")  # states in which a run's metrics and figures are shown
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def code_version() -> str:
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE).as_posix()
-        if not name.startswith("batch/") and name != "cli.py":
+        if not name.startswith(("batch/", "cli/")):
             digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -1,14 +1,30 @@
 """Progress bars for the command line and notebooks."""
 
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from ..errors import MaceError
+from ..files import atomic
+
+TOLD = "MACELIB_PROGRESS"  # environment variable of a batch run: the file in which its bars are looked up
+EVERY = 1.0  # seconds between two changes of that file
+
 
 class Bars:
     """Progress bars, one per stage, on standard error or in the page: call with (stage, done, total, detail).
 
+    A bar stops when its stage is done. In a batch run the last one is told to whoever watches the run, too.
     `options`: of tqdm, such as leave=False for bars that are gone at the end.
     """
 
     def __init__(self, **options):
-        self.bars, self.options = {}, options
+        quiet = {} if sys.stderr.isatty() else {"position": 0, "mininterval": 10}  # a file does not go back a line
+        self.bars, self.options, self.told = {}, {**quiet, **options}, -EVERY
+        self.file = Path(os.environ[TOLD]) if os.environ.get(TOLD) else None
 
     def __enter__(self) -> "Bars":
         return self
@@ -16,12 +32,25 @@ class Bars:
     def __exit__(self, *_) -> None:
         for bar in self.bars.values():
             bar.close()
+        if self.file:
+            self.file.unlink(missing_ok=True)
 
     def __call__(self, stage: str, done: int, total: int, detail: str = "") -> None:
         from tqdm.auto import tqdm
 
-        if stage not in self.bars:
-            self.bars[stage] = tqdm(total=total, desc=stage, **self.options)
-        bar = self.bars[stage]
+        bar = self.bars.get(stage)
+        if bar is None or (bar.n >= bar.total and done < total):  # the first time, or the stage begins anew
+            bar = self.bars[stage] = tqdm(total=total, desc=stage, **self.options)
         bar.set_postfix_str(detail, refresh=False)
         bar.update(done - bar.n)
+        if done >= total:
+            bar.close()
+        self._tell(stage, done, total)
+
+    def _tell(self, stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self.file is None or now - self.told < EVERY:
+            return
+        self.told = now
+        with contextlib.suppress(MaceError), atomic(self.file) as temporary:  # no reason to stop the work
+            temporary.write_text(json.dumps({"stage": stage, "done": done, "total": total}), encoding="utf-8")

@@ -1,0 +1,23 @@
+"""An executed notebook as a page that any browser opens, its pictures inside; formulas need MathJax from the net."""
+
+from pathlib import Path
+
+from .runs import NOTEBOOK, READABLE, read_json, write_text
+
+TEMPLATE = """{%- extends "lab/index.html.j2" -%}
+{%- block html_head_js_requirejs -%}{%- endblock -%}
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}"""  # scripts from elsewhere that no notebook of ours needs
+
+
+def make_readable(folder: Path) -> None:
+    """Write the page beside a run's notebook, where there is one."""
+    if not (folder / NOTEBOOK).exists():
+        return
+    from jinja2 import DictLoader
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(extra_loaders=[DictLoader({"run.html.j2": TEMPLATE})], template_file="run.html.j2")
+    about = read_json(folder / "run.json")
+    name = f"{Path(about.get('notebook', NOTEBOOK)).stem} · {folder.name}"
+    text, _ = exporter.from_filename(str(folder / NOTEBOOK), resources={"metadata": {"name": name}})
+    write_text(folder / READABLE, text)
