@@ -6,9 +6,9 @@ from brute import relative
 from torch import eye, float64
 
 from macelib.baselines.dp import dp_map, safe_anchors
-from macelib.baselines.oce import OCE, rotation, subspace, subspace_objective, vector_objective
+from macelib.baselines.oce import OCE, layer_rotation, rotation, subspace, subspace_objective, vector_objective
 from macelib.baselines.rece import RECE, adversarial_map, rece_map
-from macelib.baselines.speed import invariant, k_means, null_projector, refine_kept, speed_update
+from macelib.baselines.speed import invariant, k_means, null_projector, plain_step, refine_kept, speed_update, weakest
 from macelib.baselines.uce import uce_map
 from macelib.errors import MaceError
 
@@ -134,6 +134,10 @@ def test_null_space_is_absolute_or_relative():
     S = torch.diag(torch.tensor([100.0, 10.0, 0.05, 1e-6], dtype=float64))
     assert null_projector(S, 0.1).diag().tolist() == [0, 0, 1, 1]
     assert null_projector(S, 1e-4, relative=True).diag().tolist() == [0, 0, 0, 1]
+    P0 = columns(5, 3)
+    theta = float(torch.linalg.eigvalsh(P0 @ P0.T)[-5:].mean())  # some of the five are below it
+    whole, small = (null_projector(P0 @ P0.T, theta, span=s) for s in (None, P0 @ columns(5, 4, 5)))
+    assert relative(small, whole) < 1e-10 and 20 <= round(float(whole.trace())) <= 23
 
 
 def test_filter_and_augmentation_column_by_column():
@@ -143,13 +147,15 @@ def test_filter_and_augmentation_column_by_column():
     sizes = [float((step @ p).norm()) for p in P0.T]
     kept = [p for p, size in zip(P0.T, sizes, strict=True) if size > sum(sizes) / len(sizes)]
     assert 0 < len(kept) < 8
-    assert torch.equal(refine_kept(P0, T, B, W.T @ W, True, 0), torch.stack(kept, 1))
+    moves, H = plain_step(T, B), W.T @ W
+    assert relative(W @ moves, step) < 1e-12
+    assert torch.equal(refine_kept(P0, moves, H, P0[:, :0], True, 0), torch.stack(kept, 1))
     v = torch.linalg.svd(W).Vh[-1]
     noise = torch.randn(len(kept) * 5, D, generator=torch.Generator().manual_seed(4), dtype=float64)
     more = [p + v * (v @ noise[5 * i + j]) for i, p in enumerate(kept) for j in range(5)]
     sizes = torch.stack([(step @ p).norm() for p in more])
     expected = torch.stack([*kept, *(p for p, s in zip(more, sizes, strict=True) if s > sizes.mean())], 1)
-    found = refine_kept(P0, T, B, W.T @ W, True, 5, seed=4)
+    found = refine_kept(P0, moves, H, weakest(H), True, 5, seed=4)
     assert found.shape == expected.shape and relative(found, expected) < 1e-9
 
 
@@ -228,6 +234,21 @@ def test_vector_form_minimises_its_distance_over_rotations():
     with torch.no_grad():
         found, best = float(loss(torch.linalg.matrix_exp(S - S.T))), float(loss(Q))
     assert best <= found * (1 + 1e-9) and found <= best * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("form", ["subspace", "vector"])
+def test_rotation_within_the_span_of_a_tall_layer(form):
+    """As the SVD of the whole (o, o) objective, for all that W can put out; I for the rest."""
+    W, C, A, P0, K0 = weight(0, 40), columns(3, 1), columns(3, 2), columns(30, 3), columns(50, 4) @ columns(50, 4).T
+    s = OCE(form=form, eta=5000.0, kappa=1.0)
+    M = subspace_objective(W, C, A, P0, K0, s) if form == "subspace" else vector_objective(W, C, A, P0)
+    Q = layer_rotation(W, C, A, P0, K0 if form == "subspace" else None, s)
+    outside = torch.linalg.svd(W).U[:, D:]
+    assert relative(Q @ W, rotation(M) @ W) < 1e-9 and relative(Q @ outside, outside) < 1e-12
+    assert relative(Q.T @ Q, eye(40, dtype=float64)) < 1e-12 and relative(Q @ W, W) > 0.01
+    wide = weight(0, 10)
+    M = subspace_objective(wide, C, A, P0, K0, s) if form == "subspace" else vector_objective(wide, C, A, P0)
+    assert relative(layer_rotation(wide, C, A, P0, K0 if form == "subspace" else None, s), rotation(M)) < 1e-12
 
 
 def test_without_targets_nothing_rotates():

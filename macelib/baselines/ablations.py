@@ -2,14 +2,11 @@
 
 from dataclasses import replace
 
-import torch
-
 from ..config import EraseConfig
 from ..erasure import Erasure
-from ..job import erase, prior_of
-from ..method.refine import concept_sums, solve_refinement
+from ..job import erase
 from ..models.pipelines import kv_weights
-from .changes import TextMap, WeightDelta, kv_part
+from .changes import WeightDelta, kv_part
 from .registry import Request, register
 
 
@@ -28,25 +25,15 @@ def keeping(request: Request, settings: EraseConfig) -> EraseConfig:
 
 
 @register("mace-stage-1", EraseConfig)
-def stage_1(request: Request, settings: EraseConfig) -> TextMap:
-    """Stage 1 alone (Eq. 2), one more map R of text embeddings: residual information goes, no LoRA is trained."""
-    settings = keeping(request, settings)
-    sums, total, cache = torch.zeros(2, 1, 1, dtype=torch.float64), 0.0, {}
-    for concept in request.concepts:
-        X, G, _ = concept_sums(request.pipe, concept, settings.refine.products, cache)
-        weight = settings.weight(concept.kind)
-        sums, total = sums + weight * torch.stack([X, G]).cpu(), total + weight
-    prior = prior_of(request.pipe, request.concepts, settings)
-    P, lambda1 = (prior.P, settings.refine.lambda1 * len(request.concepts)) if prior else (None, 0.0)
-    refinement = solve_refinement(*sums, P, lambda1, settings.refine.lambda0 * total)
-    request.report.update({"condition": refinement.condition})
-    return TextMap(refinement.R)
+def stage_1(request: Request, settings: EraseConfig) -> Erasure:
+    """Stage 1 alone (Eq. 2): residual information goes, no LoRA is trained. Its R is one more text map."""
+    return mace(request, replace(settings, stages="1"))
 
 
 @register("mace-added-up", EraseConfig)
 def added_up(request: Request, settings: EraseConfig) -> Erasure:
     """Stages 1 and 2, the LoRAs added up (Eq. 6) instead of fused."""
-    return mace(request, replace(settings, fuse=replace(settings.fuse, method="naive")))
+    return mace(request, replace(settings, stages="1+2"))
 
 
 @register("mace-without-cfis", EraseConfig)

@@ -74,6 +74,17 @@ def rotation(M: Tensor, reflection: Literal["leave", "flip_u", "flip_q"] = "leav
     return Q
 
 
+def layer_rotation(W: Tensor, C: Tensor, A: Tensor, P0: Tensor, K0: Tensor | None, s: OCE) -> Tensor:
+    """Q (o, o) of one layer W (o, d).
+
+    Both objectives live in the span of W's columns: where o > d, the rotation is found there, and is I outside of it.
+    """
+    V = torch.linalg.qr(W).Q if len(W) > W.shape[1] else torch.eye(len(W), dtype=W.dtype)
+    w = V.T @ W
+    M = vector_objective(w, C, A, P0) if K0 is None else subspace_objective(w, C, A, P0, K0, s)
+    return torch.eye(len(W), dtype=W.dtype) + V @ (rotation(M, s.reflection) - torch.eye(len(M), dtype=W.dtype)) @ V.T
+
+
 @register("oce", OCE, published=PUBLISHED, grid=GRID)
 def oce(request: Request, settings: OCE) -> OutputMap:
     """One rotation per layer."""
@@ -84,9 +95,6 @@ def oce(request: Request, settings: OCE) -> OutputMap:
     Q = {}
     for name, w in kv_weights(request.pipe.unet).items():
         if kv_part(name) in settings.parts:
-            W = w.detach().double().cpu()
-            subspaces = settings.form == "subspace"
-            M = subspace_objective(W, C, A, P0, K0, settings) if subspaces else vector_objective(W, C, A, P0)
-            Q[name] = rotation(M, settings.reflection).float()
+            Q[name] = layer_rotation(w.detach().double().cpu(), C, A, P0, K0, settings).float()
     request.report.update({"columns": C.shape[1], "kept_columns": P0.shape[1]})
     return OutputMap(Q)

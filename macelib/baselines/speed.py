@@ -40,11 +40,16 @@ PUBLISHED = {
 GRID = {"theta": (1e-4, 1e-3, 1e-2, 0.1), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
 
 
-def null_projector(S: Tensor, theta: float, relative: bool = False) -> Tensor:
-    """P = U Uᵀ over the eigenvectors of S (d, d) whose eigenvalue is below θ (times the largest, if relative)."""
-    values, U = torch.linalg.eigh(S)
-    U = U[:, values < theta * (values[-1] if relative else 1.0)]
-    return U @ U.T
+def null_projector(S: Tensor, theta: float, relative: bool = False, span: Tensor | None = None) -> Tensor:
+    """P = U Uᵀ over the eigenvectors of S (d, d) whose eigenvalue is below θ (times the largest, if relative).
+
+    span: columns whose span holds the range of S; fewer than d, they make the eigenproblem as small as they are.
+    """
+    eye = torch.eye(len(S), dtype=S.dtype, device=S.device)
+    Q = eye if span is None or span.shape[1] >= len(S) else torch.linalg.qr(span).Q
+    values, U = torch.linalg.eigh(Q.T @ S @ Q)
+    U = Q @ U[:, values >= theta * (values[-1] if relative else 1.0)]
+    return eye - U @ U.T
 
 
 def speed_update(T: Tensor, B: Tensor, P: Tensor, K: Tensor | None = None, rho: float = 1.0, mu: float = 0.0) -> Tensor:
@@ -66,15 +71,23 @@ def speed_update(T: Tensor, B: Tensor, P: Tensor, K: Tensor | None = None, rho: 
     return torch.linalg.solve(bracket, left, left=False)
 
 
-def refine_kept(P0: Tensor, T: Tensor, B: Tensor, H: Tensor, ipf: bool, aug: int, seed: int = 0) -> Tensor:
+def plain_step(T: Tensor, B: Tensor) -> Tensor:
+    """(B − T)(I + T)⁻¹: what moves W by Δ0 = W (B − T)(I + T)⁻¹ where nothing is preserved."""
+    return torch.linalg.solve(torch.eye(len(T), dtype=T.dtype, device=T.device) + T, B - T, left=False)
+
+
+def weakest(H: Tensor) -> Tensor:
+    """The right singular vector of W of its smallest singular value, as a column (d, 1); H = Wᵀ W."""
+    return torch.linalg.eigh(H).eigenvectors[:, :1]
+
+
+def refine_kept(P0: Tensor, step: Tensor, H: Tensor, v: Tensor, ipf: bool, aug: int, seed: int = 0) -> Tensor:
     """IPF and DPA: the columns (d, m') that S is made of, from P0 (d, m).
 
-    Δ0 = W (B − T)(I + T)⁻¹. IPF keeps the columns p with ‖Δ0 p‖ above the mean. DPA adds, of `aug` samples p + v vᵀ ε
-    of each kept one, those above their own mean; v: right singular vector of W of the smallest singular value.
-    H = Wᵀ W of one layer, or summed over several: all that is needed of W.
+    IPF keeps the columns p with ‖Δ0 p‖ above the mean, Δ0 = W step. DPA adds, of `aug` samples p + v vᵀ ε of each kept
+    one, those above their own mean. H = Wᵀ W of one layer, or summed over several, and its `weakest` v are all that is
+    needed of W.
     """
-    eye = torch.eye(len(T), dtype=T.dtype, device=T.device)
-    step = torch.linalg.solve(eye + T, B - T, left=False)  # (B − T)(I + T)⁻¹
 
     def moved(columns: Tensor) -> Tensor:
         changed = step @ columns
@@ -85,7 +98,6 @@ def refine_kept(P0: Tensor, T: Tensor, B: Tensor, H: Tensor, ipf: bool, aug: int
         P0 = P0[:, size >= size.mean()]
     if not aug:
         return P0
-    v = torch.linalg.eigh(H).eigenvectors[:, :1]
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(P0.shape[1] * aug, len(P0), generator=generator, dtype=P0.dtype).to(P0).T  # (d, m aug)
     more = P0.repeat_interleave(aug, 1) + v @ (v.T @ noise)
@@ -117,11 +129,14 @@ def speed(request: Request, settings: SPEED) -> TextMap | WeightDelta:
     C, A = _targets(request, settings)
     P0 = tokens(request.pipe, preserved(request), "last")
     T, B = C @ C.T / C.shape[1], A @ C.T / C.shape[1]
+    step = plain_step(T, B)
     K = invariant(states(request.pipe, [""])[0], request.seed) if settings.iec else None
 
     def update(H: Tensor) -> Tensor:
-        kept = refine_kept(P0, T, B, H, settings.ipf, settings.aug, request.seed)
-        P = null_projector(kept @ kept.T / max(1, kept.shape[1]), settings.theta, settings.relative)
+        v = weakest(H) if settings.aug else P0[:, :0]
+        kept = refine_kept(P0, step, H, v, settings.ipf, settings.aug, request.seed)
+        span = torch.cat([P0, v], 1)
+        P = null_projector(kept @ kept.T / kept.shape[1], settings.theta, settings.relative, span)
         if not P.any():
             raise MaceError(
                 f"What is kept leaves no null space below theta = {settings.theta:g}: raise theta, or keep fewer names."
