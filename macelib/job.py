@@ -18,10 +18,11 @@ from .files import hash_text
 from .method import prior as priors
 from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
-from .method.refine import compress, concept_sums, difference, solve_refinement, stored_rank
-from .models.pipelines import check_pipeline, drawing_hash, kv_weights, load_pipeline, model_hash
+from .method.refine import compress, concept_sums, concept_texts, difference, solve_refinement, stored_rank
+from .models.entrances import kv_weights, pooled_weights
+from .models.pipelines import check_pipeline, drawing_hash, load_pipeline, model_hash
 from .models.swap import untouched
-from .models.text import embedding_size
+from .models.text import embedding_size, pooled_size
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
@@ -61,6 +62,7 @@ def erase(
         # Stage 1: one map R refines the keys and values of all concepts (Eq. 2).
         truncation = _truncation(erasure, *exact)
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
+        _pooled_note(erasure)
         # Stage 2: images, masks and a LoRA per concept (Eq. 3-5), in groups.
         works, trained = [] if config.stages == "1" else _works(pipe, erasure, place), {}
         for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
@@ -91,6 +93,11 @@ def _layers(pipe) -> dict[str, int]:
     return {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}
 
 
+def _pooled(pipe) -> dict[str, int]:
+    """The width of the pooled text by the layer that reads it; empty where none does."""
+    return dict.fromkeys(pooled_weights(pipe.unet), pooled_size(pipe))
+
+
 def _statistics(
     pipe, concepts: Sequence[Concept], config: EraseConfig, tell: Progress
 ) -> tuple[list[Part], torch.Tensor]:
@@ -98,28 +105,30 @@ def _statistics(
     layers, d = _layers(pipe), embedding_size(pipe)
     parts, cache, exact = [], {}, torch.zeros(2, d, d, dtype=torch.float64)
     for i, concept in enumerate(concepts):
-        X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, cache))
+        texts = concept_texts(pipe, concept, cache)
+        X, G, C = (s.cpu() for s in concept_sums(pipe, concept, config.refine.products, texts=texts))
         weight, rank = config.weight(concept.kind), config.training(concept.kind).rank
         exact += weight * torch.stack([X, G])
         statistics = compress(X, G, C, stored_rank(d, [*layers.values()], rank)).to(torch.float32)
         empty = torch.zeros(sum(layers.values()), 0), torch.zeros(len(layers), 0, d)
-        parts.append(Part(concept, statistics, *empty, weight=weight))
+        pooled = torch.stack([text.pooled.cpu() for text in texts]) if _pooled(pipe) else None  # (2, n, p)
+        parts.append(Part(concept, statistics, *empty, pooled, weight))
         tell("statistics", i + 1, len(concepts), concept.name)
     return parts, exact
 
 
 def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: EraseConfig) -> Erasure:
     """The erasure before its LoRAs: stage 1 follows from it."""
-    P, key = (prior.P, prior.key) if prior else (None, "")
+    P, key, pooled_P = (prior.P, prior.key, prior.pooled) if prior else (None, "", None)
     layers, d, base = _layers(pipe), embedding_size(pipe), model_hash(pipe)
-    return Erasure(tuple(parts), layers, d, base, P, key, config, versions())
+    return Erasure(tuple(parts), layers, d, base, P, key, config, versions(), _pooled(pipe), pooled_P)
 
 
 def _dependence(erasure: Erasure, drawn: str) -> str:
     """Hash of what the LoRAs of every group depend on: model, prior, settings, and all concepts' prompts, as R does."""
     c, everything = erasure.config, [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]
     settings = (c.seed, c.stages == "2", c.defaults, c.prior, c.refine, c.images, KINDS)
-    return hash_text(__version__, erasure.base, drawn, erasure.prior_key, everything, *settings)
+    return hash_text(__version__, erasure.base, drawn, erasure.prior_key, everything, *settings, *erasure.pooled)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
@@ -134,6 +143,15 @@ def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     return found
 
 
+def _pooled_note(erasure: Erasure) -> None:
+    """What the pooled text keeps of every concept; a warning where stage 1 leaves more than half."""
+    for name, share in erasure.pooled_left.items():
+        loud = share > 0.5 and erasure.config.stages != "2"
+        cure = ": lower refine.lambda0 or refine.lambda1" if loud else ""
+        said = "The pooled text keeps %.0f %% of what sets %r apart from its anchor%s."
+        log.log(logging.WARNING if loud else logging.INFO, said, 100 * share, name, cure)
+
+
 def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
     """The prior that the settings ask for, without the captions that name a concept or a known synonym of one."""
     if not config.prior.use or config.stages == "2" or not (config.refine.lambda1 or config.fuse.lambda2):
@@ -145,11 +163,13 @@ def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.P
 
 def _works(pipe, erasure: Erasure, folder: Path) -> list[Work]:
     """Stage 2 of every group of concepts."""
-    config, layers, R, drawn = erasure.config, tuple(erasure.layers), erasure.refinement.R, drawing_hash(pipe)
+    config, layers, drawn = erasure.config, tuple(erasure.layers), drawing_hash(pipe)
+    R, pooled = erasure.refinement.R, erasure.pooled_refinement
     common, works = _dependence(erasure, drawn), []
     for concepts, training in _groups(erasure.concepts, config):
         key = hash_text(common, [concept.name for concept in concepts], training)[:16]
-        works.append(Work(concepts, training, config, layers, R, erasure.base, drawn, folder, key))
+        maps = R, None if pooled is None else pooled.R
+        works.append(Work(concepts, training, config, layers, *maps, erasure.base, drawn, folder, key))
     return works
 
 

@@ -5,11 +5,11 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
 from macelib.errors import MaceError
+from macelib.models.entrances import kv_names
 from macelib.models.pipelines import (
     cross_attention,
     default_device,
     fast_precision,
-    kv_names,
     kv_weights,
     load_pipeline,
     model_hash,

@@ -10,7 +10,7 @@ from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.files import cache_folder
 from macelib.method.prior import captions_for, names, prior, read_captions
-from macelib.models.text import embedding_size, encode
+from macelib.models.text import embedding_size, encode, read
 from macelib.models.tiny import tiny_pipeline
 
 CAPTIONS = ["a ship", "two Ships at sea", "a shipyard", "a red car", "the frog", "a kitty", "a blue sky"]
@@ -72,7 +72,7 @@ def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):
     groups = [["ship"], ["ship"], ["yard"], ["car"], ["frog", "noto"], ["cat"], ["sky"]]
     first = prior(pipe, CAPTIONS, groups)
     calls = []
-    monkeypatch.setattr(module, "encode", lambda *args: calls.append(args[1]) or encode(*args))
+    monkeypatch.setattr(module, "read", lambda *args: calls.append(args[1]) or read(*args))
     again = prior(pipe, CAPTIONS, groups)
     assert not calls and torch.equal(again.P, first.P) and again.key == first.key
     without = prior(pipe, CAPTIONS, groups, exclude=[SHIP, Concept("noto", "art", "style")])

@@ -6,7 +6,16 @@ from torch import eye, float32, float64
 from macelib.bench import Meter
 from macelib.concepts import Concept, anchored, prompts
 from macelib.errors import MaceError
-from macelib.method.refine import accumulate, compress, concept_sums, condition_number, gram, rank_for, solve_refinement
+from macelib.method.refine import (
+    accumulate,
+    compress,
+    concept_sums,
+    concept_texts,
+    condition_number,
+    gram,
+    rank_for,
+    solve_refinement,
+)
 from macelib.models.text import encode
 from macelib.models.tiny import tiny_pipeline
 from macelib.models.tokens import align
@@ -161,9 +170,10 @@ def test_sums_of_a_concept_token_by_token(kind):
 def test_anchors_are_read_once():
     pipe, cache = tiny_pipeline(), {}
     for name in ("ship", "boat", "raft"):
-        concept_sums(pipe, Concept(name, "sea"), cache=cache)
+        concept_texts(pipe, Concept(name, "sea"), cache)
     assert len(cache) == 1
-    one, two = concept_sums(pipe, Concept("raft", "sea")), concept_sums(pipe, Concept("raft", "sea"), cache=cache)
+    raft = Concept("raft", "sea")
+    one, two = concept_sums(pipe, raft), concept_sums(pipe, raft, texts=concept_texts(pipe, raft, cache))
     assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 

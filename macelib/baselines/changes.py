@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..errors import MaceError
 from ..method.fuse import less_identity
-from ..models.pipelines import kv_names
 from ..models.swap import originals
 
 
@@ -120,6 +119,5 @@ def parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def original_parameters(unet: nn.Module) -> dict[str, Tensor]:
-    """As `parameters`, keys and values as they were before an erasure or edit was applied."""
-    kept = originals(unet)
-    return dict(parameters(unet)) | {f"{name}.weight": kept[name] for name in kv_names(unet)}
+    """As `parameters`, what reads the text as it was before an erasure or edit was applied."""
+    return dict(parameters(unet)) | {f"{name}.weight": w for name, w in originals(unet).items()}

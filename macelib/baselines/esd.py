@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ..models.pipelines import kv_names
+from ..models.entrances import kv_names
 from ..models.text import encode
 from .changes import WeightDelta, parameters
 from .hooks import check_text, noise_scale

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MaceError
-from ..models.pipelines import cross_attention
+from ..models.entrances import cross_attention
 from .changes import Change
 
 

@@ -38,6 +38,7 @@ def info(
     from ..erasure import Erasure
 
     chosen = Erasure.load(erasure)
+    pooled = chosen.pooled_left
     about = {
         "file": str(erasure),
         "megabytes": round(erasure.stat().st_size / 1e6, 3),
@@ -51,6 +52,7 @@ def info(
         "concepts": [
             {"name": p.concept.name, "anchor": p.concept.anchor, "kind": p.concept.kind, "strength": p.strength}
             | {"rank": p.D.shape[1], "lost": p.statistics.lost}
+            | ({"pooled_left": pooled[p.concept.name]} if pooled else {})
             for p in chosen.parts
         ],
     }
@@ -65,6 +67,8 @@ def info(
         f"  stage 1: condition {one['condition']:.1e}, residual {one['residual']:.1e}, "
         f"R off by {chosen.truncation:.1e} of its change for what the file leaves out"
     )
+    for name, share in pooled.items():
+        typer.echo(f"  pooled text: {share:.1%} left of what sets {name} apart from its anchor")
     typer.echo(f"  stage 3: condition {about['stage 3']['condition']:.1e}")
     typer.echo("  made with " + ", ".join(f"{k} {v}" for k, v in chosen.versions.items()))
 

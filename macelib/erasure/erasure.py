@@ -2,7 +2,7 @@
 
 An erasure holds, per concept, a LoRA (B_i, D_i) and the factors of its statistics (X_i, G_i, C_i), and the prior P.
 The text-space map R (Eq. 2) and the fusion (R̃, D*; Eq. 7) follow from them by two d x d solves, so adding, leaving out
-or scaling a concept needs no model pass.
+or scaling a concept needs no model pass. Where the model reads a pooled text, a second map follows from its rows.
 """
 
 import dataclasses
@@ -21,8 +21,9 @@ from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..method.fuse import Fusion, changed, fuse_sums, less_identity
+from ..method.pooled import pooled_map, pooled_sums, share_left
 from ..method.refine import Refinement, solve_refinement
-from ..models.pipelines import kv_weights
+from ..models.entrances import pooled_columns, text_weights
 from ..models.swap import base_hash, originals, remove, take_back
 from . import store
 from .export import export
@@ -43,6 +44,8 @@ class Erasure:
     prior_key: str = ""
     config: EraseConfig = field(default_factory=EraseConfig)
     versions: dict[str, str] = field(default_factory=dict)
+    pooled: dict[str, int] = field(default_factory=dict)  # name -> p of the layer that reads the pooled text
+    pooled_P: Tensor | None = None  # (p, p) fp64, Σ u uᵀ of the prior per caption
     truncation: float = 0.0  # of R as made: ||R − exact|| / ||exact − I||; the factors of wide models are not whole
 
     def __repr__(self) -> str:
@@ -104,13 +107,12 @@ class Erasure:
             "give both one prior that names none of them."
         )
         share = len(self.parts) / len(total.parts)
-        zero = torch.zeros(self.width, self.width, dtype=torch.float64)
-        P = share * (zero if self.P is None else self.P) + (1 - share) * (zero if other.P is None else other.P)
-        return total.with_prior(P, f"{self.prior_key}+{other.prior_key}")
+        P, pooled = (_mean(a, b, share) for a, b in ((self.P, other.P), (self.pooled_P, other.pooled_P)))
+        return total.with_prior(P, f"{self.prior_key}+{other.prior_key}", pooled)
 
-    def with_prior(self, P: Tensor | None, key: str = "") -> "Erasure":
-        """The erasure re-fused with another prior: P (d, d), normalised per caption."""
-        return dataclasses.replace(self, P=P, prior_key=key)
+    def with_prior(self, P: Tensor | None, key: str = "", pooled: Tensor | None = None) -> "Erasure":
+        """The erasure re-fused with another prior: P (d, d), and (p, p) of the pooled text, normalised per caption."""
+        return dataclasses.replace(self, P=P, prior_key=key, pooled_P=pooled)
 
     def with_config(self, config: EraseConfig) -> "Erasure":
         """The erasure re-fused with other settings of stages 1 and 3 (lambda0, lambda1, lambda2, method, stages).
@@ -207,6 +209,25 @@ class Erasure:
         return () if self.config.stages == "1" else self.parts
 
     @cached_property
+    def pooled_refinement(self) -> Refinement | None:
+        """Stage 1 of the pooled text, Eq. 2, as `refinement`: its map is (p, p); None where none is read."""
+        if not self.pooled:
+            return None
+        (p,), r = self.pooled.values(), self.config.refine
+        if self.config.stages == "2":
+            return Refinement(torch.eye(p, dtype=torch.float64), condition=1.0, residual=0.0)
+        sums = pooled_sums(((part.pooled, part.weight, part.strength) for part in self.parts), p)
+        weight = self.prior_weight(r.lambda1) if self.pooled_P is not None else 0.0
+        return pooled_map(sums, self.pooled_P, weight, self.ridge(r.lambda0) or float(not self.parts))
+
+    @property
+    def pooled_left(self) -> dict[str, float]:
+        """By concept, the share of its difference from its anchor that the pooled text keeps: 0 none, 1 all of it."""
+        if not self.pooled:
+            return {}
+        return {part.concept.name: share_left(self.pooled_refinement.R, part.pooled) for part in self.parts}
+
+    @cached_property
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
         """The fused LoRA by layer: the B_i side by side (out, Σr), the D*_i one below the other (Σr, d); float32."""
         B = [torch.zeros(sum(self.layers.values()), 0), *(p.B for p in self._fused)]
@@ -214,10 +235,15 @@ class Erasure:
         return dict(zip(self.layers, zip(B, self.fusion.D_star.float(), strict=True), strict=True))
 
     def weights(self, W: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """W* = W R̃ + Σ B_i D*_i of every layer (out, d), computed in float32 on the device of W, in the dtype of W."""
+        """W* = W R̃ + Σ B_i D*_i of every layer (out, d), computed in float32 on the device of W, in the dtype of W.
+
+        Of a layer that reads the pooled text, the text's columns become W R; the others stay.
+        """
         change = less_identity(self.fusion.R_tilde).float()
         for name, (B, D) in self.lora.items():
             yield name, changed(W[name], change.to(W[name].device), B, D)
+        for name in self.pooled:
+            yield name, pooled_columns(W[name], self.pooled_refinement.R)
 
     # --- in the model ---------------------------------------------------------------------------------------------
 
@@ -229,7 +255,7 @@ class Erasure:
         """
         self.check(pipe, force)
         take_back(pipe)
-        weights, W = kv_weights(pipe.unet), originals(pipe.unet)
+        weights, W = text_weights(pipe.unet), originals(pipe.unet)
         new = dict(self.weights({name: w.to(weights[name].device) for name, w in W.items()}))
         pipe.unet._macelib_originals = W
         if not force:
@@ -245,10 +271,13 @@ class Erasure:
     def check(self, pipe, force: bool = False) -> None:
         """MaceError where the pipeline is not the one it was made for; with `force`, only where shapes differ."""
         shapes = {name: tuple(w.shape) for name, w in originals(pipe.unet).items()}
-        if shapes != {name: (out, self.width) for name, out in self.layers.items()}:
+        tokens = {name: shapes.pop(name, None) for name in self.layers}
+        fits = all(name in shapes and shapes.pop(name)[1] >= p for name, p in self.pooled.items()) and not shapes
+        if not fits or tokens != {name: (out, self.width) for name, out in self.layers.items()}:
             raise MaceError(
-                f"This erasure has {len(self.layers)} layers for text embeddings of {self.width}, the pipeline "
-                "has other shapes: load the model that it was made for."
+                f"This erasure has {len(self.layers)} layers for text embeddings of {self.width}"
+                f"{' and one for the pooled text' if self.pooled else ''}, the pipeline has other shapes: load the "
+                "model that it was made for."
             )
         if not force and base_hash(pipe) != self.base:
             raise MaceError(
@@ -270,6 +299,13 @@ class Erasure:
     def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
         """Write the erased model for other programs: "pipeline", "weights" or "lora" (see `macelib.erasure.export`)."""
         return export(self, pipe, folder, format, force)
+
+
+def _mean(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
+    """share · a + (1 − share) · b, where None counts as zero; None of two."""
+    if a is None or b is None:
+        return share * a if a is not None else b if b is None else (1 - share) * b
+    return share * a + (1 - share) * b
 
 
 def versions() -> dict[str, str]:

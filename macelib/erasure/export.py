@@ -6,14 +6,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import MaceError
 from ..files import atomic
-from ..method.fuse import Fusion, fused_weight
+from ..method.fuse import Fusion, fused_weight, less_identity
+from ..models.entrances import pooled_columns
 from ..models.swap import originals, untouched
 
+LABEL = "lora_unet_label_emb_0_0"  # what other programs call the layer that reads SDXL's pooled text
 FORMATS = {
     "pipeline": "The erased pipeline: DiffusionPipeline.from_pretrained(FOLDER).",
     "weights": "unet.safetensors holds the changed weights: "
@@ -88,6 +91,12 @@ def _lora(erasure, pipe, folder: Path) -> None:
         key = "lora_unet_" + name.replace(".", "_")
         kohya |= {f"{key}.lora_up.weight": up.float(), f"{key}.lora_down.weight": down.float()}
         kohya[f"{key}.alpha"] = torch.tensor(float(len(down)))  # alpha = rank: scale 1
+    for name, p in erasure.pooled.items():
+        base[name] = pooled_columns(W[name], erasure.pooled_refinement.R)
+        left, right = low_rank(less_identity(erasure.pooled_refinement.R))
+        up, down = W[name][:, :p].cpu().double() @ left, F.pad(right, (0, W[name].shape[1] - p))
+        kohya |= {f"{LABEL}.lora_up.weight": up.float(), f"{LABEL}.lora_down.weight": down.float()}
+        kohya[f"{LABEL}.alpha"] = torch.tensor(float(len(down)))
     _save(base, folder / "base.safetensors")
     save_peft(folder / "lora.safetensors", *({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1)))
     save_file(kohya, folder / "lora_standalone.safetensors")

@@ -1,4 +1,4 @@
-"""What an erasure holds of one concept: the factors of its statistics and its LoRA."""
+"""What an erasure holds of one concept: the factors of its statistics, its LoRA, and its pooled text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ class Part:
     statistics: ConceptStatistics  # factors of X, G, C: Q, Y (d, k), Gq, Cq (k, k)
     B: Tensor  # (out of all layers, r), rows in the order of Erasure.layers
     D: Tensor  # (L, r, d)
+    pooled: Tensor | None = None  # (2, n, p): pooled text of its prompts, and with its anchor; None: the model has none
     weight: float = 1.0  # of the statistics, by the kind of concept
     strength: float = 1.0  # 0: drawn as before, 1: erased
 

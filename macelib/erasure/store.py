@@ -17,20 +17,29 @@ from ..method.refine import ConceptStatistics, symmetric
 from .part import Part
 
 FORMAT = "macelib-erasure-2"
-KEPT = ("layers", "width", "base", "prior_key", "versions", "truncation")  # fields of Erasure that are JSON as they are
+KEPT = (
+    "layers",
+    "width",
+    "base",
+    "prior_key",
+    "versions",
+    "truncation",
+    "pooled",
+)  # fields of Erasure that are JSON as they are
 
 
 def save(erasure, path: str | Path) -> Path:
-    """Write the erasure: factors, B and D in float32, the prior's upper triangle in float64."""
+    """Write the erasure: factors, B, D and pooled text in float32, the priors' upper triangles in float64."""
     tensors, parts = {}, []
     for i, p in enumerate(erasure.parts):
         s, upper = p.statistics, tuple(torch.triu_indices(len(p.statistics.Cq), len(p.statistics.Cq)))
         tensors |= {f"{i}.Q": s.Q, f"{i}.Y": s.Y, f"{i}.Gq": s.Gq[upper], f"{i}.Cq": s.Cq[upper]}
-        tensors |= {f"{i}.B": p.B, f"{i}.D": p.D}
+        tensors |= {f"{i}.B": p.B, f"{i}.D": p.D} | ({f"{i}.pooled": p.pooled} if erasure.pooled else {})
         fields = {"weight": p.weight, "strength": p.strength, "lost": p.statistics.lost}
         parts.append({"concept": dataclasses.asdict(p.concept), **fields})
-    if erasure.P is not None:
-        tensors["P"] = erasure.P[tuple(torch.triu_indices(erasure.width, erasure.width))]
+    for name, P in (("P", erasure.P), ("pooled_P", erasure.pooled_P)):
+        if P is not None:
+            tensors[name] = P[tuple(torch.triu_indices(*P.shape))]
     about = {"format": FORMAT, "parts": parts, "config": erasure.config.to_dict()}
     about |= {name: getattr(erasure, name) for name in KEPT}
     with atomic(path) as temporary:
@@ -61,13 +70,16 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def _assemble(about: dict, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
-    parts = []
+    parts, about = [], {"pooled": {}, **about}
     for i, p in enumerate(about["parts"]):
         concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in p["concept"].items()})
         Q, k = tensors[f"{i}.Q"], tensors[f"{i}.Q"].shape[1]
         Gq, Cq = (symmetric(tensors[f"{i}.{name}"], k) for name in ("Gq", "Cq"))
         statistics = ConceptStatistics(Q, tensors[f"{i}.Y"], Gq, Cq, p["lost"])
-        parts.append(Part(concept, statistics, tensors[f"{i}.B"], tensors[f"{i}.D"], p["weight"], p["strength"]))
+        pooled = tensors[f"{i}.pooled"] if about["pooled"] else None
+        lora = tensors[f"{i}.B"], tensors[f"{i}.D"]
+        parts.append(Part(concept, statistics, *lora, pooled, p["weight"], p["strength"]))
     P = symmetric(tensors["P"], about["width"]) if "P" in tensors else None
-    config = EraseConfig.from_dict(about["config"])
-    return {"parts": tuple(parts), "P": P, "config": config, **{name: about[name] for name in KEPT}}
+    pooled_P = symmetric(tensors["pooled_P"], *about["pooled"].values()) if "pooled_P" in tensors else None
+    config, kept = EraseConfig.from_dict(about["config"]), {name: about[name] for name in KEPT}
+    return {"parts": tuple(parts), "P": P, "pooled_P": pooled_P, "config": config, **kept}

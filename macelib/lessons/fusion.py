@@ -111,7 +111,7 @@ def told_to_keep(pipe, erasure: Erasure, name: str, kept: Sequence[str], weight:
     """The erasure without a concept, under a prior for which it is one more name to keep; nothing is trained."""
     fewer = erasure.without(name)
     found = prior_of(pipe, fewer.concepts, erasure.config.keeping([*kept, name], weight))
-    return fewer.with_prior(found.P, found.key) if found else fewer
+    return fewer.with_prior(found.P, found.key, found.pooled) if found else fewer
 
 
 def trace_left(erasure: Erasure, name: str) -> float:

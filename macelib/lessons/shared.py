@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..evaluate import ClipClassifier, Judge
 from ..method.fuse import Fusion, fused_weight
-from ..models.pipelines import cast, fast_precision, kv_weights
+from ..models.entrances import kv_weights
+from ..models.pipelines import cast, fast_precision
 from ..models.sample import generate
 from ..models.swap import untouched
 from ..show.viz import DPI, Figure

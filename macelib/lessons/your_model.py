@@ -17,8 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ..method.lora.forward import per_sample
 from ..method.prior import Prior, prior
 from ..method.refine import stored_rank
+from ..models.entrances import kv_weights
 from ..models.pipelines import _quiet as quiet
-from ..models.pipelines import kv_weights
 
 _V2 = {"use_linear_projection": True}
 LAYOUTS: dict[str, dict] = {  # unet: fields of UNet2DConditionModel; text: width, layers, heads of each encoder

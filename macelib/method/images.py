@@ -10,7 +10,8 @@ from PIL import Image
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..files import atomic, hash_tensors
-from ..models.pipelines import cast, default_guidance, drawing_hash, kv_weights, model_hash
+from ..models.entrances import text_weights
+from ..models.pipelines import cast, default_guidance, drawing_hash, model_hash
 from ..models.sample import generate, image_size
 from ..models.swap import applied_edit
 
@@ -47,7 +48,7 @@ def training_images(
     if (edit := applied_edit(pipe)) is not None:
         made_by["edit"] = edit.key
     elif hasattr(pipe.unet, "_macelib_originals"):
-        made_by["erased"] = hash_tensors(kv_weights(pipe.unet))
+        made_by["erased"] = hash_tensors(text_weights(pipe.unet))
     wanted = [{"file": f"{i:04d}.png", "prompt": prompt, "seed": seed + i, **made_by} for i in range(n)]
     kept = {entry["file"]: entry for entry in read_manifest(folder)}
     fresh = [e for e in wanted if kept.get(e["file"]) == e and _readable(folder / e["file"])]

@@ -18,7 +18,7 @@ from ..errors import MaceError
 from ..files import atomic, cache_folder, hash_text
 from ..models import mini
 from ..models.pipelines import is_mini
-from ..models.text import embedding_size, encode, text_hash, tokenizers
+from ..models.text import embedding_size, pooled_size, read, text_hash, tokenizers
 from ..models.tokens import phrase_pattern, token_spans
 from .refine import gram, symmetric
 
@@ -49,6 +49,7 @@ class Prior:
     P: Tensor  # (d, d) float64: P_general + λ3 P_domain, each the mean over its captions of Σ e eᵀ over all T tokens
     key: str  # of the text encoder, the captions used and λ3
     count: int  # captions used, general and domain
+    pooled: Tensor | None = None  # (p, p) float64: the same of the pooled text, a row per caption; None: none is read
 
 
 def prior(
@@ -69,6 +70,7 @@ def prior(
     out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
+    The pooled text has no tokens: all of it counts.
     MaceError where no caption is left, or a domain caption has none of the names.
     """
     if lambda3 < 0:
@@ -81,7 +83,8 @@ def prior(
     special, kept, extra = _statistics(pipe, base, read_captions(domain), None, exclude, tuple(names))
     if extra and lambda3:
         P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept, *names]
-    return Prior(P, hash_text(*parts), count + extra)
+    tokens, pooled = _unpacked(pipe, P)
+    return Prior(tokens, hash_text(*parts), count + extra, pooled)
 
 
 def read_captions(source: Captions) -> list[str | tuple[str, Sequence[str]]]:
@@ -129,7 +132,7 @@ def names(captions: Sequence[str], concepts: Sequence[Concept]) -> list[bool]:
 
 
 def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, list[str], int]:
-    """Σ e eᵀ (d, d) over the distinct captions that name nothing excluded, those captions, and their number.
+    """`_grams` over the distinct captions that name nothing excluded in one row, those captions, and their number.
 
     own: phrases whose tokens alone count; none: all tokens.
     """
@@ -153,8 +156,14 @@ def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, 
     for row in _grams(pipe, base, strays, own).values():
         total = total - row
     kept = [pair[1] for pair in pairs if pair not in named]
-    d = embedding_size(pipe)
-    return symmetric(total, d) if kept else torch.zeros(d, d, dtype=torch.float64), kept, len(kept)
+    return total if kept else 0.0, kept, len(kept)
+
+
+def _unpacked(pipe, row: Tensor) -> tuple[Tensor, Tensor | None]:
+    """P (d, d) of the tokens and P (p, p) of the pooled text from a row of `_grams`; None where none is read."""
+    d, p = embedding_size(pipe), pooled_size(pipe)
+    tokens, pooled = row.split([d * (d + 1) // 2, p * (p + 1) // 2])
+    return symmetric(tokens, d), symmetric(pooled, p) if p else None
 
 
 def _fits(pipe, caption: str) -> bool:
@@ -178,26 +187,31 @@ def _counted(pipe, captions: Sequence[str], own: Sequence[str]) -> Tensor:
 
 
 def _grams(pipe, base: str, pairs: list[tuple[str, str]], own: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; cached."""
-    labels, d = list(dict.fromkeys(group for group, _ in pairs)), embedding_size(pipe)
+    """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; cached.
+
+    After it, in the same row, that of the pooled text (p (p + 1) / 2,), where the model reads one.
+    """
+    labels, d, p = list(dict.fromkeys(group for group, _ in pairs)), embedding_size(pipe), pooled_size(pipe)
     if not pairs:
         return {}
-    path = cache_folder() / "prior" / f"{hash_text(base, *own, *(part for pair in pairs for part in pair))}.safetensors"
+    key = hash_text(base, *own, *(part for pair in pairs for part in pair), *([f"pooled {p}"] if p else []))
+    path = cache_folder() / "prior" / f"{key}.safetensors"
     if path.exists():
         try:
             return dict(zip(labels, load_file(path)["upper"], strict=True))
         except (SafetensorError, KeyError, ValueError, OSError):
             log.warning("The cached prior %s cannot be read and is made anew.", path)
-    upper = tuple(torch.triu_indices(d, d))
-    sums = torch.zeros(len(labels), len(upper[0]), dtype=torch.float64)
+    upper, beside = tuple(torch.triu_indices(d, d)), tuple(torch.triu_indices(p, p))
+    sums = torch.zeros(len(labels), len(upper[0]) + len(beside[0]), dtype=torch.float64)
     index = {label: i for i, label in enumerate(labels)}
     for start in range(0, len(pairs), CHUNK):
         chunk = pairs[start : start + CHUNK]
         captions = [caption for _, caption in chunk]
-        e, counted = encode(pipe, captions, CHUNK), _counted(pipe, captions, own)  # (n, T, d), (n, T)
+        text, counted = read(pipe, captions, CHUNK), _counted(pipe, captions, own)  # (n, T, d), (n, T)
         for label, members in groupby(range(len(chunk)), key=lambda i: chunk[i][0]):
             some = list(members)
-            sums[index[label]] += gram(e[some][counted[some].to(e.device)]).cpu()[upper]
+            e, u = text.tokens[some][counted[some].to(text.tokens.device)], text.pooled[some]  # (m, d), (m, p)
+            sums[index[label]] += torch.cat([gram(e).cpu()[upper], gram(u).cpu()[beside]])
     with atomic(path) as temporary:
         save_file({"upper": sums}, temporary)
     return dict(zip(labels, sums, strict=True))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..concepts import Concept, align, anchored, prompts, templates
 from ..errors import MaceError
-from ..models.text import encode, tokenizers
+from ..models.text import Reading, read, tokenizers
 
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
@@ -244,21 +244,33 @@ def compress(
     return ConceptStatistics(Q, X @ Q, Gq, Cq, lost)
 
 
-def concept_sums(
-    pipe, concept: Concept, products: Products = torch.float64, cache: dict | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """X, G, C (d, d) of one concept over its prompts and anchored prompts.
+def concept_texts(pipe, concept: Concept, cache: dict | None = None) -> tuple[Reading, Reading]:
+    """What the model reads of a concept's prompts, and of the same prompts with its anchor.
 
-    `cache` keeps the embeddings of the last few anchors, which concepts often share.
+    `cache` keeps the last few anchors', which concepts often share.
     """
-    tokenizer, cache = tokenizers(pipe)[0], {} if cache is None else cache
-    alignments = [align(tokenizer, template, concept.name, concept.anchor) for template in templates(concept)]
-    key = tuple(anchored(concept))
+    cache, key = {} if cache is None else cache, tuple(anchored(concept))
     if key not in cache:
         while len(cache) >= 4:
             cache.pop(next(iter(cache)))
-        cache[key] = encode(pipe, list(key))
-    e, a = encode(pipe, prompts(concept)), cache[key]  # (n, T, d) each
+        cache[key] = read(pipe, list(key))
+    return read(pipe, prompts(concept)), cache[key]
+
+
+def concept_sums(
+    pipe,
+    concept: Concept,
+    products: Products = torch.float64,
+    cache: dict | None = None,
+    texts: tuple[Reading, Reading] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """X, G, C (d, d) of one concept over its prompts and anchored prompts; `texts`: `concept_texts`, where it is known.
+
+    MaceError for a template that the tokens of name and anchor cannot be told apart in.
+    """
+    tokenizer = tokenizers(pipe)[0]
+    alignments = [align(tokenizer, template, concept.name, concept.anchor) for template in templates(concept)]
+    e, a = (text.tokens for text in texts or concept_texts(pipe, concept, cache))  # (n, T, d) each
     X, G = accumulate(
         torch.cat([e[i, pair.source] for i, pair in enumerate(alignments)]),
         torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),

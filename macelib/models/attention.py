@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from ..errors import MaceError
-from .pipelines import cross_attention
+from .entrances import cross_attention
 from .text import tokenizers
 from .tokens import token_spans
 

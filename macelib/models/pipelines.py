@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..errors import MaceError
 from ..files import data_folder, hash_tensors, hash_text
+from .entrances import cross_attention, kv_weights, pooled_weights
 
 SHIPPED = ("mini-sd",)  # models that come with the package
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -156,24 +155,6 @@ def check_pipeline(pipe) -> None:
         )
 
 
-def cross_attention(unet: nn.Module) -> dict[str, Attention]:
-    """Every cross-attention layer (attn2) by module path, in the order in which the UNet runs them."""
-    order = ("down_blocks", "mid_block", "up_blocks")
-    found = {n: m for n, m in unet.named_modules() if n.rsplit(".", 1)[-1] == "attn2" and m.is_cross_attention}
-    return {n: found[n] for block in order for n in found if n.split(".")[0] == block}
-
-
-def kv_names(unet: nn.Module) -> list[str]:
-    """Module paths of the matrices that MACE changes: "...attn2.to_k", "...attn2.to_v"; in the order of execution."""
-    return [f"{name}.{part}" for name in cross_attention(unet) for part in ("to_k", "to_v")]
-
-
-def kv_weights(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights W_k, W_v (out, d) by module path, without those of a loaded LoRA."""
-    modules = {name: unet.get_submodule(name) for name in kv_names(unet)}
-    return {name: getattr(module, "base_layer", module).weight for name, module in modules.items()}
-
-
 def drawing_hash(pipe) -> str:
     """What pictures depend on besides `model_hash`: a sample of every weight of UNet and VAE, scheduler, guidance."""
     some = {
@@ -186,8 +167,12 @@ def drawing_hash(pipe) -> str:
 
 
 def model_hash(pipe) -> str:
-    """Identity of the base model: hash over the original W_k, W_v and text encoders; an erasure does not change it."""
+    """Identity of the base model: hash over the original weights that read the text, and the text encoders.
+
+    An erasure does not change it.
+    """
     from .text import text_hash
 
     kept = getattr(pipe.unet, "_macelib_originals", None)
-    return hash_text(hash_tensors(kv_weights(pipe.unet) if kept is None else kept), text_hash(pipe))
+    now = kept if kept is not None else {**kv_weights(pipe.unet), **pooled_weights(pipe.unet)}
+    return hash_text(hash_tensors(now), text_hash(pipe))

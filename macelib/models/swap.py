@@ -1,4 +1,4 @@
-"""What stands in the model's to_k and to_v: the original weights are kept beside an applied erasure."""
+"""What stands in the weights that read the text: the originals are kept beside an applied erasure."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,15 +6,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .pipelines import kv_weights, model_hash
+from .entrances import text_weights
+from .pipelines import model_hash
 
 STATE = ("_macelib_originals", "_macelib_base")  # original weights by name; (these, their `model_hash`)
 
 
 def originals(unet) -> dict[str, Tensor]:
-    """The weights of every to_k and to_v as they were before an erasure was applied: kept ones, else copies."""
+    """Every weight that reads the text as it was before an erasure was applied: kept ones, else copies."""
     kept = getattr(unet, "_macelib_originals", None)
-    return kept if kept is not None else {name: w.detach().clone() for name, w in kv_weights(unet).items()}
+    return kept if kept is not None else {name: w.detach().clone() for name, w in text_weights(unet).items()}
 
 
 def applied_edit(pipe):
@@ -44,7 +45,7 @@ def remove(pipe) -> None:
     take_back(pipe)
     kept = getattr(pipe.unet, "_macelib_originals", None)
     if kept is not None:
-        weights = kv_weights(pipe.unet)
+        weights = text_weights(pipe.unet)
         for name, w in kept.items():
             weights[name].copy_(w)
         _forget(pipe.unet)
@@ -54,7 +55,7 @@ def remove(pipe) -> None:
 def untouched(pipe) -> Iterator[None]:
     """The pipeline with its original weights; whatever happens inside, it is left as it was found."""
     kept, base = (getattr(pipe.unet, name, None) for name in STATE)
-    before, edit = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}, applied_edit(pipe)
+    before, edit = {name: w.detach().clone() for name, w in text_weights(pipe.unet).items()}, applied_edit(pipe)
     remove(pipe)
     try:
         yield
@@ -63,7 +64,7 @@ def untouched(pipe) -> Iterator[None]:
         if edit is not None:
             edit.apply(pipe, force=True)
         with torch.no_grad():
-            for name, w in kv_weights(pipe.unet).items():
+            for name, w in text_weights(pipe.unet).items():
                 w.copy_(before[name])
         _forget(pipe.unet)
         for name, value in zip(STATE, (kept, base), strict=True):

@@ -1,14 +1,17 @@
-"""Text embeddings exactly as the UNet's cross-attention reads them.
+"""Text embeddings exactly as the UNet reads them: one per token for cross-attention, in SDXL one per prompt besides.
 
 SD: the encoder's last hidden states, width d. SDXL: the second to last hidden states of both encoders side by side,
 width d = d1 + d2; Eq. 2 knows only this joint vector, so one R of size d x d acts on both blocks and mixes them.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..errors import MaceError
 from ..files import hash_tensors, hash_text
+from .entrances import pooled_weights
 from .tokens import tokenize
 
 
@@ -45,40 +48,76 @@ def text_hash(pipe) -> str:
     return hash_text(*parts)
 
 
+def pooled_size(pipe) -> int:
+    """p: the width of the pooled text that the model reads besides the tokens; 0 where it reads none."""
+    pooled = [e.config.projection_dim for _, e in _encoders(pipe) if _projects(e)]
+    return pooled[0] if pooled_weights(pipe.unet) and pooled else 0
+
+
+def _projects(encoder) -> bool:
+    """Whether the encoder's first output is a vector per prompt: the class with a projection."""
+    return hasattr(encoder, "text_projection")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model reads of n prompts, float32, on the device of the text encoder."""
+
+    tokens: Tensor  # (n, T, d)
+    pooled: Tensor  # (n, p), SDXL: the projected [EOS] of the second encoder; p = 0 elsewhere
+
+    def __getitem__(self, rows) -> "Reading":
+        return Reading(self.tokens[rows], self.pooled[rows])
+
+
 @torch.no_grad()
-def encode(pipe, prompts: list[str], batch: int = 64) -> Tensor:
-    """Embeddings (n, T, d), float32, on the device of the pipeline's text encoder; each distinct prompt is read once.
+def read(pipe, prompts: list[str], batch: int = 64) -> Reading:
+    """What the model reads of the prompts; each distinct one is encoded once.
 
     MaceError for a prompt that is longer than the model reads, before any is encoded.
     """
     distinct = list(dict.fromkeys(prompts))
-    ids = [torch.tensor([tokenize(t, p)[0] for p in distinct], dtype=torch.long) for t in tokenizers(pipe)]  # (m, T)
-    e = encode_ids(pipe, ids, batch)
-    index = {prompt: row for row, prompt in enumerate(distinct)}
-    return e if len(prompts) == len(distinct) else e[[index[prompt] for prompt in prompts]]
+    read_by = tokenizers(pipe)
+    ids = [torch.tensor([tokenize(t, p)[0] for p in distinct], dtype=torch.long) for t in read_by]  # (m, T) each
+    ids = ids if distinct else [torch.empty(0, t.model_max_length, dtype=torch.long) for t in read_by]
+    found, index = read_ids(pipe, ids, batch), {prompt: row for row, prompt in enumerate(distinct)}
+    return found if len(prompts) == len(distinct) else found[[index[prompt] for prompt in prompts]]
 
 
 @torch.no_grad()
-def encode_ids(pipe, ids: list[Tensor], batch: int = 64) -> Tensor:
-    """Embeddings (n, T, d), float32, of padded token ids (n, T), one tensor per tokenizer of the pipeline."""
-    pairs, rows = _encoders(pipe), []
+def read_ids(pipe, ids: list[Tensor], batch: int = 64) -> Reading:
+    """What the model reads of padded token ids (n, T), one tensor per tokenizer of the pipeline."""
+    pairs, p, rows, vectors = _encoders(pipe), pooled_size(pipe), [], []
     if not len(ids[0]):
-        return torch.empty(0, tokenizers(pipe)[0].model_max_length, embedding_size(pipe))
+        return Reading(torch.empty(0, ids[0].shape[1], embedding_size(pipe)), torch.empty(0, p))
     for start in range(0, len(ids[0]), batch):
-        states = [_hidden(e, i[start : start + batch], _joint(pipe)) for (_, e), i in zip(pairs, ids, strict=True)]
-        rows.append(torch.cat(states, dim=-1).float())  # (batch, T, d)
-    return torch.cat(rows)
+        some = [_hidden(e, i[start : start + batch], _joint(pipe)) for (_, e), i in zip(pairs, ids, strict=True)]
+        rows.append(torch.cat([states for states, _ in some], dim=-1).float())  # (batch, T, d)
+        found = [vector for _, vector in some if vector is not None] if p else []
+        vectors.append(found[0].float() if found else rows[-1].new_empty(len(rows[-1]), 0))  # (batch, p)
+    return Reading(torch.cat(rows), torch.cat(vectors))
 
 
-def _hidden(encoder, ids: Tensor, penultimate: bool) -> Tensor:
-    """Hidden states (n, T, d) of one encoder, as its Stable Diffusion pipeline takes them."""
+def encode_ids(pipe, ids: list[Tensor], batch: int = 64) -> Tensor:
+    """The tokens (n, T, d) of `read_ids`."""
+    return read_ids(pipe, ids, batch).tokens
+
+
+def encode(pipe, prompts: list[str], batch: int = 64) -> Tensor:
+    """The tokens (n, T, d) of `read`."""
+    return read(pipe, prompts, batch).tokens
+
+
+def _hidden(encoder, ids: Tensor, penultimate: bool) -> tuple[Tensor, Tensor | None]:
+    """Hidden states (n, T, d) of one encoder, as its Stable Diffusion pipeline takes them, and its vectors (n, p)."""
     ids = ids.to(encoder.device)
     if penultimate:
-        return encoder(ids, output_hidden_states=True).hidden_states[-2]
+        out = encoder(ids, output_hidden_states=True)
+        return out.hidden_states[-2], out[0] if _projects(encoder) else None
     use_mask = getattr(encoder.config, "use_attention_mask", False)
     if use_mask:
         raise MaceError("A text encoder that masks its padding is not supported: use one of Stable Diffusion's CLIPs.")
-    return encoder(ids)[0]
+    return encoder(ids)[0], None
 
 
 @torch.no_grad()
@@ -87,13 +126,8 @@ def added_conditions(pipe, prompts: list[str], size: tuple[int, int]) -> dict[st
 
     size: (height, width) in pixels.
     """
-    if getattr(pipe.unet.config, "addition_embed_type", None) != "text_time":
+    if not pooled_weights(pipe.unet):
         return None
-    distinct = list(dict.fromkeys(prompts))
-    options = {"device": pipe.text_encoder_2.device, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
-    pooled = pipe.encode_prompt(distinct, **options)[2]  # (m, p)
+    pooled = read(pipe, prompts).pooled
     time_ids = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device)
-    return {
-        "text_embeds": pooled[[distinct.index(p) for p in prompts]],
-        "time_ids": time_ids.repeat(len(prompts), 1),
-    }
+    return {"text_embeds": pooled, "time_ids": time_ids.repeat(len(prompts), 1)}

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import MaceError
 from ...models.attention import attention_probs, grid, replaced, split_heads
-from ...models.pipelines import cross_attention
+from ...models.entrances import cross_attention
 
 
 class _Done(Exception):

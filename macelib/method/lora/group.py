@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ...errors import MaceError
 from ...files import atomic, hash_tensors, hash_text
-from ...models.pipelines import AUTOCAST, kv_weights
+from ...models.entrances import kv_weights
+from ...models.pipelines import AUTOCAST
 from .forward import PerSample
 
 log = logging.getLogger(__name__)

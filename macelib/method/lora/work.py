@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ...concepts import Concept
 from ...config import EraseConfig
 from ...files import atomic, hash_text
-from ...models.pipelines import kv_weights
+from ...models.entrances import kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import Fusion, fused_weight
 from ..images import read_images, training_images
@@ -33,6 +33,7 @@ class Work:
     config: EraseConfig
     layers: tuple[str, ...]
     R: torch.Tensor  # (d, d): W' = W R, of all concepts together
+    pooled: torch.Tensor | None  # (p, p): the same of the pooled text; None: the model reads none
     base: str  # `model_hash` of the model
     drawn: str  # `drawing_hash` of the model
     folder: Path
@@ -67,7 +68,7 @@ def train_work(pipe, work: Work, tell: Callable[[str, int, str], None]) -> dict[
         tell("images", i + 1, concept.name)
     names = ", ".join(concept.name for concept in work.concepts[:3])
     with untouched(pipe):
-        _refine(pipe, work.R)
+        _refine(pipe, work.R, work.pooled)
         every = max(1, work.training.steps // len(examples))  # a kill loses one concept's steps at most
         run = train(pipe, examples, work.training, running, every)
         for record in run:
@@ -83,10 +84,12 @@ def train_work(pipe, work: Work, tell: Callable[[str, int, str], None]) -> dict[
 
 
 @torch.no_grad()
-def _refine(pipe, R: torch.Tensor) -> None:
-    """Write W' = W R (Eq. 2) into the pipeline."""
+def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
+    """Write W' = W R (Eq. 2) into the pipeline, and the same of the pooled text."""
     for name, w in kv_weights(pipe.unet).items():
         w.copy_(fused_weight(w, Fusion(R, []), [], name, torch.float32))
+    for w in () if pooled is None else pooled_weights(pipe.unet).values():
+        w.copy_(pooled_columns(w, pooled))
 
 
 def _example(pipe, concept: Concept, work: Work) -> Example:
