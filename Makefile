@@ -1,39 +1,53 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --no-compile -c constraints.txt
+CPU := https://download.pytorch.org/whl/cpu
+DEMO ?= -p images 3
 
-.PHONY: demo test fast lab notebooks world setup
+.PHONY: demo test fast lab notebooks picture world setup
 
+# Everything but what the tests need. On Linux without an NVIDIA GPU, PyTorch comes without CUDA, a tenth of the size.
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("macelib needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": set PYTHON=...") if sys.version_info < (3, 10) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
-	$(BIN)/pip install -q --no-deps -c constraints.txt clip-anytorch==2.6.0
+	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null; then \
+	  $(PIP) --no-deps --retries 0 --extra-index-url $(CPU) torch; fi
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.ready
+	$(PIP) -e '.[test]'
+	$(PIP) --no-deps clip-anytorch==2.6.0
 	touch $@
 
 demo: setup
-	mkdir -p papermill_runs/demo
-	$(BIN)/papermill notebooks/06_erase_and_evaluate.ipynb papermill_runs/demo/06_erase_and_evaluate.ipynb \
-	  --cwd notebooks -p run_folder ../papermill_runs/demo
+	$(BIN)/mace run notebooks/06_erase_and_evaluate.ipynb --name demo $(DEMO)
 
-test: setup
+test: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pytest
 
-fast: setup
+fast: $(VENV)/.tested
 	$(BIN)/pytest -m "not slow"
 
 lab: setup
-	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
+	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --config=macelib/batch/lab.py \
+	  --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb
 
-# Execute the notebooks with their defaults and keep their outputs.
+# Execute the notebooks with their defaults and keep their outputs; the README shows one of their figures.
 notebooks: setup
 	$(BIN)/python -m macelib.batch.refresh notebooks/*.ipynb
+	$(MAKE) picture
+
+picture:
+	$(BIN)/python -m macelib.batch.picture notebooks/06_erase_and_evaluate.ipynb 4 data/readme/together.png
 
 # Make the mini world by its recipe, from the artwork to the report: many hours on two cores, resumable at every point.
 # RECIPE=FILE makes another one, in a folder of its own.
 world: setup
+	$(PIP) -e '.[world]'
 	PYTHONPATH=data $(BIN)/python -m factory $(if $(RECIPE),--recipe $(RECIPE))

@@ -6,6 +6,9 @@ modules import each other in a circle.
 
 import importlib
 
+from .models.notices import silence
+from .models.threads import wait_briefly
+
 __version__ = "0.2.0"
 
 _HOME = {
@@ -17,6 +20,8 @@ _HOME = {
     "load_pipeline": "models.pipelines",
     "trace": "models.attention",
 }
+wait_briefly()  # before PyTorch is loaded
+silence()
 __all__ = [*_HOME, "__version__"]
 
 

@@ -1,11 +1,13 @@
-"""Time and memory of stages 1 and 3 at the shapes of SD v1.4, on random data; text encoding is left out.
+"""Time and memory of stages 1 and 3 at the shapes of SD v1.4, on random data; and of drawing, on a busy machine, too.
 
-`streamed` is the mathematics of `method.refine` and `method.fuse` alone: one pass over the concepts, d x d sums, one
-map for all layers, and nothing kept by concept. An `Erasure` keeps each concept's factors and rows, so that it can be
-taken back; what its fusion takes is measured beside it. `per_layer` is the common way, written fairly (vectorised,
-streamed): it accumulates W e^g e^fᵀ and W_i e eᵀ layer by layer.
+Text encoding is left out. `streamed` is the mathematics of `method.refine` and `method.fuse` alone: one pass over the
+concepts, d x d sums, one map for all layers, and nothing kept by concept. An `Erasure` keeps each concept's factors and
+rows, so that it can be taken back; what its fusion takes is measured beside it. `per_layer` is the common way, written
+fairly (vectorised, streamed): it accumulates W e^g e^fᵀ and W_i e eᵀ layer by layer.
 """
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +22,7 @@ from .erasure import Erasure, Part
 from .errors import MaceError
 from .method.fuse import fuse_sums
 from .method.refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
+from .models.sample import generate
 
 
 @dataclass(frozen=True)
@@ -233,6 +236,28 @@ def _toggle(erasure: Erasure, W: dict[str, Tensor], model: dict[str, Tensor]) ->
             model[name].copy_(w)
         seconds.append(time.perf_counter() - start)
     return [f"{s:.2f}" for s in seconds]
+
+
+def drawing(pipe, pictures: int = 8, steps: int = 15, progress=None) -> str:
+    """Seconds to draw pictures with the machine to itself, and beside a process that keeps one core busy."""
+    tell, seconds = progress or (lambda *_: None), []
+    generate(pipe, "a photo of the ship", range(pictures), steps=2)  # the libraries' own start is not measured
+    for i, state in enumerate(("alone", "beside a busy process")):
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if i else None
+        try:
+            start = time.perf_counter()
+            generate(pipe, "a photo of the ship", range(pictures), steps=steps)
+            seconds.append(time.perf_counter() - start)
+        finally:
+            if busy:
+                busy.kill()
+                busy.wait()
+        tell("drawing", i + 1, 2, state)
+    alone, beside = seconds
+    return (
+        f"drawing {pictures} pictures in {steps} steps with {torch.get_num_threads()} threads: {alone:.2f} s; "
+        f"beside a busy process {beside:.2f} s, {beside / alone:.1f} times as long"
+    )
 
 
 def _error(results: dict, one: tuple, other: tuple) -> float:

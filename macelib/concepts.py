@@ -2,9 +2,11 @@
 
 import csv
 import dataclasses
+import difflib
 import json
+import logging
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,7 @@ __all__ = [
     "align",
     "anchored",
     "check_concepts",
+    "listed",
     "paper_list",
     "parse_concept",
     "prompts",
@@ -33,6 +36,7 @@ __all__ = [
     "token_spans",
     "with_synonyms",
 ]  # fmt: skip
+log = logging.getLogger(__name__)
 KINDS = tuple(TEMPLATES)
 
 
@@ -142,6 +146,51 @@ def parse_concept(text: str, kind: str = "object") -> Concept:
     if not (equals and name.strip() and anchor.strip()):
         raise MaceError(f'{text!r} does not say what the concept becomes: write "name=anchor", such as "ship=sea".')
     return Concept(name, anchor, kind)
+
+
+def listed(
+    given: "str | Concept | Mapping[str, str] | Iterable[str | Concept]", suggestions: Callable[[], Iterable] = tuple
+) -> list[Concept]:
+    """Concepts from whatever `erase` is given: one, or a list, of "ship", "ship=the sea" and Concept; {name: anchor}.
+
+    A name alone takes the anchor of its entry among `suggestions` (`macelib.models.mini.Entry`), and that is said.
+    MaceError for a name without one, and for anything else.
+    """
+    if isinstance(given, Mapping):
+        if set(given) >= {"name", "anchor"}:
+            raise MaceError(f"{given!r} are the fields of a concept: write Concept(**fields), or {{name: anchor}}.")
+        return [Concept(name, anchor) for name, anchor in given.items()]
+    if isinstance(given, (str, Concept)):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise MaceError(f"{given!r} is no concept. {HOW}")
+    return [_listed(one, suggestions) for one in given]
+
+
+HOW = (
+    'Give "ship=the sea", Concept("ship", anchor="the sea"), a list of these, or {"ship": "the sea"}; for a file, '
+    "macelib.concepts.read_concepts(path)."
+)
+
+
+def _listed(one, suggestions: Callable[[], Iterable]) -> Concept:
+    if isinstance(one, Concept):
+        return one
+    if not isinstance(one, str) or not one.strip():
+        raise MaceError(f"{one!r} is no concept. {HOW}")
+    if "=" in one:
+        return parse_concept(one)
+    known = {_fold(word): entry for entry in suggestions() for word in (*entry.synonyms, entry.name)}
+    if _fold(one) not in known:
+        near = difflib.get_close_matches(_fold(one), known, 3, 0.6)
+        raise MaceError(
+            f"No anchor is known for {one!r}: say what is to be shown in its place, "
+            f'"{one.strip()}=a person" or Concept("{one.strip()}", anchor="a person").'
+            + (f" Known names near it: {', '.join(near)}." if near else "")
+        )
+    anchor = known[_fold(one)].anchor
+    log.warning('"%s": in its place %s is shown; say "%s=..." for something else.', one, anchor, one)
+    return Concept(one, anchor)
 
 
 def read_concepts(path: str | Path) -> list[Concept]:

@@ -72,6 +72,12 @@ def data_folder() -> Path:
     return package / "data" if (package / "data").is_dir() else package.parent / "data"
 
 
+def notebooks_folder() -> Path:
+    """The notebooks: in the installed package, or beside the package."""
+    package = Path(__file__).resolve().parent
+    return package / "notebooks" if (package / "notebooks").is_dir() else package.parent / "notebooks"
+
+
 def into_marks(path: str | Path, mark: str, text: str) -> bool:
     """Put `text` between `<!-- mark -->` and `<!-- end of mark -->` in a page; False where it has no such place."""
     begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"

@@ -4,13 +4,14 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from . import __version__
-from .concepts import Concept, anchored, check_concepts, prompts, with_synonyms
+from .concepts import Concept, anchored, check_concepts, listed, prompts, with_synonyms
 from .config import KINDS, EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
@@ -20,9 +21,11 @@ from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
 from .method.refine import compress, concept_sums, concept_texts, difference, solve_refinement, stored_rank
 from .models.entrances import kv_weights, pooled_weights
-from .models.pipelines import check_pipeline, drawing_hash, load_pipeline, model_hash
+from .models.mini import Entry, catalogue
+from .models.pipelines import check_pipeline, drawing_hash, is_mini, load_pipeline, model_hash
 from .models.swap import untouched
 from .models.text import embedding_size, pooled_size
+from .show.progress import Bars, watched
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
@@ -31,27 +34,34 @@ MANY = 10  # concepts from which on general captions alone protect other names b
 
 def erase(
     pipe,
-    concepts: Sequence[Concept],
+    concepts: str | Concept | Mapping[str, str] | Iterable[str | Concept],
     config: EraseConfig | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Progress | Literal[False] | None = None,
     folder: str | Path | None = None,
     prior: priors.Prior | None = None,
     engine=None,
 ) -> Erasure:
     """Erase concepts from a text-to-image pipeline: stages 1-3 of MACE, Eq. 1-7.
 
-    `progress(stage, done, total, detail)` is called as the work goes on. With a `folder`, training images and LoRAs are
+    concepts: "ship" (the anchor is that of the model's own catalogue, which is said), "ship=the sea", a Concept, a list
+    of these, or {"ship": "the sea"}. `progress(stage, done, total, detail)` is called as the work goes on; by default
+    there are bars in a terminal and in Jupyter, with False none. With a `folder`, training images and LoRAs are
     kept there, and a call that was cut short goes on where it stopped. `prior`: statistics made before.
     `engine` (`macelib.batch.make_engine`): groups of concepts train in processes of their own, here or on a cluster;
     each loads the model, so the pipeline must come from `load_pipeline`.
     `config.stages` leaves stages out: "1" needs no training images, "2" and "1+2" add the LoRAs up (Eq. 6).
     The pipeline is left exactly as it was; `Erasure.apply` writes the result into it. MaceError says what is wrong.
     """
-    config, tell, concepts = config or EraseConfig(), progress or (lambda *_: None), list(concepts)
+    config, concepts = config or EraseConfig(), listed(concepts, lambda: _suggestions(pipe))
+    if not isinstance(config, EraseConfig):
+        raise MaceError(f"config is {config!r}: give an EraseConfig, such as EraseConfig.from_dict({{...}}).")
     _notes(concepts, config)
     check_pipeline(pipe)
     with contextlib.ExitStack() as stack:
+        tell = progress or (lambda *_: None)
+        if progress is None and watched():
+            tell = stack.enter_context(Bars())
         stack.enter_context(explained())
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="macelib-")))
         stack.enter_context(untouched(pipe))
@@ -74,6 +84,12 @@ def erase(
     done = dataclasses.replace(erasure, parts=tuple(parts), truncation=truncation)
     done.__dict__["_sums"] = erasure._sums  # the LoRAs do not change the statistics
     return done
+
+
+def _suggestions(pipe) -> Sequence[Entry]:
+    """What is known to be drawn by the pipeline, with an anchor each."""
+    check_pipeline(pipe)
+    return catalogue() if is_mini(pipe) else ()
 
 
 def _notes(concepts: Sequence[Concept], config: EraseConfig) -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from macelib.batch import cli
 from macelib.batch.engines import Local
 from macelib.batch.index import collect, find, flatten
+from macelib.batch.lab import tidy
 from macelib.batch.launch import launch
 from macelib.batch.page import thumbnail
 from macelib.batch.runs import plan
@@ -147,6 +148,36 @@ def page_data(folder: Path) -> dict:
     """What the index page is told."""
     text = (folder / "index.html").read_text()
     return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+@pytest.mark.slow
+def test_a_single_run_ends_with_its_page_and_summary(tmp_path, mace):
+    path = tools.notebook(tmp_path)
+    said = 'Path(run_folder, \\"summary.txt\\").write_text(\\"all is well\\\\n\\"); time.sleep(0.3'
+    path.write_text(path.read_text().replace("time.sleep(0.3", said))
+    words = ("run", path, "--root", tmp_path, "--name", "one", "-p", "label", "slow")
+    done = mace(*words)
+    assert done.exit_code == 0, done.output
+    folder = next((tmp_path / "one").glob("*/SUCCESS")).parent
+    lines = done.output.splitlines()
+    assert lines[-1] == "all is well" and str(folder / "notebook.html") in lines
+    assert "all is well" in mace(*words).output  # complete: not done again, but said
+    assert mace("runs", "one", "--root", tmp_path).exit_code == 0
+
+
+def test_what_jupyterlab_saves_is_what_was_there(tmp_path):
+    """Lab's names of kernel and language, which depend on the machine, and its times do not reach the file."""
+    from jupyter_server.services.contents.filemanager import FileContentsManager
+
+    committed = ROOT / "notebooks" / "06_erase_and_evaluate.ipynb"
+    manager = FileContentsManager(root_dir=str(tmp_path), pre_save_hook=tidy)
+    (tmp_path / committed.name).write_bytes(committed.read_bytes())
+    model = manager.get(committed.name)
+    model["content"]["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"
+    model["content"]["metadata"]["language_info"] |= {"version": "3.11.7", "pygments_lexer": "ipython3"}
+    model["content"]["cells"][1]["metadata"]["execution"] = {"iopub.status.busy": "2026"}
+    manager.save(model, committed.name)
+    assert (tmp_path / committed.name).read_bytes() == committed.read_bytes()
 
 
 def test_nothing_starts_with_wrong_parameters(tmp_path, mace):

@@ -1,10 +1,14 @@
 """The benchmark's two ways agree, and its report says what was measured."""
 
+import re
+
+import psutil
 import pytest
 import torch
 
-from macelib.bench import Shapes, per_layer, random_concept, random_erasure, run, streamed
+from macelib.bench import Shapes, drawing, per_layer, random_concept, random_erasure, run, streamed
 from macelib.errors import MaceError
+from macelib.models.tiny import tiny_pipeline
 
 SHAPES = Shapes(out=(8, 8, 16), width=24, tokens=7, prompts=5)
 
@@ -42,3 +46,11 @@ def test_random_erasure_refuses_nothing_and_toggles():
     W = {f"layer {i}": w for i, w in enumerate(SHAPES.weights())}
     on, off = (dict(e.weights(W)) for e in (erasure, erasure.without("concept 0")))
     assert any(not torch.equal(on[n], off[n]) for n in W)
+
+
+def test_drawing_is_timed_alone_and_beside_a_process_that_is_gone_afterwards():
+    children, told = len(psutil.Process().children()), []
+    said = drawing(tiny_pipeline("sd"), 1, 1, lambda *event: told.append(event[3]))
+    assert told == ["alone", "beside a busy process"] and len(psutil.Process().children()) == children
+    alone, beside, times = map(float, re.search(r": ([\d.]+) s; .* ([\d.]+) s, ([\d.]+) times", said).groups())
+    assert times == pytest.approx(beside / alone, rel=0.3, abs=0.1)

@@ -3,16 +3,21 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from macelib import cli
+from macelib import __version__, cli
 from macelib.config import EraseConfig
 from macelib.erasure import Erasure
+from macelib.models.mini import catalogue
 from macelib.models.tiny import tiny_pipeline
 
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "06_erase_and_evaluate.ipynb"
 SETTINGS = """
 images: {count: 1, steps: 1, masks: full}
 train: {steps: 2, concepts_per_pass: 2}
@@ -43,7 +48,9 @@ def mace(capsys, *arguments):
     return stop.value.code or 0, captured.out, captured.err
 
 
-@pytest.mark.parametrize("command", ["erase", "generate", "evaluate", "study", "export", "info", "bench"])
+@pytest.mark.parametrize(
+    "command", ["erase", "generate", "evaluate", "study", "export", "info", "bench", "concepts", "notebooks"]
+)
 def test_help_has_examples(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0 and "Examples" in result.output and f"mace {command}" in result.output
@@ -68,6 +75,7 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     code, said, _ = mace(capsys, "info", path, "--json")
     assert code == 0 and [c["name"] for c in json.loads(said)["concepts"]] == ["ship", "frog"]
     assert "ship -> sea" in mace(capsys, "info", path)[1]
+    assert_info_is_the_same_without_and_with_pytorch(path, json.loads(said), tmp_path, capsys)
 
     draw = ["generate", "a photo of the ship", "--steps", 1, "--seeds", "0-1", *common]
     assert mace(capsys, *draw, "--out", tmp_path / "before")[0] == 0
@@ -79,6 +87,50 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
 
     code, said, _ = mace(capsys, "export", path, "--format", "weights", "--out", tmp_path / "export", *common)
     assert code == 0 and (tmp_path / "export" / "unet.safetensors").exists()
+
+
+def assert_info_is_the_same_without_and_with_pytorch(path, said: dict, tmp_path, capsys) -> None:
+    """`info` reads a header; of an earlier file, which does not say how well it solved, it solves again."""
+    code = "import sys; from macelib import cli; sys.argv[1:] = ['info', sys.argv[1]]\ntry: cli.main()\n"
+    code += "finally: print(sorted({'torch', 'diffusers', 'transformers', 'pandas'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.endswith("[]\n") and "ship -> sea" in done.stdout, done.stderr
+    with safe_open(path, framework="pt") as file:
+        about, tensors = json.loads(file.metadata()["macelib"]), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    del about["stages"]
+    save_file(tensors, tmp_path / "earlier.safetensors", metadata={"macelib": json.dumps(about)})
+    earlier = json.loads(mace(capsys, "info", tmp_path / "earlier.safetensors", "--json")[1])
+    for whole in (said, earlier):
+        del whole["file"], whole["megabytes"]
+    for stage in ("stage 1", "stage 3"):
+        assert earlier.pop(stage) == pytest.approx(said.pop(stage), rel=1e-6)
+    assert earlier == said
+
+
+def test_help_and_params_need_no_pytorch():
+    for words in (["--help"], ["params", str(NOTEBOOK)], ["--version"]):
+        code = f"import sys; from macelib import cli; sys.argv[1:] = {words!r}\ntry: cli.main()\n"
+        code += "finally: print(sorted({'torch', 'diffusers', 'transformers', 'pandas'} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
+def test_version_and_concepts(capsys):
+    assert mace(capsys, "--version")[1] == f"macelib {__version__}\n"
+    whole = mace(capsys, "concepts")[1]
+    assert all(entry.name in whole for entry in catalogue()) and "watercolor" in whole
+    assert "ship (vehicle): shown in its place, the sea; also called" in mace(capsys, "concepts", "SHIP")[1]
+    code, _, said = mace(capsys, "concepts", "quxfroog")
+    assert code == 1 and "frog" in said
+
+
+def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
+    code, said, _ = mace(capsys, "notebooks", tmp_path / "mine")
+    assert code == 0 and str(tmp_path / "mine" / "00_start_here.ipynb") in said
+    assert (tmp_path / "mine" / "sweeps" / "lambda_rank.yaml").exists()
+    assert (tmp_path / "mine" / NOTEBOOK.name).read_bytes() == NOTEBOOK.read_bytes()
+    code, _, said = mace(capsys, "notebooks", tmp_path / "mine")
+    assert code == 1 and "not an empty folder" in said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import unicodedata
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from macelib.concepts import (
     align,
     anchored,
     check_concepts,
+    listed,
     paper_list,
     parse_concept,
     prompts,
@@ -24,6 +26,7 @@ from macelib.concepts import (
     token_spans,
 )
 from macelib.errors import MaceError
+from macelib.models.mini import catalogue
 from macelib.models.tokens import occurrences, tokenize
 from macelib.templates import fill, fitted
 
@@ -297,3 +300,35 @@ def test_the_paper_lists(clip):
     assert len(retained("celebrities")) == len(retained("styles")) == 100
     with pytest.raises(MaceError, match="choose one of"):
         paper_list("cars")
+
+
+def test_whatever_a_person_gives_becomes_concepts(caplog):
+    ship, frog = Concept("ship", "the sea"), Concept("frog", "grass")
+    assert listed("ship=the sea") == listed(ship) == listed([ship]) == listed({"ship": "the sea"}) == [ship]
+    assert listed(["ship=the sea", frog]) == listed({"ship": "the sea", "frog": "grass"}) == [ship, frog]
+    assert listed(c for c in (ship, frog)) == [ship, frog] and listed([]) == []
+    assert not caplog.messages
+    assert listed(["Ship", frog], catalogue) == [Concept("Ship", "the sea"), frog]
+    assert caplog.messages == ['"Ship": in its place the sea is shown; say "Ship=..." for something else.']
+    assert listed("canine", catalogue) == [Concept("canine", "a meadow")]  # a synonym has its entry's anchor
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("my neighbour", 'No anchor is known for .my neighbour.: .*"my neighbour=a person"'),
+        ("shipp", "Known names near it: ship"),
+        ("ship=", "name=anchor"),
+        ("", "'' is no concept"),
+        (["ship=the sea", 3], '3 is no concept. Give "ship=the sea"'),
+        (None, "None is no concept"),
+        (b"ship", "is no concept"),
+        (Path("many.csv"), r"read_concepts\(path\)"),
+        ({"ship": 3}, "The anchor of a concept must be a word"),
+        ({"name": "ship", "anchor": "the sea"}, r"write Concept\(\*\*fields\)"),
+        ([{"ship": "the sea"}], "is no concept"),
+    ],
+)
+def test_what_is_no_concept_is_refused_with_the_way_to_give_one(given, said):
+    with pytest.raises(MaceError, match=said):
+        listed(given, catalogue)

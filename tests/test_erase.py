@@ -255,3 +255,18 @@ def test_what_is_applied_to_mini_sd_is_the_exact_solution():
     R = solve_refinement(X, G, prior.P, few.refine.lambda1, few.refine.lambda0).R
     assert erasure.truncation < 1e-5 and float((erasure.refinement.R - R).abs().max() / R.abs().max()) < 1e-5
     assert Erasure.load(erasure.save(Path(tempfile.mkdtemp()) / "e.safetensors")).truncation == erasure.truncation
+
+
+def test_erase_takes_what_a_person_writes_and_shows_bars_where_somebody_looks(pipe, config, monkeypatch, capsys):
+    expected = erase(pipe, [Concept("ship", "sea")], config, progress=False)
+    assert not capsys.readouterr().err  # nobody looks: no bar
+    monkeypatch.setattr(job, "watched", lambda: True)
+    found = erase(pipe, "ship=sea", config)
+    assert "train: 100%" in capsys.readouterr().err
+    assert found.concepts == expected.concepts and torch.equal(found.parts[0].B, expected.parts[0].B)
+    erase(pipe, {"ship": "sea"}, config, progress=False)
+    assert not capsys.readouterr().err
+    with pytest.raises(MaceError, match="No anchor is known for 'ship'"):
+        erase(pipe, "ship", config)  # a random pipeline has no catalogue
+    with pytest.raises(MaceError, match="give an EraseConfig"):
+        erase(pipe, "ship=sea", {"seed": 1})

@@ -155,6 +155,11 @@ def test_objects_counts_what_it_draws(pipe, ship):
     assert (table["H_o low"] <= table["H_o"] + 1e-9).all() and (table["H_o"] <= table["H_o high"] + 1e-9).all()
     assert result.value("Acc_s") == table.loc[("ship", "erased"), "Acc_s"]
     assert result.to_dict()["ship"]["original"]["H_o"]["value"] == table.loc[("ship", "original"), "H_o"]
+    (e, s, g, _), (e0, s0, g0, _) = ([round(100 * n) for n in expected[m]] for m in ("erased", "original"))
+    assert result.verdict() == (
+        f"ship: seen in {e} % of their pictures (before: {e0} %), under other names in {g} % ({g0} %); "
+        f"everything else in {s} % ({s0} %)."
+    )
     assert set(result.groups.group) == {0, 1, 2} and result.settings["seeds"] == [7, 8, 9]
     assert "H_o" in str(result) and "<table" in result._repr_html_()
 

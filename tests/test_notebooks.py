@@ -55,9 +55,18 @@ def path(request) -> Path:
 
 @pytest.fixture(scope="module")
 def notebook(path):
-    found = nbformat.read(path, as_version=4)
+    found = nbformat.reads(text_of(path), as_version=4)
     nbformat.validate(found)
     return found
+
+
+def text_of(path: Path) -> str:
+    """A notebook as it is staged or committed: what was run or tried out in it since is nobody's concern.
+
+    The file itself where that is all there is, as outside a checkout.
+    """
+    done = subprocess.run(["git", "show", f":./{path.name}"], cwd=path.parent, capture_output=True, check=False)
+    return (done.stdout if done.returncode == 0 else path.read_bytes()).decode("utf-8")
 
 
 def test_there_are_notebooks():

@@ -63,6 +63,11 @@ def test_environment_names_no_place():
     results._plain(about, "environment")  # can be recorded
 
 
+def test_a_summary_is_what_is_to_be_read_first(tmp_path):
+    results.summarise(tmp_path / "run", "a table", 3)
+    assert results.summarise(tmp_path / "run", "a table", 4).read_text() == "a table\n\n4\n"
+
+
 def test_bars_count(capsys):
     with results.Bars() as bars:
         bars("images", 1, 4, "ship")

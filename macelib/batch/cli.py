@@ -135,7 +135,7 @@ def _launch(name, runs, engine, folder: Path, force: bool, dry_run: bool, add: b
     """Launch runs, write the index, exit with a code that says how it went."""
     from .estimate import forecast
     from .launch import describe, launch, varied
-    from .runs import READABLE, remember
+    from .runs import remember
 
     engine = engine()  # before anything is written
     if dry_run:
@@ -151,13 +151,23 @@ def _launch(name, runs, engine, folder: Path, force: bool, dry_run: bool, add: b
         raise typer.Exit(STOPPED) from None
     _index(folder, rows=len(runs) > 1)
     if len(runs) == 1:
-        typer.echo(f"{Path(runs[0].folder, READABLE)}\n{runs[0].folder}: {runs[0].state}")
+        _ended(runs[0])
     if summary.failed:
         listed = ", ".join(summary.failed)
         typer.echo(
             f"mace: {len(summary.failed)} of {len(runs)} runs failed: {listed}. Their notebooks say why.", err=True
         )
         raise typer.Exit(FAILED)
+
+
+def _ended(run) -> None:
+    """How a single run ended, the page to open, and what the notebook says of its results, which comes last."""
+    from .runs import READABLE, SUMMARY, figures
+
+    folder = Path(run.folder)
+    typer.echo("\n".join(map(str, [*figures(folder), folder / READABLE, f"{run.folder}: {run.state}"])))
+    if (folder / SUMMARY).exists():
+        typer.echo("\n" + (folder / SUMMARY).read_text(encoding="utf-8").rstrip())
 
 
 def _index(folder: Path, everything: bool = False, rows: bool = True) -> None:

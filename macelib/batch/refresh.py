@@ -13,6 +13,7 @@ import nbformat
 
 from ..files import atomic
 from .execute import explain, papermill
+from .lab import METADATA
 
 KEPT = ("tags",)  # of a cell's metadata
 
@@ -41,7 +42,7 @@ def cleaned(notebook):
             for output in cell.outputs:
                 if output.output_type == "execute_result":
                     output.execution_count = count
-    notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
+    notebook.metadata = dict(METADATA)
     return notebook
 
 

@@ -5,6 +5,7 @@ papermill_runs/<sweep>/<run-id>/
     notebook.html     the same as a page to read
     run.json          notebook, parameters, code version: what the id is made of
     metrics.json      written by the notebook
+    summary.txt       written by the notebook, where it has something to say at the end
     *.png, figures/   written by the notebook, or else the pictures among its outputs
     log.txt           output of papermill and of the notebook's cells
     environment.json  Python, packages, machine, git commit
@@ -35,7 +36,7 @@ PACKAGE = Path(__file__).resolve().parent.parent
 SETTINGS = "config"  # parameter that holds fields of EraseConfig
 ROOT = Path("papermill_runs")  # default folder of all sweeps
 NOTEBOOK, READABLE, METRICS, FIGURES = "notebook.ipynb", "notebook.html", "metrics.json", "figures"
-STATUS, SUCCESS = "status.json", "SUCCESS"
+SUMMARY, STATUS, SUCCESS = "summary.txt", "status.json", "SUCCESS"
 ENDED = ("complete", "failed")  # states in which a run's metrics and figures are shown
 
 

@@ -1,6 +1,7 @@
 """The command line `mace`. Here: the app, `erase` and `generate`.
 
-`measure` has evaluate, study and bench; `artefact` export and info; `macelib.batch.cli` run, batch, params and runs.
+`measure` has evaluate, study and bench; `artefact` export and info; `world` concepts and notebooks;
+`macelib.batch.cli` run, batch, params and runs.
 Exit codes: 0 done; 1 a MaceError, whose sentence is on standard error; 2 wrong usage. All of macelib may be imported,
 inside the commands, so that `--help` does not wait for it.
 """
@@ -14,11 +15,12 @@ from typing import Annotated
 
 import typer
 
+from .. import __version__
 from ..batch import cli as batch
 from ..errors import MaceError, explained
 from ..show.progress import Bars
-from . import artefact, measure
-from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, example, pipeline
+from . import artefact, measure, world
+from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, counted, example, pipeline
 
 app = typer.Typer(
     name="mace",
@@ -26,13 +28,27 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Erase concepts from text-to-image diffusion models, and take it back.",
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"macelib {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say which version this is")
+    ] = False,
+) -> None:
+    """Erase concepts from text-to-image diffusion models, and take it back."""
 
 
 @app.command(
     epilog=example(
-        'mace erase "ship=sea" "frog=grass" --model mini-sd --out runs/ship',
+        'mace erase "ship=the sea" "frog=grass" --model mini-sd --out runs/ship',
         "mace erase --list concepts.csv --keep cat --keep names-to-keep.txt --out runs/many",
         "mace erase --list styles.csv --kind style --config settings.yaml --out runs/styles",
         "mace erase --list hundreds.csv --engine ray --out /shared/runs/hundreds",
@@ -90,7 +106,7 @@ def erase(
     with Bars() as bars:
         erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
     path = erasure.save(out / "erasure.safetensors")
-    typer.echo(f"{path}: {len(chosen)} concepts, {path.stat().st_size / 1e6:.2f} MB")
+    typer.echo(f"{path}: {counted(chosen)}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 @app.command(
@@ -186,7 +202,7 @@ def _strengths(texts: list[str]) -> dict[str, float]:
         raise MaceError(f"--strength is {', '.join(texts)}; give name=number, such as ship=0.5.") from error
 
 
-for commands in (measure, artefact, batch):
+for commands in (measure, artefact, world, batch):
     commands.register(app)
 
 

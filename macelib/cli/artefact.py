@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Dtype, Force, Local, Model, Revision, example, pipeline
+from .options import Device, Dtype, Force, Local, Model, Revision, counted, example, pipeline
 
 
 def export(
@@ -35,42 +35,45 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """What an erasure file holds."""
-    from ..erasure import Erasure
+    from ..erasure.header import summary
 
-    chosen = Erasure.load(erasure)
-    pooled = chosen.pooled_left
-    about = {
-        "file": str(erasure),
-        "megabytes": round(erasure.stat().st_size / 1e6, 3),
-        "base": chosen.base,
-        "prior": chosen.prior_key or None,
-        "versions": chosen.versions,
-        "stage 1": {"condition": chosen.refinement.condition, "residual": chosen.refinement.residual},
-        "stage 3": {"condition": chosen.fusion.condition},
-        "truncation": chosen.truncation,
-        "config": chosen.config.to_dict(),
-        "concepts": [
-            {"name": p.concept.name, "anchor": p.concept.anchor, "kind": p.concept.kind, "strength": p.strength}
-            | {"rank": p.D.shape[1], "lost": p.statistics.lost}
-            | ({"pooled_left": pooled[p.concept.name]} if pooled else {})
-            for p in chosen.parts
-        ],
-    }
+    said = summary(erasure) or _loaded(erasure)
+    about = {"file": str(erasure), "megabytes": round(erasure.stat().st_size / 1e6, 3), **said}
     if as_json:
         typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
         return
-    typer.echo(f"{erasure}: {len(chosen.parts)} concepts, {about['megabytes']} MB, base {chosen.base[:12]}")
+    typer.echo(f"{erasure}: {counted(about['concepts'])}, {about['megabytes']} MB, base {about['base'][:12]}")
     for c in about["concepts"]:
         typer.echo(f"  {c['name']} -> {c['anchor']} ({c['kind']}, strength {c['strength']:g}, LoRA rank {c['rank']})")
     one = about["stage 1"]
     typer.echo(
         f"  stage 1: condition {one['condition']:.1e}, residual {one['residual']:.1e}, "
-        f"R off by {chosen.truncation:.1e} of its change for what the file leaves out"
+        f"R off by {about['truncation']:.1e} of its change for what the file leaves out"
     )
-    for name, share in pooled.items():
-        typer.echo(f"  pooled text: {share:.1%} left of what sets {name} apart from its anchor")
+    for c in about["concepts"]:
+        if "pooled_left" in c:
+            typer.echo(f"  pooled text: {c['pooled_left']:.1%} left of what sets {c['name']} apart from its anchor")
     typer.echo(f"  stage 3: condition {about['stage 3']['condition']:.1e}")
-    typer.echo("  made with " + ", ".join(f"{k} {v}" for k, v in chosen.versions.items()))
+    typer.echo("  made with " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
+
+
+def _loaded(path: Path) -> dict:
+    """`header.summary` of a file that does not say how well its solves went: they are done again."""
+    from ..erasure import Erasure
+    from ..erasure.store import solved
+
+    erasure = Erasure.load(path)
+    pooled = erasure.pooled_left
+    concepts = [
+        {"name": p.concept.name, "anchor": p.concept.anchor, "kind": p.concept.kind, "strength": p.strength}
+        | {"rank": p.D.shape[1], "lost": p.statistics.lost}
+        | ({"pooled_left": pooled[p.concept.name]} if pooled else {})
+        for p in erasure.parts
+    ]
+    said = {"base": erasure.base, "versions": erasure.versions, "truncation": erasure.truncation}
+    said |= {"config": erasure.config.to_dict(), "prior": erasure.prior_key or None}
+    stages = solved(erasure)
+    return said | {name: stages[name] for name in ("stage 1", "stage 3")} | {"concepts": concepts}
 
 
 def register(app: typer.Typer) -> None:

@@ -107,12 +107,15 @@ def bench(
     products: Annotated[str, typer.Option(help="fp64, mixed or both")] = "both",
     reference: Annotated[int, typer.Option(help="concepts of the per-layer reference; 0: leave it out", min=0)] = 5,
     toggle: Annotated[bool, typer.Option(help="time switching one concept, too")] = True,
+    drawing: Annotated[bool, typer.Option(help="time mini-SD's drawing, too, alone and beside a busy process")] = True,
 ) -> None:
-    """Time and memory of stages 1 and 3 at SD v1.4 shapes: random data, text encoding excluded."""
-    from ..bench import run
+    """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data, text encoding excluded), and of drawing."""
+    from .. import bench
 
     with Bars() as bars:
-        lines = run(concepts, products, reference, toggle, progress=bars)
+        lines = bench.run(concepts, products, reference, toggle, progress=bars)
+        if drawing:
+            lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars))
     for line in lines:
         typer.echo(line)
 

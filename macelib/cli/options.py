@@ -20,6 +20,11 @@ def example(*lines: str) -> str:
     return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
 
 
+def counted(things: list) -> str:
+    """ "1 concept", "2 concepts"."""
+    return f"{len(things)} concept{'s' * (len(things) != 1)}"
+
+
 def pipeline(model, revision, local_files_only, device, dtype):
     """The pipeline that a command's options ask for; MaceError for a dtype that there is not."""
     import torch

@@ -14,9 +14,9 @@ from ..config import EraseConfig
 from ..errors import MaceError
 from ..files import atomic
 from ..method.refine import ConceptStatistics, symmetric
+from .header import FORMAT
 from .part import Part
 
-FORMAT = "macelib-erasure-2"
 KEPT = (
     "layers",
     "width",
@@ -41,11 +41,17 @@ def save(erasure, path: str | Path) -> Path:
         if P is not None:
             tensors[name] = P[tuple(torch.triu_indices(*P.shape))]
     about = {"format": FORMAT, "parts": parts, "config": erasure.config.to_dict()}
-    about |= {name: getattr(erasure, name) for name in KEPT}
+    about |= {name: getattr(erasure, name) for name in KEPT} | {"stages": solved(erasure)}
     with atomic(path) as temporary:
         whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, temporary, metadata={"macelib": json.dumps(about)})
     return Path(path)
+
+
+def solved(erasure) -> dict[str, dict[str, float]]:
+    """How well the solves of an erasure went: conditions, residual of stage 1, what is left in the pooled text."""
+    one = {"condition": erasure.refinement.condition, "residual": erasure.refinement.residual}
+    return {"stage 1": one, "stage 3": {"condition": erasure.fusion.condition}, "pooled_left": erasure.pooled_left}
 
 
 def load(path: str | Path) -> dict[str, Any]:

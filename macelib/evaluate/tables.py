@@ -40,6 +40,15 @@ class Evaluation:
         erased = self.metrics.erased.iloc[-1] if erased is None else erased
         return float(self.table().loc[(erased, model), metric])
 
+    def verdict(self, erased: str | None = None) -> str:
+        """The objects protocol in a sentence; of the last erasure unless named."""
+        erased = self.metrics.erased.iloc[-1] if erased is None else erased
+        now, before = (self.table().loc[(erased, model)].round(0).astype(int) for model in ("erased", "original"))
+        return (
+            f"{erased}: seen in {now.Acc_e} % of their pictures (before: {before.Acc_e} %), under other names in "
+            f"{now.Acc_g} % ({before.Acc_g} %); everything else in {now.Acc_s} % ({before.Acc_s} %)."
+        )
+
     def to_dict(self) -> dict:
         """{erased: {model: {metric: {value, low, high}}}}, for `results.record`."""
         nested: dict = {}

@@ -2,6 +2,6 @@
 
 `pipelines` loads and describes them; `text` and `tokens` are what cross-attention reads; `attention` traces it;
 `sample` draws and encodes pictures; `swap` writes weights and takes them back; `mini` is the shipped world; `tiny`
-makes small random pipelines. Nothing here knows of concepts or of the method: it may import `errors`, `files` and
-`templates`, nothing else of macelib.
+makes small random pipelines; `threads` says how PyTorch's threads wait, `notices` what others need not say. Nothing
+here knows of concepts or of the method: it may import `errors`, `files` and `templates`, nothing else of macelib.
 """

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from ..errors import MaceError
 from ..files import data_folder, hash_tensors, hash_text
 from .entrances import cross_attention, kv_weights, pooled_weights
+from .threads import say_if_late
 
 SHIPPED = ("mini-sd",)  # models that come with the package
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,7 +84,9 @@ def load_pipeline(
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
     pipe._macelib_source = again  # for processes that load it, too
-    return pipe.to(device or default_device())
+    pipe = pipe.to(device or default_device())
+    say_if_late(pipe.device.type, torch.get_num_threads())
+    return pipe
 
 
 def is_mini(pipe) -> bool:

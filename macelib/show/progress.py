@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 from ..errors import MaceError
-from ..files import atomic
 
 TOLD = "MACELIB_PROGRESS"  # environment variable of a batch run: the file in which its bars are looked up
 EVERY = 1.0  # seconds between two changes of that file
@@ -52,5 +51,14 @@ class Bars:
         if self.file is None or now - self.told < EVERY:
             return
         self.told = now
+        from ..files import atomic  # loads PyTorch
+
         with contextlib.suppress(MaceError), atomic(self.file) as temporary:  # no reason to stop the work
             temporary.write_text(json.dumps({"stage": stage, "done": done, "total": total}), encoding="utf-8")
+
+
+def watched() -> bool:
+    """Whether somebody sees bars: on a terminal, beside a batch run, or on a notebook's page, which a batch has not."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    on_page = kernel is not None and kernel.IPKernelApp.initialized() and "MACELIB_RUN_FOLDER" not in os.environ
+    return on_page or bool(os.environ.get(TOLD)) or sys.stderr.isatty()

@@ -44,6 +44,14 @@ def read(run_folder: str | Path) -> dict:
     return found
 
 
+def summarise(run_folder: str | Path, *parts: object) -> Path:
+    """Write what is to be read first into `run_folder`/summary.txt, which `mace run` shows at the end."""
+    path = Path(run_folder) / "summary.txt"
+    with atomic(path) as temporary:
+        temporary.write_text("\n\n".join(map(str, parts)) + "\n", encoding="utf-8")
+    return path
+
+
 def save_figure(run_folder: str | Path, name: str, fig) -> Path:
     """Write a Matplotlib figure as `run_folder`/`name`.png, less than 150 kB; returns its path."""
     from .viz import png
