@@ -118,3 +118,5 @@ def test_a_run_tells_its_cell_and_its_bar_while_it_goes_on(tmp_path, monkeypatch
     assert seen[0].done == [runs[0].id], output.getvalue()
     assert "cell 3/4, train 7/300" in output.getvalue(), output.getvalue()
     assert "1/1 runs after" in output.getvalue().splitlines()[-1]
+    took = json.loads((tmp_path / "t" / runs[0].id / "status.json").read_text())["seconds"]
+    assert recorded(runs) == [took] and took > 3

@@ -129,7 +129,7 @@ def test_force_begins_anew_and_a_change_of_the_notebook_stops_the_sweep(tmp_path
 def test_a_run_whose_last_claim_fails_keeps_what_it_found(tmp_path, mace):
     """The metrics and the figure that were recorded before the failing assertion are in the index, marked."""
     cell = tools.BODY + (
-        "import matplotlib.pyplot as plt\nplt.figure(figsize=(1, 1)); plt.show()\n"
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2]); plt.show()\n"
         "Path(run_folder, 'metrics.json').write_text(json.dumps({'H_o': {'value': value, 'low': 0, 'high': 9}}))\n"
     )
     path = tools.notebook(tmp_path, body=cell, last="assert size < 3, 'too large'")

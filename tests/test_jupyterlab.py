@@ -143,14 +143,19 @@ def screenshot(page, name: str, tmp_path: Path) -> None:
     page.screenshot(path=folder(tmp_path) / f"{name}.png")
 
 
-def test_studio_in_the_browser(page, tmp_path):
-    studio = page.locator(".macelib-studio")
+def run_all(page) -> None:
+    """Run the notebook to its end, without an error."""
     menu(page, "Run", "Run All Cells")
     done = page.locator(".jp-CodeCell").last.locator(".jp-InputPrompt", has_text=re.compile(r"\[\d+\]"))
     error = page.locator('[data-mime-type="application/vnd.jupyter.error"]')
     done.or_(error).first.wait_for()
     assert not error.count(), error.first.inner_text()
     ready(page)
+
+
+def test_studio_in_the_browser(page, tmp_path):
+    studio = page.locator(".macelib-studio")
+    run_all(page)
     before, after = sources(page, "before"), sources(page, "after")
     assert len(before) == len(after) == 2 and before != after
     screenshot(page, "light", tmp_path)
@@ -169,7 +174,8 @@ def test_studio_in_the_browser(page, tmp_path):
     assert sources(page, "after") == after
 
     # a slider: three presses, drawn once the hand rests
-    studio.get_by_role("slider").nth(1).focus()
+    assert len(studio.get_by_role("slider").all()) == 3
+    studio.get_by_role("slider", name="strength of frog").focus()
     for _ in range(6):
         page.keyboard.press("ArrowLeft")
     page.locator(".macelib-studio .status", has_text="frog × 0.7").wait_for()
@@ -181,6 +187,7 @@ def test_studio_in_the_browser(page, tmp_path):
     prompt.fill("frog " * 90)
     prompt.press("Enter")
     studio.get_by_role("alert").filter(has_text="tokens").wait_for()
+    assert opacity(page) < 0.5, "the pictures are of another prompt"
     screenshot(page, "error", tmp_path)
     prompt.fill("a ship on grass")
     prompt.press("Enter")
@@ -216,6 +223,66 @@ def test_studio_in_the_browser(page, tmp_path):
     ready(page)
     assert contrast(page, ".macelib-studio .pictures") >= 4.5 and contrast(page, ".macelib-studio .status") >= 4.5
     screenshot(page, "dark", tmp_path)
+
+
+def opacity(page) -> float:
+    """Of the pictures."""
+    shown = page.locator(".macelib-studio .pictures")
+    return float(shown.evaluate("e => getComputedStyle(e.closest('.widget-html')).opacity"))
+
+
+def test_stop_sizes_hints_a_concept_more_and_saving(page, lab, tmp_path):
+    studio, status = page.locator(".macelib-studio"), page.locator(".macelib-studio [role=status]")
+    run_all(page)
+    verdicts = studio.locator("figcaption").all_inner_texts()
+    assert len(verdicts) == 4 and all(re.search(r"\w 0\.\d\d\nfrog 0\.\d\d|^frog 0\.\d\d$", text) for text in verdicts)
+
+    # thousands of steps, stopped while they go on: the click is heard, the pictures are dimmed
+    before, steps = sources(page, "before"), studio.get_by_label("steps")
+    steps.fill("900")
+    steps.press("Enter")
+    status.filter(has_text="drawing").wait_for()
+    page.locator(".macelib-studio .progress-bar").wait_for()
+    assert opacity(page) == 0.5
+    screenshot(page, "drawing", tmp_path)
+    studio.get_by_role("button", name="stop").click()
+    status.filter(has_text="stopped").wait_for()
+    assert opacity(page) < 0.5 and sources(page, "before") == before
+    steps.fill("2")
+    steps.press("Enter")
+    ready(page)
+    assert opacity(page) == 1 and sources(page, "before") == before
+
+    studio.get_by_label("pictures").select_option("large")
+    ready(page)
+    assert studio.locator(".pictures img").first.bounding_box()["width"] > 300
+    screenshot(page, "large", tmp_path)
+    studio.get_by_label("pictures").select_option("small")
+
+    prompt = studio.get_by_label("prompt")
+    prompt.fill("a photo of the quxfoo")
+    prompt.press("Enter")
+    studio.get_by_role("note").filter(has_text="no “quxfoo”").wait_for()
+    ready(page)
+    screenshot(page, "hint", tmp_path)
+
+    more = studio.get_by_label("erase also")
+    more.fill("cat=")
+    studio.get_by_role("button", name="learn it").click()
+    studio.get_by_role("alert").filter(has_text="what the concept becomes").wait_for()
+    more.fill("cat")
+    studio.get_by_role("button", name="learn it").click()
+    studio.get_by_role("slider", name="strength of cat").wait_for()
+    page.locator(".macelib-studio .status", has_text="cat × 1").wait_for()
+    ready(page)
+    assert studio.get_by_role("checkbox", name="cat").is_checked()
+    studio.get_by_role("button", name="save").click()
+    page.locator(".macelib-studio .status", has_text="saved in run/kept/001").wait_for()
+    screenshot(page, "learned", tmp_path)
+    menu(page, "Settings", "Theme", "JupyterLab Dark")
+    page.locator('body[data-jp-theme-light="false"]').wait_for(state="attached")
+    assert contrast(page, ".macelib-studio figcaption") >= 4.5
+    screenshot(page, "learned-dark", tmp_path)
 
 
 def contrast(page, selector: str) -> float:

@@ -103,7 +103,7 @@ def test_a_slider_draws_a_weaker_erasure(page):
     assert page.strengths == {"frog": 0.05} and same(pictures(page, "after"), weak.images)
     assert 0 < difference(weak, original) < difference(full, original)
     page.all.click()
-    assert page.strengths == {"ship": 1.0, "frog": 0.05}
+    assert page.strengths == {"ship": 1.0, "frog": 1.0}, "all is all"
 
 
 def test_strength_zero_is_the_original_and_the_order_does_not_count(page, pipe, erasure):
@@ -140,8 +140,9 @@ def test_bad_input_is_said_in_the_page_and_the_pictures_stay(page, control, bad,
     shown, good = page.picture.value, getattr(page, control).value
     getattr(page, control).value = bad
     assert sentence in page.error and sentence in page.status.value and page.picture.value == shown
+    assert "macelib-old" in page.picture._dom_classes, "they are dimmed, for they are not of this prompt"
     getattr(page, control).value = good
-    assert not page.error
+    assert not page.error and "macelib-old" not in page.picture._dom_classes
 
 
 def test_an_interrupt_stops_the_drawing_only(page, monkeypatch):
@@ -156,9 +157,9 @@ def test_an_interrupt_stops_the_drawing_only(page, monkeypatch):
 def test_busy_while_drawing(page, monkeypatch):
     seen, draw = [], page.easel._draw
 
-    def watched(prompt, seeds, tell):
+    def watched(*arguments):
         seen.append((page.status.value, "macelib-busy" in page.picture._dom_classes))
-        drawing = draw(prompt, seeds, tell)
+        drawing = draw(*arguments)
         seen.append((page.bar.value, page.bar.max))
         return drawing
 
@@ -202,6 +203,7 @@ def test_changes_that_come_quickly_are_drawn_once(page, monkeypatch):
             page.sliders["frog"].value = strength
         assert not drawn
         await asyncio.sleep(studio.PAUSE * 3)
+        page.worker.wait()
 
     asyncio.run(hurry())
     assert len(drawn) == 1 and page.strengths["frog"] == 0.7 and "frog × 0.7" in page.status.value
@@ -271,10 +273,11 @@ def test_seeds_that_are_none(text):
 
 
 def test_large_pictures_are_sent_small_and_labels_are_escaped():
-    text = gallery({'<a "b">': [Image.new("RGB", (512, 512))]}, ["seed 0"])
-    assert (
-        "image/jpeg" in text and len(text) < 10_000 and "<a" not in text and "&lt;a &quot;b&quot;&gt;, seed 0" in text
-    )
+    text = gallery({'<a "b">': [Image.new("RGB", (512, 512))]}, ["seed 0"], {'<a "b">': ["<c> 0.9"]})
+    assert "image/jpeg" in text and len(text) < 10_000 and "<a" not in text and "<c>" not in text
+    assert "&lt;a &quot;b&quot;&gt;, seed 0" in text and "<figcaption>&lt;c&gt; 0.9</figcaption>" in text
+    sent = re.findall(r"base64,([^\"]+)", gallery({"a": [Image.new("RGB", (512, 512))]}, ["s"], side=192))
+    assert Image.open(io.BytesIO(base64.b64decode(sent[0]))).size == (384, 384)
 
 
 @pytest.mark.slow

@@ -66,7 +66,8 @@ def execute(run: Run, force: bool = False) -> str:
 def _execute(run: Run, folder: Path) -> None:
     """The run itself, in an empty folder."""
     begin = time.time()
-    about = {"id": run.id, "notebook": Path(run.notebook).name, **run.versions, "parameters": run.parameters}
+    about = {"id": run.id, "notebook": Path(run.notebook).name, "versions": run.versions}
+    about["parameters"] = run.parameters
     write_json(folder / "run.json", about)
     write_json(folder / "environment.json", environment())
     status: dict[str, Any] = {"status": "complete"}

@@ -13,11 +13,13 @@ def make_readable(folder: Path) -> None:
     """Write the page beside a run's notebook, where there is one."""
     if not (folder / NOTEBOOK).exists():
         return
+    import nbformat
     from jinja2 import DictLoader
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(extra_loaders=[DictLoader({"run.html.j2": TEMPLATE})], template_file="run.html.j2")
     about = read_json(folder / "run.json")
     name = f"{Path(about.get('notebook', NOTEBOOK)).stem} · {folder.name}"
-    text, _ = exporter.from_filename(str(folder / NOTEBOOK), resources={"metadata": {"name": name}})
+    notebook = nbformat.read(folder / NOTEBOOK, as_version=4)
+    text, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": name}})
     write_text(folder / READABLE, text)

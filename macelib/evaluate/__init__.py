@@ -8,6 +8,7 @@ from .judge import ClipClassifier, Judge, classifier_for
 from .lists import character_lists, object_list, tuning_lists
 from .protocols import Evaluation, celebrities, characters, label, objects, styles
 from .studies import ablation_study, characters_study, objects_study, tuning_study
+from .verdict import verdicts
 
 __all__ = [
     "ClipClassifier",
@@ -26,5 +27,6 @@ __all__ = [
     "styles",
     "tuning_lists",
     "tuning_study",
+    "verdicts",
     "with_synonyms",
 ]  # fmt: skip

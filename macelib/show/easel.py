@@ -4,11 +4,13 @@ A concept is left out by `Erasure.only` and weakened by `Erasure.scaled`: the fu
 into the model. Nothing is trained again.
 """
 
+import contextlib
+import inspect
 import logging
 import shutil
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from ..errors import MaceError
 from ..files import cache_folder, hash_text
 from ..job import erase
 from ..models.attention import trace
-from ..models.pipelines import AUTOCAST, cast, fast_precision, model_hash
+from ..models.pipelines import AUTOCAST, cast, default_guidance, fast_precision, model_hash
 from ..models.sample import generate
 from ..models.swap import untouched
 from ..models.text import tokenizers
@@ -37,7 +39,19 @@ from . import viz
 log = logging.getLogger(__name__)
 MOST = 8  # pictures at once
 Tell = Callable[[int, int], None]  # done, total
-_lock = threading.RLock()  # a page is served by a thread of its own: one drawing at a time
+_lock = threading.RLock()  # a page is served by threads of its own: one drawing or training at a time
+
+
+@contextlib.contextmanager
+def alone(tell: Tell | None = None) -> Iterator[None]:
+    """With the models to oneself; while others have them, `tell(0, 1)` is called now and then, and may raise."""
+    while not _lock.acquire(timeout=0.2):
+        if tell:
+            tell(0, 1)
+    try:
+        yield
+    finally:
+        _lock.release()
 
 
 def prepared(
@@ -85,6 +99,7 @@ class Easel:
             raise MaceError(f"autocast is {autocast!r}; allowed: None, auto, {', '.join(AUTOCAST)}.")
         self.autocast = fast_precision(pipe) if autocast == "auto" else autocast
         erasure.check(pipe)
+        guidance = own_guidance(pipe) if guidance is None else guidance
         self.pipe, self.erasure, self.steps, self.guidance, self.keep = pipe, erasure, steps, guidance, keep
         self._known: OrderedDict[tuple, Drawing] = OrderedDict()
 
@@ -107,41 +122,61 @@ class Easel:
         found["[end]"] = [last + 1]
         return found | ({"[padding]": list(range(last + 2, len(ids)))} if last + 2 < len(ids) else {})
 
+    def adopt(self, erasure: Erasure) -> None:
+        """Go on with another erasure for the same pipeline; what was drawn with the one before is forgotten."""
+        erasure.check(self.pipe)
+        with alone():
+            self.erasure = erasure
+            self._known.clear()
+
     def draw(
-        self, prompt: str, seeds: Sequence[int], strengths: Mapping[str, float] | None = None, tell: Tell | None = None
+        self,
+        prompt: str,
+        seeds: Sequence[int],
+        strengths: Mapping[str, float] | None = None,
+        tell: Tell | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
     ) -> Drawing:
-        """The drawing with these concepts erased (none: the original model), at a strength from 0 (as before) to 1."""
+        """The drawing with these concepts erased (none: the original model), at a strength from 0 (as before) to 1.
+
+        steps, guidance: the easel's own unless given. `tell(done, total)` follows each step; what it raises stops it.
+        """
         active = {name: float(s) for name, s in (strengths or {}).items() if s}
-        key = (prompt, tuple(seeds), *sorted(active.items()))
-        with _lock:
+        steps, guidance = steps or self.steps, self.guidance if guidance is None else guidance
+        key = (prompt, tuple(seeds), steps, guidance, *sorted(active.items()))
+        with alone(tell):
             if key not in self._known:
                 with untouched(self.pipe):
                     if active:
                         some = self.erasure.only(list(active)).scaled(active)
                         some.apply(self.pipe, force=True)  # the base was checked at the start
-                    self._known[key] = self._draw(prompt, seeds, tell)
+                    self._known[key] = self._draw(prompt, seeds, steps, guidance, tell)
             self._known.move_to_end(key)
             while len(self._known) > self.keep:
                 self._known.popitem(last=False)
             return self._known[key]
 
-    def _draw(self, prompt: str, seeds: Sequence[int], tell: Tell | None) -> Drawing:
+    def _draw(self, prompt: str, seeds: Sequence[int], steps: int, guidance: float, tell: Tell | None) -> Drawing:
         def step(_, i, t, values):
             if tell:
-                tell(i + 1, self.steps)
+                tell(i + 1, steps)
             return values
 
         words, options = self.words(prompt), {"batch": MOST, "callback_on_step_end": step}
         with trace(self.pipe) as maps, cast(self.pipe, self.autocast):
-            images = generate(self.pipe, prompt, seeds, self.steps, self.guidance, **options)
+            images = generate(self.pipe, prompt, seeds, steps, guidance, **options)
         return Drawing(images, torch.stack([maps.map(p, image=None).float().cpu() for p in words.values()], 1))
 
-    def rows(self, prompt: str, seeds: Sequence[int], strengths: Mapping[str, float], word: str, tell=None) -> dict:
+    def rows(
+        self, prompt: str, seeds: Sequence[int], strengths: Mapping[str, float], word: str, tell=None, **how
+    ) -> dict:
         """Pictures by row: before, after, their difference, and the attention of a word before and after.
 
         The difference is |after − before|; both attention rows have one scale, from 0 to the largest value of the two.
+        how: steps and guidance of `draw`.
         """
-        before, after = self.draw(prompt, seeds, None, tell), self.draw(prompt, seeds, strengths, tell)
+        before, after = (self.draw(prompt, seeds, some, tell, **how) for some in (None, strengths))
         w = list(self.words(prompt)).index(word)
         highest = float(max(before.heat[:, w].max(), after.heat[:, w].max())) or 1.0
         changed = [
@@ -152,6 +187,12 @@ class Easel:
             pairs = zip(drawing.images, drawing.heat[:, w], strict=True)
             rows[f"“{word}”, {label}"] = [_overlay(image, heat / highest) for image, heat in pairs]
         return rows
+
+
+def own_guidance(pipe) -> float:
+    """The guidance scale that a pipeline draws with unless one is given."""
+    own = default_guidance(pipe)
+    return inspect.signature(pipe.__call__).parameters["guidance_scale"].default if own is None else own
 
 
 def difference(one: Drawing, other: Drawing) -> float:

@@ -1,0 +1,35 @@
+"""What is odd about a prompt, said beside the pictures: a model draws something for any text."""
+
+import difflib
+import re
+from functools import cache
+
+from ..models.mini import captions, catalogue, world
+from ..models.pipelines import is_mini
+
+WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
+MOST = 3  # unknown words that are named
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """All words of the mini world: of its captions, names, synonyms, anchors and styles."""
+    texts = [text for text, _ in captions()] + [*world()["styles"], *world()["companions"]]
+    for entry in catalogue():
+        texts += [entry.name, entry.anchor, entry.group, *entry.synonyms]
+    return frozenset(word for text in texts for word in WORD.findall(text.casefold()))
+
+
+def hint(pipe, prompt: str) -> str:
+    """A sentence about an empty prompt and, for mini-SD, about words that its world has not; empty if there is none."""
+    if not prompt.strip():
+        return "The prompt is empty: the model draws whatever comes."
+    if not is_mini(pipe):
+        return ""
+    unknown = [word for word in dict.fromkeys(WORD.findall(prompt.casefold())) if word not in vocabulary()]
+    said = []
+    for word in unknown[:MOST]:
+        near = difflib.get_close_matches(word, sorted(vocabulary()), 3, 0.6)
+        said.append(f"“{word}”" + (f" (near it: {', '.join(near)})" if near else ""))
+    more = f" and {len(unknown) - MOST} more words" if len(unknown) > MOST else ""
+    return f"mini-SD's world has no {', no '.join(said)}{more}: what it draws for it is chance." if said else ""

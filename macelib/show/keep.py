@@ -1,0 +1,56 @@
+"""Keeping what the studio shows: its pictures, the settings that draw them again, and the erasure as it is ticked."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..erasure import Erasure, versions
+from ..errors import MaceError
+from ..files import atomic
+from ..models.pipelines import drawing_hash, model_hash
+from .easel import alone
+from .results import save_figure
+
+ROWS = {"before": "original", "after": "erased"}  # row of the page: name of its files
+
+
+def keep(
+    folder: Path, pipe, erasure: Erasure, rows: Mapping[str, Sequence[Image.Image]], figure, settings: Mapping
+) -> Path:
+    """Write everything into a new folder 001, 002, ... in `folder`, and return it; MaceError where it cannot be made.
+
+    settings: what the page says ("prompt", "seeds", "steps", "guidance", "strengths", ...); model and versions are
+    added. The erasure holds the concepts of settings["strengths"], at these strengths.
+    """
+    place = _new(folder)
+    for row, name in ROWS.items():
+        for seed, image in zip(settings["seeds"], rows[row], strict=True):
+            with atomic(place / f"{name}-seed-{seed}.png") as temporary:
+                image.save(temporary)
+    save_figure(place, "page", figure)
+    strengths = settings["strengths"]
+    if strengths:
+        erasure.only(list(strengths)).scaled(strengths).save(place / "erasure.safetensors")
+    with alone():
+        about = {"hash": model_hash(pipe), "drawn_by": drawing_hash(pipe), "scheduler": type(pipe.scheduler).__name__}
+    model = {"model": str(pipe.config.get("_name_or_path", "")), **about}
+    text = json.dumps({**settings, **model, "versions": versions()}, indent=1, ensure_ascii=False)
+    with atomic(place / "settings.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return place
+
+
+def _new(folder: Path) -> Path:
+    """The first folder of a number that is not there; two pages never get the same."""
+    number = 1
+    while True:
+        place = folder / f"{number:03d}"
+        try:
+            place.mkdir(parents=True)
+            return place
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise MaceError(f"{place} cannot be made ({error}): give the studio another folder.") from error

@@ -1,0 +1,40 @@
+"""One concept more for an erasure that is there: its own LoRA is trained, the fusion is solved anew for all."""
+
+import logging
+from collections.abc import Callable
+
+from ..concepts import Concept, check_concepts, parse_concept, with_synonyms
+from ..erasure import Erasure
+from ..job import prior_of
+from ..models.mini import find
+from ..models.pipelines import is_mini
+from .easel import alone, prepared
+
+log = logging.getLogger(__name__)
+
+
+def asked(pipe, text: str) -> Concept:
+    """ "castle=a hill" as a concept, with the synonyms that are known; mini-SD's catalogue has anchors for its names.
+
+    MaceError where no anchor is given and none is known.
+    """
+    name = text.strip()
+    if "=" not in name and name and is_mini(pipe):
+        return with_synonyms(Concept(name, find(name).anchor))
+    return with_synonyms(parse_concept(name))
+
+
+def learned(pipe, erasure: Erasure, concept: Concept, progress: Callable[[str, int, int, str], None]) -> Erasure:
+    """The erasure with this concept beside the others, with its settings.
+
+    The new LoRA is trained with stage 1 of its own concept alone, unlike one of concepts that are erased together; the
+    prior is that of all of them. MaceError where they cannot be erased together.
+    """
+    both = [*erasure.concepts, concept]
+    for note in check_concepts(both):
+        log.warning(note)
+    with alone(lambda *_: progress("waiting", 0, 1, "")):
+        prior = prior_of(pipe, both, erasure.config)
+        new = prepared(pipe, [concept], erasure.config, progress=progress)
+    P, key = (prior.P, prior.key) if prior else (None, "")
+    return erasure.with_prior(P, key) + new.with_prior(P, key)

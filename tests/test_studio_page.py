@@ -1,0 +1,196 @@
+"""What the studio's page offers beside drawing: Stop, verdicts, steps, sizes, saving, another concept, hints."""
+
+import asyncio
+import json
+import threading
+import time
+
+import pytest
+import torch
+from test_studio import CONFIG, PROMPT, SEEDS, count_draws, erasure, folder, page, pictures, pipe, same  # noqa: F401
+from tiny_data import tiny_clip, tiny_judge
+
+from macelib import Concept, Erasure, MaceError
+from macelib.evaluate.judge import ClipClassifier, Judge
+from macelib.evaluate.verdict import verdicts
+from macelib.models.pipelines import kv_weights
+from macelib.models.sample import generate
+from macelib.models.swap import untouched
+from macelib.show import hints, learn
+from macelib.show.easel import Easel, alone
+from macelib.show.studio import Studio
+from macelib.show.worker import Worker
+
+
+def test_the_worker_does_the_last_thing_and_stops_the_one_before():
+    worker, done = Worker(), []
+
+    def work(name):
+        def run(stop):
+            done.append(f"{name} begins")
+            ended = stop.wait(0.5 if name == "c" else 30)
+            done.append(f"{name} {'stopped' if ended else 'done'}")
+
+        return run
+
+    worker.start(work("a"))
+    while not done:
+        time.sleep(0.01)
+    worker.start(work("b"))  # never begins: c is asked for while a still ends
+    worker.start(work("c"))
+    worker.wait(20)
+    assert [line for line in done if line[0] != "b"] == ["a begins", "a stopped", "c begins", "c done"]
+    worker.start(work("d"))
+    worker.stop()
+    worker.wait(20)
+    assert "d done" not in done
+
+
+def test_stop_ends_a_drawing_at_its_next_step_and_leaves_the_pipeline_alone(page, pipe, monkeypatch):  # noqa: F811
+    before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
+    drawing, go_on, draw = threading.Event(), threading.Event(), page.easel._draw
+
+    def slow(prompt, seeds, steps, guidance, tell):
+        def waits(done, total):
+            drawing.set()
+            go_on.wait(20)
+            tell(done, total)
+
+        return draw(prompt, seeds, steps, guidance, waits)
+
+    monkeypatch.setattr(page.easel, "_draw", slow)
+
+    async def use():
+        page.prompt.value = "a ship"
+        while not drawing.is_set():
+            await asyncio.sleep(0.01)
+        assert not page.halt.disabled and "drawing" in page.status.value
+        page.halt.click()
+        go_on.set()
+        page.worker.wait(20)
+
+    asyncio.run(use())
+    assert "stopped" in page.status.value and not page.error and page.halt.disabled
+    assert "macelib-old" in page.picture._dom_classes
+    assert all(torch.equal(w, before[name]) for name, w in kv_weights(pipe.unet).items())
+    page.update()
+    assert "ready" in page.status.value and "macelib-old" not in page.picture._dom_classes
+
+
+def test_a_page_waits_for_others_and_still_hears_stop(page):  # noqa: F811
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with alone():
+            held.set()
+            release.wait(20)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait(20)
+    stop = threading.Event()
+    stop.set()
+    page.prompt.unobserve_all(), setattr(page.prompt, "value", "a dog")
+    page.update(stop)
+    assert "stopped" in page.status.value
+    release.set(), other.join(20)
+    page.update()
+    assert "ready" in page.status.value
+
+
+def test_steps_and_guidance(page, pipe, monkeypatch):  # noqa: F811
+    drawn = count_draws(page, monkeypatch)
+    page.steps.value = 3
+    with untouched(pipe):
+        assert same(pictures(page, "before"), generate(pipe, PROMPT, SEEDS, 3))
+        page.guidance.value = 2.0
+        assert same(pictures(page, "before"), generate(pipe, PROMPT, SEEDS, 3, 2.0))
+    assert len(drawn) == 4, "before and after, twice"
+    page.steps.value, page.guidance.value = 2, 7.5
+    assert page.settings["steps"] == 2 and page.easel.steps == 2
+
+
+def test_a_larger_view_draws_nothing(page, monkeypatch):  # noqa: F811
+    drawn = count_draws(page, monkeypatch)
+    page.side.value = page.side.options["huge"]
+    assert not drawn and "512px" in page.picture.value
+
+
+def test_the_judges_verdict_stands_under_each_picture(pipe, erasure, tmp_path):  # noqa: F811
+    judge = Judge(tiny_judge(["concept:ship", "concept:frog", "concept:grass", "style:neon"]))
+    shown = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS, lambda *a: verdicts(judge, *a), tmp_path)
+    texts = shown.picture.value.partition("difference")[0].split("<figcaption>")[1:]
+    assert len(texts) == 4 and all("frog 0." in text for text in texts), "the concept of the prompt, wherever it stands"
+    images = pictures(shown, "after")
+    expected = judge.logits(images)[0].softmax(-1)
+    for seen, row in zip(verdicts(judge, images, [], ["frog", "unheard of"]), expected, strict=True):
+        best = judge.concepts[int(row.argmax())]
+        assert next(iter(seen)) == best and seen["frog"] == pytest.approx(float(row[1])) and len(seen) <= 2
+    shown.close()
+
+
+def test_clip_chooses_among_concepts_and_anchors(pipe):  # noqa: F811
+    classifier, images = ClipClassifier(*tiny_clip()), generate(pipe, PROMPT, SEEDS, 1)
+    names = ["ship", "sea", "frog"]
+    found = verdicts(classifier, images, names, names)
+    assert all(sum(seen.values()) == pytest.approx(1, abs=1e-5) for seen in found)
+    assert [next(iter(seen)) for seen in found] == classifier.top1(images, names)
+
+
+def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F811
+    shown = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS, folder=tmp_path / "kept")
+    shown.sliders["frog"].value, shown.ticks["ship"].value = 0.5, False
+    shown.save.click(), shown.save.click()
+    assert not shown.error and sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["001", "002"]
+    assert str(tmp_path / "kept" / "002") in shown.status.value
+    place = tmp_path / "kept" / "001"
+    about = json.loads((place / "settings.json").read_text())
+    assert about["strengths"] == {"frog": 0.5} and about["seeds"] == [0, 1] and about["versions"]["torch"]
+    kept = Erasure.load(place / "erasure.safetensors")
+    with untouched(pipe):
+        kept.apply(pipe)
+        again = generate(pipe, about["prompt"], about["seeds"], about["steps"], about["guidance"])
+    assert same(again, pictures(shown, "after"))
+    assert {p.name for p in place.glob("*.png")} >= {"page.png", "original-seed-0.png", "erased-seed-1.png"}
+    shown.close()
+
+
+def test_without_a_folder_nothing_can_be_saved(page):  # noqa: F811
+    assert page.save.layout.display == "none"
+
+
+def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+    shown = Studio(Easel(pipe, erasure, steps=2), "a photo of the dog", SEEDS)
+    before = pictures(shown, "after")
+    shown.more.value = "dog=grass"
+    shown.learn.click()
+    assert not shown.error and list(shown.ticks) == ["ship", "frog", "dog"] and shown.more.value == ""
+    assert shown.strengths["dog"] == 1 and len(shown.lines.children) == 3 and "dog × 1" in shown.status.value
+    assert not same(pictures(shown, "after"), before)
+    parts = shown.easel.erasure.parts
+    assert all(torch.equal(a.B, b.B) for a, b in zip(parts, erasure.parts, strict=False)), "the others' LoRAs stay"
+    for bad, said in (("dog=sky", "twice"), ("dog", "name=anchor"), ("a=a", "itself")):
+        shown.more.value = bad
+        shown.learn.click()
+        assert said in shown.error and shown.more.value == bad and len(shown.ticks) == 3
+    shown.close()
+
+
+def test_mini_sds_catalogue_has_the_anchor(pipe, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(learn, "is_mini", lambda pipe: True)
+    assert learn.asked(pipe, " ship ") == Concept("ship", "the sea", synonyms=learn.asked(pipe, "ship=x").synonyms)
+    with pytest.raises(MaceError, match="near it"):
+        learn.asked(pipe, "shipp")
+
+
+def test_hints(pipe, page, monkeypatch):  # noqa: F811
+    assert hints.hint(pipe, "quxfoo") == "", "what other models know is not known here"
+    assert "empty" in hints.hint(pipe, " ")
+    page.prompt.value = ""
+    assert "empty" in page.status.value and not page.error
+    monkeypatch.setattr(hints, "is_mini", lambda pipe: True)
+    assert hints.hint(pipe, "A photo of the frog, and a ship in the snow") == ""
+    said = hints.hint(pipe, "a photo of the quxfoo with a shipp")
+    assert "no “quxfoo”" in said and "“shipp” (near it: ship" in said
+    assert "and 2 more words" in hints.hint(pipe, "qaz qwx qev qrb qty")
