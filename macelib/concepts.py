@@ -1,20 +1,32 @@
 """Concepts, their prompts, and lists of them."""
 
-import csv
+import contextlib
 import dataclasses
 import difflib
-import json
 import logging
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from .errors import MaceError
 from .files import data_folder
 from .models.tokens import Alignment, align, occurrences, token_spans
+from .reading import (
+    SEPARATORS,
+    Item,
+    Texts,
+    located,
+    name_in,
+    outside,
+    pair,
+    phrase,
+    read_data,
+    read_entries,
+    read_json,
+    read_table,
+)
 from .templates import OBJECT_ANCHORS, SAMPLE_TEMPLATE, TEMPLATES, fill
 
 __all__ = [
@@ -25,11 +37,16 @@ __all__ = [
     "align",
     "anchored",
     "check_concepts",
+    "check_kept",
+    "folded",
+    "kept_names",
     "listed",
     "paper_list",
     "parse_concept",
     "prompts",
     "read_concepts",
+    "read_names",
+    "refuse_both",
     "retained",
     "sample_prompt",
     "templates",
@@ -38,6 +55,8 @@ __all__ = [
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 KINDS = tuple(TEMPLATES)
+SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".json")  # of lists that people write
+EXAMPLES = {"concepts": '"ship=sea"', "names": '"cat"'}
 
 
 @dataclass(frozen=True)
@@ -52,10 +71,10 @@ class Concept:
 
     def __post_init__(self):
         for field in ("name", "anchor"):
-            value = getattr(self, field)
-            if not isinstance(value, str) or not value.strip():
-                raise MaceError(f"The {field} of a concept must be a word or a phrase, not {value!r}.")
-            object.__setattr__(self, field, " ".join(value.split()))
+            text = phrase(getattr(self, field), f"The {field} of a concept")
+            if "{}" in text:
+                raise MaceError(f'The {field} of a concept is {text!r}: "{{}}" stands for the name; write the name.')
+            object.__setattr__(self, field, text)
         if self.kind not in KINDS:
             raise MaceError(f"The kind of {self.name!r} is {self.kind!r}: it must be one of {', '.join(KINDS)}.")
         for field in ("synonyms", "templates"):
@@ -63,21 +82,27 @@ class Concept:
             if isinstance(value, str):
                 raise MaceError(f"The {field} of {self.name!r} must be a list of texts, not the text {value!r}.")
             if value is not None:
-                object.__setattr__(self, field, tuple(str(text) for text in value))
+                texts = tuple(phrase(text, f"{field}[{i}] of {self.name!r}") for i, text in enumerate(value))
+                object.__setattr__(self, field, texts)
         if self.templates == ():
             raise MaceError(f"The list of templates of {self.name!r} is empty: leave it out for the built-in ones.")
         for template in self.templates or ():
             if "{}" not in template:
                 raise MaceError(f'The template {template!r} of {self.name!r} has no "{{}}" where the name goes.')
-            if occurrences(template, self.name):
+            if _names(template, self.name):
                 raise MaceError(f'The template {template!r} names {self.name!r} itself: write "{{}}" in its place.')
 
 
 def templates(concept: Concept) -> list[str]:
     """The concept's own templates, or those of its kind that do not name it outside of "{}"."""
-    chosen = concept.templates or [t for t in TEMPLATES[concept.kind] if not occurrences(t, concept.name)]
+    chosen = concept.templates or [t for t in TEMPLATES[concept.kind] if not _names(t, concept.name)]
     distinct = {(fill(t, concept.name), fill(t, concept.anchor)): t for t in reversed(chosen)}
     return list(distinct.values())[::-1]
+
+
+def _names(template: str, name: str) -> bool:
+    """Whether a template holds the name outside of "{}"."""
+    return any(occurrences(part, name) for part in template.split("{}"))
 
 
 def prompts(concept: Concept) -> list[str]:
@@ -102,12 +127,12 @@ def with_synonyms(concept: Concept) -> Concept:
     if concept.synonyms or concept.kind == "style":
         return concept
     try:
-        known = {_fold(entry.name): entry.synonyms for entry in (*catalogue(), *paper_list("objects"))}
+        known = {folded(entry.name): entry.synonyms for entry in (*catalogue(), *paper_list("objects"))}
     except (OSError, ValueError) as error:
         raise MaceError(
             f"The known synonyms cannot be read ({error}): set MACELIB_DATA to macelib's data, or give synonyms."
         ) from error
-    return dataclasses.replace(concept, synonyms=tuple(known.get(_fold(concept.name), ())))
+    return dataclasses.replace(concept, synonyms=tuple(known.get(folded(concept.name), ())))
 
 
 def check_concepts(concepts: Sequence[Concept]) -> list[str]:
@@ -119,11 +144,12 @@ def check_concepts(concepts: Sequence[Concept]) -> list[str]:
         raise MaceError('The list of concepts is empty: give at least one, such as "ship=sea".')
     seen, notes = {}, []
     for concept in concepts:
-        if _fold(concept.name) == _fold(concept.anchor):
+        if folded(concept.name) == folded(concept.anchor):
             raise MaceError(f"The anchor of {concept.name!r} is the concept itself: choose something else to show.")
-        if _fold(concept.name) in seen:
+        if folded(concept.name) in seen:
             raise MaceError(f"The concept {concept.name!r} is listed twice: keep one of the two.")
-        seen[_fold(concept.name)] = concept
+        seen[folded(concept.name)] = concept
+        notes += [_several(text) for text in (concept.name, concept.anchor) if outside(text, f"{SEPARATORS}=")]
     text = "\n".join(f"{c.name}\t{c.anchor}" for c in seen.values())
     for concept in seen.values():
         if len(occurrences(text, concept.name)) < 2:  # only its own line names it: the usual case, found fast
@@ -136,15 +162,46 @@ def check_concepts(concepts: Sequence[Concept]) -> list[str]:
     return notes
 
 
-def _fold(text: str) -> str:
+def refuse_both(erased: Sequence[str], kept: Sequence[str]) -> None:
+    """MaceError for names that stand in both lists, in any capitals."""
+    goes = {folded(name): name for name in erased}
+    if both := [goes[folded(name)] for name in kept if folded(name) in goes]:
+        raise MaceError(f"{', '.join(both)}: to be erased and to be kept; take it out of one of the lists.")
+
+
+def check_kept(concepts: Sequence[Concept], names: Sequence[str]) -> list[str]:
+    """Notes on names to keep that an erased concept is part of, or that are its synonyms: they are kept as they stand.
+
+    MaceError for a name that is to be erased and to be kept.
+    """
+    refuse_both([concept.name for concept in concepts], names)
+    text, notes = "\n".join(names), []
+    for concept in (with_synonyms(c) for c in concepts):
+        known = {folded(synonym) for synonym in concept.synonyms}
+        inside = occurrences(text, concept.name, plural=True)
+        for name in (n for n in names if inside or known):
+            if folded(name) in known:
+                notes.append(f"{name!r}, a known synonym of the erased {concept.name!r}, is kept.")
+            elif inside and occurrences(name, concept.name, plural=True):
+                notes.append(f"{name!r}, which the erased {concept.name!r} is part of, is kept.")
+    return notes
+
+
+def _several(text: str) -> str:
+    return f"{text!r} is taken as one name, with all that it holds: if it is several, give them one by one."
+
+
+def folded(text: str) -> str:
+    """What two spellings of a name have in common: capitals, spaces and composed accents do not count."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
 def parse_concept(text: str, kind: str = "object") -> Concept:
-    """ "ship=sea" as a Concept; MaceError where a side is missing."""
-    name, equals, anchor = text.partition("=")
-    if not (equals and name.strip() and anchor.strip()):
-        raise MaceError(f'{text!r} does not say what the concept becomes: write "name=anchor", such as "ship=sea".')
+    """ "ship=sea" as a Concept; a side that holds a comma or "=" stands in quotes, "Downey, Jr."=a person.
+
+    MaceError where a side is missing, and where there may be several concepts.
+    """
+    name, anchor = pair(text)
     return Concept(name, anchor, kind)
 
 
@@ -180,58 +237,89 @@ def _listed(one, suggestions: Callable[[], Iterable]) -> Concept:
         raise MaceError(f"{one!r} is no concept. {HOW}")
     if "=" in one:
         return parse_concept(one)
-    known = {_fold(word): entry for entry in suggestions() for word in (*entry.synonyms, entry.name)}
-    if _fold(one) not in known:
-        near = difflib.get_close_matches(_fold(one), known, 3, 0.6)
+    known = {folded(word): entry for entry in suggestions() for word in (*entry.synonyms, entry.name)}
+    if folded(one) not in known:
+        near = difflib.get_close_matches(folded(one), known, 3, 0.6)
         raise MaceError(
             f"No anchor is known for {one!r}: say what is to be shown in its place, "
             f'"{one.strip()}=a person" or Concept("{one.strip()}", anchor="a person").'
             + (f" Known names near it: {', '.join(near)}." if near else "")
         )
-    anchor = known[_fold(one)].anchor
+    anchor = known[folded(one)].anchor
     log.warning('"%s": in its place %s is shown; say "%s=..." for something else.', one, anchor, one)
     return Concept(one, anchor)
 
 
 def read_concepts(path: str | Path) -> list[Concept]:
-    """Concepts from .txt (one "name=anchor" a line, # starts a comment), .csv (columns name, anchor and, if wanted,
+    """Concepts from .txt (one "name=anchor" a line, # begins a comment), .csv (columns name, anchor and, if wanted,
     kind, synonyms, templates, the last two separated by ";"), .yaml or .json (a list of "name=anchor" or of mappings).
 
-    MaceError names the file and the entry that cannot be used.
+    MaceError names the file and the line of what cannot be used.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".txt":
-            entries = [line for line in (raw.split("#")[0].strip() for raw in text.splitlines()) if line]
-        elif path.suffix == ".csv":
-            entries = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
-        elif path.suffix in (".yaml", ".yml", ".json"):
-            entries = yaml.safe_load(text)
-        else:
-            raise MaceError(f"{path} is no concept list: give a .yaml, .json, .csv or .txt file.")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MaceError(f"The concept list {path} cannot be read ({error}).") from error
-    entries = entries.get("concepts") if isinstance(entries, dict) else entries
-    if not isinstance(entries, list) or not entries:
-        raise MaceError(f'The concept list {path} is empty: give at least one, such as "ship=sea".')
-    return [_entry(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+    found = []
+    for where, entry in _items(path, "concept list", "concepts", ("name", "anchor")):
+        with located(where):
+            found.append(_entry(entry))
+    return found
 
 
-def _entry(entry: str | dict, where: str) -> Concept:
+def read_names(path: str | Path) -> list[str]:
+    """Names from .txt (one a line, # begins a comment), .csv (column name), .yaml or .json (a list); distinct.
+
+    MaceError names the file and the line of what cannot be used.
+    """
+    found = []
+    for where, entry in _items(path, "list of names", "names", ("name",)):
+        with located(where):
+            found.append(phrase(entry.get("name"), "A name") if isinstance(entry, dict) else name_in(entry))
+    return list(dict.fromkeys(found))
+
+
+def kept_names(values: Sequence[str]) -> list[str]:
+    """Names to keep as they are given: each a name, or the file of a list (see `read_names`)."""
+    found: list[str] = []
+    for value in values:
+        is_file = Path(value).suffix.lower() in SUFFIXES or Path(value).is_file()
+        found += read_names(value) if is_file else [name_in(value)]
+    return list(dict.fromkeys(found))
+
+
+def _items(path: str | Path, what: str, key: str, columns: tuple[str, ...]) -> list[Item]:
+    """The entries of a list in any of the formats; MaceError for another format, and for none."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".txt":
+        items = read_entries(path, what)
+    elif suffix in (".csv", ".tsv"):
+        items = read_table(path, what, columns)
+        if marked := next((item for item in items if item.value["name"].startswith("#")), None):
+            raise MaceError(
+                f"{marked.where}: {marked.value['name']!r} looks like a comment, which CSV has not: take the line out "
+                "(a name that begins with # goes into a .yaml list)."
+            )
+    elif suffix in (".yaml", ".yml", ".json"):
+        values, where = read_data(path, what, Texts)
+        values, prefix = (values[key], key) if isinstance(values, dict) and set(values) == {key} else (values, "")
+        if values is not None and not isinstance(values, list):
+            raise MaceError(f'The {what} {path} holds no list: begin each entry with "- ", alone or below "{key}:".')
+        items = [Item(f"{where(f'{prefix}[{i}]')}, entry {i + 1}", value) for i, value in enumerate(values or ())]
+    else:
+        raise MaceError(f"{path} is no {what}: give a .txt, .csv, .yaml or .json file.")
+    if not items:
+        raise MaceError(f"The {what} {path} is empty: give at least one entry, such as {EXAMPLES[key]}.")
+    return items
+
+
+def _entry(entry: Any) -> Concept:
     fields = [field.name for field in dataclasses.fields(Concept)]
-    try:
-        if isinstance(entry, str):
-            return parse_concept(entry)
-        if not isinstance(entry, dict) or not {"name", "anchor"} <= set(entry) <= set(fields):
-            raise MaceError(f"{entry!r} must have name and anchor, and nothing beside {', '.join(fields)}.")
-        values = {key: value for key, value in entry.items() if value}
-        for key in ("synonyms", "templates"):
-            if isinstance(values.get(key), str):
-                values[key] = [part.strip() for part in values[key].split(";") if part.strip()]
-        return Concept(**{"name": "", "anchor": ""} | values)
-    except MaceError as error:
-        raise MaceError(f"{where}: {error}") from error
+    if isinstance(entry, str):
+        return parse_concept(entry)
+    if not isinstance(entry, dict) or not {"name", "anchor"} <= set(entry) <= set(fields):
+        raise MaceError(f"{entry!r} must have name and anchor, and nothing beside {', '.join(fields)}.")
+    values = {key: value for key, value in entry.items() if value not in (None, "", [])}
+    for key in ("synonyms", "templates"):
+        if isinstance(values.get(key), str):
+            values[key] = [part.strip() for part in values[key].split(";") if part.strip()]
+    return Concept(**{"name": "", "anchor": ""} | values)
 
 
 def paper_list(name: str) -> list[Concept]:
@@ -243,15 +331,26 @@ def paper_list(name: str) -> list[Concept]:
     names = ["objects", "explicit", "celebrities_1", "celebrities_5", "celebrities_10", "celebrities_100", "styles_100"]
     if name not in names:
         raise MaceError(f"There is no list {name!r} in the paper: choose one of {', '.join(names)}.")
-    data = json.loads((data_folder() / "protocols" / f"{kind}.json").read_text(encoding="utf-8"))
-    if kind == "objects":
-        return [Concept(n, OBJECT_ANCHORS[n], synonyms=tuple(s)) for n, s in data["synonyms"].items()]
-    listed = data[f"erase_{count}" if count else "erase"]
-    return [Concept(n, data["anchor"], "style" if kind == "styles" else "object") for n in listed]
+    with _protocol(kind) as data:
+        if kind == "objects":
+            return [Concept(n, OBJECT_ANCHORS[n], synonyms=tuple(s)) for n, s in data["synonyms"].items()]
+        listed = data[f"erase_{count}" if count else "erase"]
+        return [Concept(n, data["anchor"], "style" if kind == "styles" else "object") for n in listed]
 
 
 def retained(name: str) -> list[str]:
     """The names that the paper keeps beside a list: "celebrities" or "styles", 100 each."""
     if name not in ("celebrities", "styles"):
         raise MaceError(f"The paper retains no list {name!r}: choose celebrities or styles.")
-    return json.loads((data_folder() / "protocols" / f"{name}.json").read_text(encoding="utf-8"))["retain_100"]
+    with _protocol(name) as data:
+        return [phrase(kept, "A name to retain") for kept in data["retain_100"]]
+
+
+@contextlib.contextmanager
+def _protocol(name: str) -> Iterator[Any]:
+    """What `data/protocols` holds under a name; MaceError where the block does not find in it what it looks for."""
+    path = data_folder() / "protocols" / f"{name}.json"
+    try:
+        yield read_json(path, "protocol")
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise MaceError(f"The protocol {path} is damaged ({error!r}): restore it, or set MACELIB_DATA.") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import MaceError
+from .reading import phrases, read_data
 from .templates import KEPT_TEMPLATES, fill
 
 KEPT = 250.0  # λ3 of names to keep: together they count as much as 250 times the general captions
@@ -162,8 +163,9 @@ class EraseConfig:
         >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[::30]
         ('a photo of the judge', 'a photo of Amy Adams')
         """
+        names = phrases(names, "The names to keep")
         prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
-        prior = dataclasses.replace(self.prior, domain=prompts, names=tuple(dict.fromkeys(names)), lambda3=weight)
+        prior = dataclasses.replace(self.prior, domain=prompts, names=names, lambda3=weight)
         return dataclasses.replace(self, prior=prior, defaults=self.defaults or "celebrity")
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,14 +179,13 @@ class EraseConfig:
 
     @classmethod
     def load(cls, path: str | Path) -> "EraseConfig":
-        """Read a YAML file of the shape of `to_dict`."""
-        import yaml
-
+        """Read a YAML or JSON file of the shape of `to_dict`; MaceError names file and line."""
+        values, where = read_data(path, "settings file")
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise MaceError(f"The settings in {path} cannot be read ({error}): give a YAML file.") from error
-        return cls.from_dict(values or {})
+            return cls.from_dict({} if values is None else values)
+        except MaceError as error:
+            field = str(error).partition(" ")[0]  # the message begins with it
+            raise MaceError(f"{where(field)}: {error}") from error
 
 
 _RANGES = {
@@ -246,7 +247,9 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             return value
         if option is float and (number := _number(value)) is not None:
             return number
-    raise MaceError(f"{name} is {value!r}; allowed: {' or '.join(_say(option) for option in options)}.")
+    allowed = " or ".join(_say(option) for option in options)
+    hint = " in quotes" if "text" in allowed and not isinstance(value, str) else ""
+    raise MaceError(f"{name} is {value!r}; allowed: {allowed}{hint}.")
 
 
 def _number(value: Any) -> float | None:

@@ -3,10 +3,31 @@
 import contextlib
 import errno
 from collections.abc import Iterator
+from pathlib import Path
+
+FULL = "free some space"
+CURES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EACCES: "ask for the right to write there, or choose another folder",
+    errno.EPERM: "ask for the right to write there, or choose another folder",
+    errno.EROFS: "choose a folder that can be written",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another folder",
+    errno.EEXIST: "a file stands where a folder is needed; choose another folder",
+    errno.EISDIR: "a folder stands there; choose another name",
+}
 
 
 class MaceError(ValueError):
     """What the caller gave cannot be used; the message says why and what to do."""
+
+
+def unwritable(path: str | Path, error: Exception) -> MaceError:
+    """The MaceError of a file or folder that could not be written: the system's reason, and what helps against it."""
+    number = getattr(error, "errno", None) or (errno.ENOSPC if "no space left" in str(error).lower() else None)
+    reason = getattr(error, "strerror", None) or error
+    return MaceError(f"{path} could not be written ({reason}): {CURES.get(number, 'choose another folder')}.")
 
 
 def need(module: str, extra: str):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -13,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import MaceError
+from .errors import MaceError, unwritable
 
 
 @contextmanager
@@ -34,7 +35,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         usual_permissions(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise MaceError(f"{path} could not be written ({error}): free some space or choose another folder.") from error
+        raise unwritable(path, error) from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary.parent, ignore_errors=True)
@@ -49,6 +50,30 @@ def usual_permissions(written: Path) -> None:
     for file in (written, *written.rglob("*")):
         if file.is_file():
             file.chmod(stat.S_IMODE(file.stat().st_mode) | usual)
+
+
+def check_writable(folder: str | Path) -> None:
+    """MaceError where a folder, there or not, cannot be written; nothing is left behind."""
+    folder = Path(folder)
+    for place in (folder, *folder.absolute().parents):
+        try:
+            place.stat()
+            with tempfile.TemporaryFile(dir=place):
+                return
+        except FileNotFoundError:
+            continue  # to be made in the folder above
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+
+def name_of(text: str) -> str:
+    """A file's name for a text of any script and length: readable where it can be, and no other text has it.
+
+    >>> name_of("Delivery truck"), name_of("船")
+    ('delivery-truck-1e809ec0f313', 'd68a4acd58ec')
+    """
+    readable = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].strip("-")
+    return "-".join([*filter(None, [readable]), hash_text(text)[:12]])
 
 
 def cache_folder() -> Path:

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 
 from . import __version__
-from .concepts import Concept, anchored, check_concepts, listed, prompts, with_synonyms
+from .concepts import Concept, anchored, check_concepts, check_kept, listed, prompts, with_synonyms
 from .config import KINDS, EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
-from .files import hash_text
+from .files import cache_folder, check_writable, hash_text
 from .method import prior as priors
 from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
@@ -24,7 +24,8 @@ from .models.entrances import kv_weights, pooled_weights
 from .models.mini import Entry, catalogue
 from .models.pipelines import check_pipeline, drawing_hash, is_mini, load_pipeline, model_hash
 from .models.swap import untouched
-from .models.text import embedding_size, pooled_size
+from .models.text import embedding_size, pooled_size, tokenizers
+from .models.tokens import tokenize
 from .show.progress import Bars, watched
 
 log = logging.getLogger(__name__)
@@ -56,8 +57,11 @@ def erase(
     config, concepts = config or EraseConfig(), listed(concepts, lambda: _suggestions(pipe))
     if not isinstance(config, EraseConfig):
         raise MaceError(f"config is {config!r}: give an EraseConfig, such as EraseConfig.from_dict({{...}}).")
-    _notes(concepts, config)
+    for note in check(concepts, config, folder):
+        log.warning(note)
     check_pipeline(pipe)
+    for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
+        tokenize(tokenizers(pipe)[0], text)  # refuses one that is too long before the first is read
     with contextlib.ExitStack() as stack:
         tell = progress or (lambda *_: None)
         if progress is None and watched():
@@ -66,8 +70,8 @@ def erase(
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="macelib-")))
         stack.enter_context(untouched(pipe))
         # Statistics: what every concept's prompts say (X, G, C), and what has to stay as it is (P).
-        parts, exact = _statistics(pipe, concepts, config, tell)
         prior = prior or prior_of(pipe, concepts, config)
+        parts, exact = _statistics(pipe, concepts, config, tell)
         erasure = _begun(pipe, parts, prior, config)
         # Stage 1: one map R refines the keys and values of all concepts (Eq. 2).
         truncation = _truncation(erasure, *exact)
@@ -92,16 +96,26 @@ def _suggestions(pipe) -> Sequence[Entry]:
     return catalogue() if is_mini(pipe) else ()
 
 
-def _notes(concepts: Sequence[Concept], config: EraseConfig) -> None:
-    """MaceError for what cannot be erased together; warnings for what deserves a look."""
-    for note in check_concepts(concepts):
-        log.warning(note)
+def check(concepts: Sequence[Concept], config: EraseConfig, folder: str | Path | None = None) -> list[str]:
+    """Everything about an erasure that can be known without a model; notes about what deserves a look.
+
+    MaceError: what cannot be erased together or kept beside it, captions that cannot be read, values of Eq. 5 that do
+    not fit, a folder or a cache that cannot be written.
+    """
+    notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names)]
+    for kind in dict.fromkeys(concept.kind for concept in concepts):
+        config.training(kind)
+    if config.prior.use and config.prior.captions:
+        priors.read_captions(config.prior.captions)
+    for place in (folder, cache_folder()):
+        if place is not None:
+            check_writable(place)
     if len(concepts) >= MANY and config.prior.use and not config.prior.domain:
-        log.warning(
-            "%d concepts go and no name is said to stay: names like theirs may go, too. Say which must stay with "
-            "EraseConfig.keeping([...]), or --keep on the command line.",
-            len(concepts),
+        notes.append(
+            f"{len(concepts)} concepts go and no name is said to stay: names like theirs may go, too. Say which must "
+            "stay with EraseConfig.keeping([...]), or --keep on the command line."
         )
+    return notes
 
 
 def _layers(pipe) -> dict[str, int]:

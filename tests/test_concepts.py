@@ -272,7 +272,7 @@ def test_lists_from_files(tmp_path):
     for name in ("b.csv", "c.yaml", "d.json"):
         assert read_concepts(tmp_path / name) == [ship, noto], name
     for name, text, message in (
-        ("e.txt", "ship\n", "entry 1"),
+        ("e.txt", "ship\n", "line 1"),
         ("f.csv", "name,color\nship,red\n", "must have name and anchor"),
         ("g.yaml", "- [", "cannot be read"),
         ("h.json", "[]", "empty"),

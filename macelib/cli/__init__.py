@@ -81,8 +81,10 @@ def erase(
 ) -> None:
     """Erase concepts: stages 1-3. Cut short, the same command goes on where it stopped."""
     from ..batch.engines import make_engine
-    from ..concepts import check_concepts, parse_concept, read_concepts
+    from ..concepts import parse_concept, read_concepts
     from ..config import EraseConfig
+    from ..job import check
+    from ..job import erase as run
 
     chosen = [parse_concept(text, kind) for text in concepts or ()]
     chosen += read_concepts(list_) if list_ else []
@@ -95,13 +97,11 @@ def erase(
         if settings.prior.domain:
             raise MaceError(f"prior.domain in {config} and --keep both say what must stay: give one of them.")
         settings = settings.keeping(_kept(keep, [concept.name for concept in chosen]))
-    check_concepts(chosen)  # before anything slow
+    check(chosen, settings, out)  # before the model is loaded
     if engine is None and (jobs, threads, gpus, address) != (None,) * 4:
         raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
     options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address}
     where = make_engine(engine, **options) if engine else None
-    from ..job import erase as run
-
     pipe = pipeline(model, revision, local_files_only, device, dtype)
     with Bars() as bars:
         erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
@@ -184,13 +184,10 @@ def _seeds(text: str) -> list[int]:
 
 def _kept(values: list[str], erased: list[str]) -> list[str]:
     """Names to keep, from the command line and from files of names; MaceError where one is to be erased."""
-    from ..method.prior import read_captions
+    from ..concepts import kept_names, refuse_both
 
-    names = []
-    for value in values:
-        names += read_captions(value) if value.endswith(".txt") else [value]
-    if both := {name.lower() for name in names} & {name.lower() for name in erased}:
-        raise MaceError(f"{', '.join(sorted(both))}: to be erased and to be kept; take it out of one of the lists.")
+    names = kept_names(values)
+    refuse_both(erased, names)
     return names
 
 

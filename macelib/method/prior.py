@@ -1,28 +1,30 @@
 """The prior P = Σ e^p e^pᵀ (Eq. 1-2, 7): statistics of captions to keep, cached, without those that name a concept."""
 
-import csv
-import json
 import logging
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..concepts import Concept
+from ..concepts import Concept, folded
 from ..errors import MaceError
 from ..files import atomic, cache_folder, hash_text
 from ..models import mini
 from ..models.pipelines import is_mini
 from ..models.text import embedding_size, pooled_size, read, text_hash, tokenizers
 from ..models.tokens import phrase_pattern, token_spans
+from ..reading import Item, read_json, read_table, read_text
 from .refine import gram, symmetric
 
 log = logging.getLogger(__name__)
+COLUMNS = ("caption", "prompt", "text")  # of a .csv: the first of them that is there
 CHUNK = 64  # captions per pass of the text encoder
 GENERAL = [
     f"{picture} {thing}"
@@ -76,11 +78,25 @@ def prior(
     if lambda3 < 0:
         raise MaceError(f"λ3 = {lambda3:g} must not be negative: it is the weight of the domain captions.")
     base = text_hash(pipe)
+    stay = {folded(name) for name in names}  # a known synonym that is kept does not go
+    exclude = [replace(c, synonyms=tuple(s for s in c.synonyms if folded(s) not in stay)) for c in exclude]
     general, kept, count = _statistics(pipe, base, read_captions(captions), groups, exclude)
     if not count:
         raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
     P, parts = general / count, [base, *kept]
-    special, kept, extra = _statistics(pipe, base, read_captions(domain), None, exclude, tuple(names))
+    domain = read_captions(domain)
+    if too_long := next((text for text, *_ in map(_pair, domain) if not _fits(pipe, text)), None):
+        raise MaceError(
+            f"The prompt to keep {too_long!r} is longer than the model reads: shorten it, or the name in it."
+        )
+    special, kept, extra = _statistics(pipe, base, domain, None, exclude, tuple(names))
+    if left_out := [text for text, *_ in map(_pair, domain) if text not in set(kept)]:
+        log.warning(
+            "%d prompts to keep name what is erased (%r, ...) and are left out: say names to keep as such, in "
+            "EraseConfig.keeping([...]), --keep or prior.names.",
+            len(left_out),
+            left_out[0],
+        )
     if extra and lambda3:
         P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept, *names]
     tokens, pooled = _unpacked(pipe, P)
@@ -88,32 +104,44 @@ def prior(
 
 
 def read_captions(source: Captions) -> list[str | tuple[str, Sequence[str]]]:
-    """Captions from texts, or from .txt (one a line), .csv (column caption, prompt or text) or .json (a list of texts,
-    or COCO's {"annotations": [{"caption": ...}]}); MaceError names what is wrong with the file."""
+    """Captions from texts, or from .txt (one a line; a line that begins with "# " is a comment), .csv (column caption,
+    prompt or text) or .json (a list of texts, or COCO's {"annotations": [{"caption": ...}]}).
+
+    MaceError names file and line of what is no caption, and a file that holds none.
+    """
     if not isinstance(source, (str, Path)):
-        return list(source)
-    path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".json":
-            data = json.loads(text)
-            data = data["annotations"] if isinstance(data, dict) else data
-            found = [item["caption"] if isinstance(item, dict) else item for item in data]
-        elif path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-            column = next(c for c in ("caption", "prompt", "text") if rows and c in rows[0])
-            found = [row[column] for row in rows]
-        elif path.suffix == ".txt":
-            found = text.splitlines()
-        else:
-            raise MaceError(f"{path} is no caption file: give a .txt, .csv or .json file, or a list of texts.")
-    except OSError as error:
-        raise MaceError(f"The captions {path} cannot be read ({error}).") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, StopIteration) as error:
-        raise MaceError(
-            f"{path} holds no captions where they are looked for: see read_captions ({error!r})."
-        ) from error
-    return [caption.strip() for caption in found if isinstance(caption, str) and caption.strip()]
+        return [_caption(f"Caption {i}", caption) for i, caption in enumerate(source, 1)]
+    path, suffix = Path(source), Path(source).suffix.lower()
+    if suffix == ".json":
+        data = read_json(path, "captions")
+        data = data.get("annotations") if isinstance(data, dict) else data
+        if not isinstance(data, list):
+            raise MaceError(f'{path} holds no captions: a list of texts, or {{"annotations": [...]}}, is looked for.')
+        texts = [item.get("caption") if isinstance(item, dict) else item for item in data]
+        items = [Item(f"{path}, entry {i}", text) for i, text in enumerate(texts, 1)]
+    elif suffix in (".csv", ".tsv"):
+        rows = read_table(path, "captions", *((column,) for column in COLUMNS))
+        column = next((c for c in COLUMNS if rows and c in rows[0].value), "")
+        items = [Item(row.where, row.value.get(column, "")) for row in rows]
+    elif suffix == ".txt":
+        lines = enumerate(read_text(path, "captions").split("\n"), 1)
+        items = [Item(f"{path}, line {i}", line) for i, line in lines if not re.match(r"\s*#(\s|$)", line)]
+    else:
+        raise MaceError(f"{path} is no caption file: give a .txt, .csv or .json file, or a list of texts.")
+    found = [caption for caption in (_caption(*item).strip() for item in items) if caption]
+    if not found:
+        raise MaceError(f"{path} holds no captions: give at least one.")
+    return found
+
+
+def _caption(where: str, value: Any) -> str | tuple[str, Sequence[str]]:
+    """A caption, or one with its labels; MaceError for what is neither, and for broken text."""
+    text = value[0] if isinstance(value, tuple) and len(value) == 2 else value
+    if not isinstance(text, str):
+        raise MaceError(f"{where} is {value!r}; allowed: a text (from Python also a pair of a text and its labels).")
+    if re.search("[\0\ud800-\udfff]", text):
+        raise MaceError(f"{where} is {text!r}, which was read or written in another encoding: write it in UTF-8.")
+    return value
 
 
 def captions_for(pipe) -> list[str] | list[tuple[str, list[str]]]:
@@ -124,11 +152,25 @@ def captions_for(pipe) -> list[str] | list[tuple[str, list[str]]]:
     return list(GENERAL)
 
 
-def names(captions: Sequence[str], concepts: Sequence[Concept]) -> list[bool]:
-    """Which captions name one of the concepts, by name or synonym."""
+def names(captions: Sequence[str], concepts: Sequence[Concept], kept: Sequence[str] = ()) -> list[bool]:
+    """Which captions name one of the concepts, by name or synonym; "teddy bear", where it is kept, names no bear."""
     phrases = {phrase for concept in concepts for phrase in (concept.name, *concept.synonyms)}
     patterns = [phrase_pattern(phrase, plural=True) for phrase in sorted(phrases)]
-    return [any(pattern.search(caption) for pattern in patterns) for caption in captions]
+    goes = {folded(concept.name) for concept in concepts}
+    held = [phrase_pattern(name) for name in kept if folded(name) not in goes]
+    return [_named(caption, patterns, held) for caption in captions]
+
+
+def _named(caption: str, patterns: Sequence[re.Pattern], held: Sequence[re.Pattern]) -> bool:
+    """Whether one of the patterns is found outside of what is held."""
+    spans = [match.span() for pattern in patterns for match in pattern.finditer(caption)]
+    kept = [match.span() for pattern in held for match in pattern.finditer(caption)] if spans else []
+    return any(not any(a <= start and stop <= b for a, b in kept) for start, stop in spans)
+
+
+def _pair(caption: str | tuple[str, Sequence[str]]) -> tuple[str, Sequence[str]]:
+    """A caption and its labels."""
+    return (caption, ()) if isinstance(caption, str) else (caption[0], caption[1])
 
 
 def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, list[str], int]:
@@ -138,8 +180,8 @@ def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, 
     """
     if groups is not None and len(groups) != len(captions):
         raise MaceError(f"There are {len(captions)} captions and {len(groups)} groups: give one entry per caption.")
-    groups = groups or [() if isinstance(caption, str) else caption[1] for caption in captions]
-    captions = [caption if isinstance(caption, str) else caption[0] for caption in captions]
+    groups = groups or [_pair(caption)[1] for caption in captions]
+    captions = [_pair(caption)[0] for caption in captions]
     about: dict[str, tuple] = {}
     for caption, group in zip(captions, groups, strict=True):
         about[caption] = (*about.get(caption, ()), *([group] if isinstance(group, str) else group))
@@ -147,7 +189,7 @@ def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, 
     if len(pairs) < len(about):
         log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
     texts = ["\n".join((caption, *map(str, about[caption]))) for _, caption in pairs]
-    named = {pair for pair, hit in zip(pairs, names(texts, exclude), strict=True) if hit}
+    named = {pair for pair, hit in zip(pairs, names(texts, exclude, own), strict=True) if hit}
     rows, total, strays = _grams(pipe, base, pairs, own), 0.0, []
     for label, members in groupby(pairs, key=lambda pair: pair[0]):
         members = set(members)

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ...concepts import Concept
 from ...config import EraseConfig
-from ...files import atomic, hash_text
+from ...files import atomic, name_of
 from ...models.entrances import kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import Fusion, fused_weight
@@ -94,8 +93,8 @@ def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
 
 def _example(pipe, concept: Concept, work: Work) -> Example:
     """Training data of one concept: pictures by the original model (kept ones are used), masks, embeddings."""
-    config, safe = work.config, re.sub(r"[^a-z0-9]+", "-", concept.name.lower()).strip("-")
-    folder = work.folder / "images" / f"{safe}-{hash_text(concept.name, concept.kind)[:6]}"
+    config = work.config
+    folder = work.folder / "images" / f"{name_of(concept.name)}-{concept.kind}"
     digest = hashlib.sha256(f"{config.seed}|{concept.name}".encode()).digest()
     options = {name: getattr(config.images, name) for name in ("steps", "guidance", "batch", "autocast")}
     seed = int.from_bytes(digest[:4], "big") >> 1
