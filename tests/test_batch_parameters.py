@@ -36,7 +36,7 @@ def test_refuses_what_is_not_a_plain_literal(text):
 def test_refuses_a_notebook_without_the_tag(tmp_path):
     with pytest.raises(MaceError, match="no cells tagged"):
         read_parameters(notebook(tmp_path, tag="other"))
-    with pytest.raises(MaceError, match="There is no notebook"):
+    with pytest.raises(MaceError, match="no such file"):
         read_parameters(tmp_path / "none.ipynb")
 
 

@@ -11,6 +11,7 @@ import macelib
 ROOT = Path(macelib.__file__).parent
 ABOVE = ("baselines", "attacks", "job", "erasure", "show", "evaluate", "batch", "lessons", "cli", "bench")
 FORBIDDEN = {
+    "reading": ("models", "method", "concepts", "config", "files", *ABOVE),
     "models": ("method", "concepts", "config", *ABOVE),
     "method": ABOVE,
     "erasure": ("job", "show", "evaluate", "batch", "lessons", "cli", "bench"),

@@ -79,13 +79,15 @@ def batch(
     dry_run: DryRun = False,
 ) -> None:
     """Run a notebook over many parameters; called again, it goes on where it stopped and redoes what failed."""
+    from ..reading import located
     from .engines import make_engine
     from .runs import plan
     from .sweep import read_sweep
 
     chosen = read_sweep(sweep)
     chosen = read_sweep(sweep, _given(chosen.notebook, parameter)) if parameter else chosen
-    runs = plan(chosen.notebook, chosen.runs, root / chosen.name)
+    with located(str(sweep)):
+        runs = plan(chosen.notebook, chosen.runs, root / chosen.name)
     if len(runs) < len(chosen.runs):
         typer.echo(f"{len(chosen.runs) - len(runs)} runs have the parameters of another one: done once.", err=True)
     options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address, "retries": retries}

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..errors import MaceError
+from ..errors import MaceError, explained
 from . import progress
 from .parameters import RUN_FOLDER, read_notebook, read_parameters, source
 from .readable import make_readable
@@ -28,6 +28,7 @@ from .runs import (  # fmt: skip
     Run,
     environment,
     figures,
+    make_folder,
     read_json,
     state,
     write_json,
@@ -51,8 +52,9 @@ def execute(run: Run, force: bool = False) -> str:
     from filelock import FileLock
 
     folder = Path(run.folder)
-    (folder.parent / ".locks").mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / ".locks" / f"{run.id}.lock"):
+    locks = folder.parent / ".locks"
+    make_folder(locks)
+    with FileLock(locks / f"{run.id}.lock"):
         before = state(folder)
         if before == "complete" and not force:
             return before
@@ -154,7 +156,13 @@ def explain(error: Exception) -> dict[str, Any]:
     if isinstance(error, PapermillExecutionError):
         text = "\n".join(ANSI.sub("", line) for line in error.traceback)
         return {"cell": error.exec_count, "error": f"{error.ename}: {error.evalue}", "traceback": text}
-    text = f"{type(error).__name__}: {error}" if not isinstance(error, MaceError) else str(error)
+    try:
+        with explained():  # out of memory and out of space in words
+            raise error
+    except MaceError as said:
+        text = str(said)
+    except Exception:
+        text = f"{type(error).__name__}: {error}"
     return {"cell": None, "error": text, "traceback": ""}
 
 

@@ -10,39 +10,25 @@ The type is the annotation, or that of the default.
 
 import ast
 import copy
+import csv
 import difflib
 import io
 import json
 import math
-import re
 import tokenize
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from yaml.constructor import ConstructorError
 
 from ..errors import MaceError
+from ..reading import FAILURES, parse, read_json
 
 RUN_FOLDER = "run_folder"  # parameter through which a notebook is told where its results go
 TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "dict": dict, "None": type(None)}
 WORDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text", "list": "a list"}
-
-
-class Loader(yaml.SafeLoader):
-    """Safe YAML that reads 1e-4 as a number and refuses a key that stands twice."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if twice := [key for i, key in enumerate(keys) if key in keys[:i]]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 @dataclass(frozen=True)
@@ -56,16 +42,21 @@ class Parameter:
 
 
 def read_notebook(path: str | Path) -> dict[str, Any]:
-    """A notebook's JSON; MaceError where it is missing or is none."""
-    try:
-        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise MaceError(f"There is no notebook {path}: check the name.") from error
-    except (OSError, ValueError) as error:
-        raise MaceError(f"{path} cannot be read as a notebook ({error}).") from error
-    if not isinstance(notebook, dict) or not isinstance(notebook.get("cells"), list):
+    """A notebook's JSON; MaceError where it is missing, cut short, or none."""
+    notebook = read_json(path, "notebook")
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list) or not all(_is_cell(cell) for cell in cells):
         raise MaceError(f"{path} is not a notebook of format 4: save it again with JupyterLab.")
     return notebook
+
+
+def _is_cell(cell: Any) -> bool:
+    """Whether a cell has what is read of it."""
+    if not isinstance(cell, dict) or not isinstance(metadata := cell.get("metadata", {}), dict):
+        return False
+    text, tags = cell.get("source", ""), metadata.get("tags", [])
+    lines = text if isinstance(text, list) else [text]
+    return isinstance(tags, list) and all(isinstance(line, str) for line in lines)
 
 
 def source(cell: Mapping[str, Any]) -> str:
@@ -90,7 +81,7 @@ def parse_parameters(text: str, where: str = "the parameters cell") -> dict[str,
     try:
         body = ast.parse(text).body
         tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
-    except (SyntaxError, tokenize.TokenError) as error:
+    except (SyntaxError, tokenize.TokenError, ValueError, RecursionError, MemoryError) as error:
         raise MaceError(f"The parameters cell of {where} is not plain Python ({error}).") from error
     comments = {
         token.start[0]: token.string.lstrip("# ").rstrip() for token in tokens if token.type == tokenize.COMMENT
@@ -102,10 +93,12 @@ def parse_parameters(text: str, where: str = "the parameters cell") -> dict[str,
         try:
             name, default = target.id, ast.literal_eval(node.value)
             json.dumps(default, allow_nan=False)
-        except (AttributeError, ValueError, TypeError) as error:
+        except (AttributeError, ValueError, TypeError, RecursionError, MemoryError) as error:
             line = text.splitlines()[node.lineno - 1].strip()
             raise MaceError(f"The parameters cell of {where} holds `{line}`; allowed: name = plain literal.") from error
         kind = ast.unparse(node.annotation) if isinstance(node, ast.AnnAssign) else kind_of(default)
+        if name in found:
+            raise MaceError(f"The parameters cell of {where} sets {name} twice, line {node.lineno} again: keep one.")
         note = comments.get(node.end_lineno) or comments.get(node.lineno, "")
         found[name] = Parameter(name, kind, default, note)
         fit(found[name], default)
@@ -140,22 +133,31 @@ def fit(parameter: Parameter, value: Any) -> Any:
         if name == "list" and element:
             return [fit(Parameter(f"{parameter.name}[{i}]", element, None), v) for i, v in enumerate(value)]
         return value
-    raise MaceError(f"{parameter.name} is {value!r}; allowed: {_say(parameter.type)}.")
+    hint = " in quotes" if "str" in parameter.type and not isinstance(value, str) else ""
+    raise MaceError(f"{parameter.name} is {value!r}; allowed: {_say(parameter.type)}{hint}.")
 
 
 def from_text(parameter: Parameter, text: str) -> Any:
-    """A value from the command line: text as it is for text, else YAML; `a,b,c` for a list."""
+    """A value from the command line: text as it is for text, else YAML; `a,b,c` for a list.
+
+    MaceError: a number that begins with a zero, a key that stands twice, an open quote in a list.
+    """
     names = [option.partition("[")[0] for option in _options(parameter.type)]
     if "str" in names and not ("None" in names and text in ("null", "None")):
         return text
     if "list" in names and text.strip() and not text.lstrip().startswith("[") and text not in ("null", "None"):
         element = Parameter(parameter.name, parameter.type.partition("[")[2].partition("]")[0] or "any", None)
-        return [from_text(element, part.strip()) for part in text.split(",")]
+        try:
+            (parts,) = csv.reader([text], skipinitialspace=True, strict=True)  # "a, b" in quotes is one
+        except (csv.Error, ValueError) as error:
+            raise MaceError(f"{parameter.name} is {text!r}; write a,b,c or [a, b, c], quotes closed.") from error
+        return [from_text(element, part.strip()) for part in parts]
     try:
-        value = None if text == "None" else yaml.load(text, Loader=Loader)
-    except yaml.YAMLError:
-        value = text
-    return value
+        return None if text == "None" else parse(text)[0]
+    except ConstructorError as error:
+        raise MaceError(f"{parameter.name} is {text!r}: {error.problem}.") from error
+    except (*FAILURES, RecursionError):
+        return text
 
 
 def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any], where: str) -> dict[str, Any]:

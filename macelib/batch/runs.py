@@ -13,6 +13,7 @@ papermill_runs/<sweep>/<run-id>/
     SUCCESS           written last: without it, a run is not complete
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -29,7 +30,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import MaceError
+from ..errors import MaceError, unwritable
 from .parameters import check, read_notebook, read_parameters, source
 
 PACKAGE = Path(__file__).resolve().parent.parent
@@ -68,7 +69,7 @@ def plan(notebook: str | Path, given: Iterable[Mapping[str, Any]], folder: str |
     notebook, folder = Path(notebook).resolve(), Path(folder).resolve()
     known, hashes = read_parameters(notebook), versions(notebook)
     runs, wrong, settings = {}, [], []
-    for i, some in enumerate(given):
+    for some in given:
         try:
             values = check(known, some, notebook.name)
             if values.get(SETTINGS) and values[SETTINGS] not in settings:
@@ -81,8 +82,6 @@ def plan(notebook: str | Path, given: Iterable[Mapping[str, Any]], folder: str |
         key = hashlib.sha256(text.encode()).hexdigest()[:12]
         other = {name: value for name, value in values.items() if value != known[name].default}
         runs.setdefault(key, Run(key, str(notebook), values, other, hashes, str(folder / key)))
-        if i >= 100_000:
-            raise MaceError("The sweep has more than 100,000 runs: make it smaller.")
     if wrong:
         raise MaceError(" ".join(wrong[:5]) + (f" ({len(wrong) - 5} more such runs.)" if len(wrong) > 5 else ""))
     return list(runs.values())
@@ -132,7 +131,7 @@ def code_version() -> str:
 
 def remember(folder: Path, name: str, runs: Sequence[Run], add: bool = False) -> None:
     """Write sweep.json, the runs that make up a sweep; `add` keeps those that were there, of the same versions."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / ".sweep.lock"):  # `mace run` may be called many times at once
         before = read_json(folder / "sweep.json").get("runs", []) if add else []
         kept = ("id", "parameters", "versions")
@@ -141,6 +140,16 @@ def remember(folder: Path, name: str, runs: Sequence[Run], add: bool = False) ->
         same = [run for run in before if run["id"] not in ids and run.get("versions") == now[0]["versions"]]
         rows = {"name": name, "notebook": Path(runs[0].notebook).name, "runs": same + now}
         write_json(folder / "sweep.json", rows)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written; MaceError says why it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 def environment() -> dict[str, Any]:
@@ -187,12 +196,25 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text through a temporary file in the same folder; without `macelib.files`, which loads PyTorch."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write text through a temporary file in the same folder; without `macelib.files`, which loads PyTorch.
+
+    The file has the permissions that the umask allows; the temporary one is gone after any error.
+    """
+    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except OSError as error:
-        raise MaceError(f"{path} could not be written ({error}): free some space or choose another folder.") from error
+        raise unwritable(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary or "")
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0o077))
+    return mask

@@ -3,7 +3,7 @@
 `text` has encodings, lines, quotes and comments, `tables` CSV, `structure` YAML and JSON. May import `errors` alone.
 """
 
-from .structure import Texts, Values, parse, read_data, read_json
+from .structure import FAILURES, Texts, Values, Where, parse, read_data, read_json
 from .tables import read_table
 from .text import (
     SEPARATORS,
@@ -21,10 +21,12 @@ from .text import (
 )
 
 __all__ = [
+    "FAILURES",
     "SEPARATORS",
     "Item",
     "Texts",
     "Values",
+    "Where",
     "located",
     "name_in",
     "outside",

@@ -61,7 +61,7 @@ for _tag in ("int", "float"):
 
 
 class Texts(Values):
-    """Safe YAML in which every plain value is the text that was written: no, 007 and 1e3 are names; only null is not."""
+    """Safe YAML in which every plain value but null is the text that was written: no, 007 and 1e3 are names."""
 
     yaml_implicit_resolvers: dict = {}
 

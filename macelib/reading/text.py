@@ -124,7 +124,7 @@ def _one(text: str, several: str, one: str) -> str:
 
 
 def pair(text: str) -> tuple[str, str]:
-    """ "name=anchor" in two, quotes around either taken away; MaceError for one side, for three, and for several names."""
+    """ "name=anchor" in two, quotes around either taken away; MaceError for one side, three, and several names."""
     entry = unquoted(text)[0]
     several, one = 'give them one by one, "ship=sea" "frog=grass"', '"a name, with a comma"=anchor'
     at = outside(entry, "=")
