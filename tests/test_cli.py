@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from macelib import __version__, cli
 from macelib.config import EraseConfig
 from macelib.erasure import Erasure
+from macelib.errors import MaceError
 from macelib.models.mini import catalogue
 from macelib.models.tiny import tiny_pipeline
 
@@ -82,8 +83,19 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     assert mace(capsys, *draw, "--out", tmp_path / "after", "-e", path, "--without", "frog")[0] == 0
     manifest = json.loads((tmp_path / "after" / "manifest.json").read_text())
     assert [entry["seed"] for entry in manifest["images"]] == [0, 1] and manifest["erasure"]["strengths"] == {"ship": 1}
+    needed = {"model", "weights", "scheduler", "guidance", "size", "precision", "steps", "versions"}
+    assert needed <= set(manifest) and manifest["scheduler"]["class"] == "DDIMScheduler" and manifest["steps"] == 1
+    before = json.loads((tmp_path / "before" / "manifest.json").read_text())
+    assert before["model"] == manifest["model"] and before["weights"] != manifest["weights"]
     pictures = [Image.open(tmp_path / side / "0001.png").tobytes() for side in ("before", "after")]
     assert pictures[0] != pictures[1]
+
+    again = (tmp_path / "before" / "0001.png").read_bytes()
+    assert mace(capsys, *draw, "--out", tmp_path / "before")[0] == 0  # the same call draws the same
+    assert (tmp_path / "before" / "0001.png").read_bytes() == again
+    for other in ([*draw, "-e", path], ["generate", "a frog", *draw[2:]]):
+        code, _, said = mace(capsys, *other, "--out", tmp_path / "before")
+        assert code == 1 and "holds pictures that this call did not draw" in said
 
     code, said, _ = mace(capsys, "export", path, "--format", "weights", "--out", tmp_path / "export", *common)
     assert code == 0 and (tmp_path / "export" / "unet.safetensors").exists()
@@ -148,6 +160,18 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["info", "absent.safetensors"], "missing or cut short"),
         (["generate", "a ship", "--strength", "ship=1", "--out", "x"], "--erasure"),
         (["generate", "a ship", "--seeds", "one", "--out", "x"], "0-3 or 0,5,7"),
+        (["generate", "a ship", "--seeds", "²", "--out", "x"], "0-3 or 0,5,7"),
+        (["generate", "a ship", "--seeds", "99999999999999999999", "--out", "x"], "up to 2^63 - 1"),
+        (["generate", "a ship", "--seeds", "0-999999999999", "--out", "x"], "1 to 1,000,000"),
+        (["generate", "a ship", "--guidance", "nan", "--out", "x"], "guidance is nan"),
+        (["generate", "a ship", "--device", "abacus", "--model", "m", "--out", "x"], "--device is 'abacus'"),
+        (["erase", "ship=sea", "--captions", "none.json", "--model", "m", "--out", "x"], "no such file"),
+        (["erase", "ship=sea", "--model", "m", "--out", "file/x"], "file/x could not be written (Not a directory)"),
+        (["erase", "ship=sea", "--model", "m", "--out", "x" * 300], "choose a shorter name"),
+        (["erase", "ship, frog=sea", "--model", "m", "--out", "x"], "has a comma in it"),
+        (["erase", "ship=sea", "--keep", "dog,cat", "--model", "m", "--out", "x"], "has a comma in it"),
+        (["study", "objects", "--autocast", "int8", "--model", "m", "--out", "x"], "autocast is 'int8'"),
+        (["study", "objects", "--model", "m", "--out", "file/x"], "Not a directory"),
         (["export", "absent.safetensors", "--format", "ckpt", "--out", "x"], "pipeline, weights, lora"),
         (["study", "styles", "--out", "x"], "choose objects, characters, tuning or ablation"),
         (["study", "objects", "--only", "zebra", "--out", "x"], "not of the paper's ten"),
@@ -156,6 +180,7 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
 )
 def test_bad_input_is_a_sentence_and_exit_code_1(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
     code, _, said = mace(capsys, *arguments)
     assert code == 1 and sentence in said and "Traceback" not in said
 
@@ -176,3 +201,6 @@ def test_no_traceback_from_the_real_program(tmp_path):
 def test_numbers_and_strengths():
     assert cli._seeds("0-2, 7") == [0, 1, 2, 7]
     assert cli._strengths(["a=b=0.5"]) == {"a=b": 0.5}
+    for texts in (["ship=1", "ship=0"], ["0.5"], ["ship=x"]):
+        with pytest.raises(MaceError, match="--strength"):
+            cli._strengths(texts)

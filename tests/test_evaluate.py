@@ -161,6 +161,10 @@ def test_objects_counts_what_it_draws(pipe, ship):
         f"everything else in {s} % ({s0} %)."
     )
     assert set(result.groups.group) == {0, 1, 2} and result.settings["seeds"] == [7, 8, 9]
+    made = result.settings
+    assert {"config", "versions", "model", "judge", "scheduler", "guidance", "precision"} <= set(made)
+    assert made["scheduler"]["class"] == type(pipe.scheduler).__name__ and made["precision"] == "float32"
+    assert made["config"][0]["concepts"][0]["name"] == "ship" and made["config"][0]["settings"] == ship.config.to_dict()
     assert "H_o" in str(result) and "<table" in result._repr_html_()
 
 

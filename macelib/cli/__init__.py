@@ -1,13 +1,12 @@
-"""The command line `mace`. Here: the app, `erase` and `generate`.
+"""The command line `mace`. Here: the app and `erase`.
 
-`measure` has evaluate, study and bench; `artefact` export and info; `world` concepts and notebooks;
+`draw` has generate, `measure` evaluate, study and bench, `artefact` export and info, `world` concepts and notebooks,
 `macelib.batch.cli` run, batch, params and runs.
 Exit codes: 0 done; 1 a MaceError, whose sentence is on standard error; 2 wrong usage. All of macelib may be imported,
 inside the commands, so that `--help` does not wait for it.
 """
 
 import dataclasses
-import json
 import logging
 import sys
 from pathlib import Path
@@ -19,8 +18,11 @@ from .. import __version__
 from ..batch import cli as batch
 from ..errors import MaceError, explained
 from ..show.progress import Bars
-from . import artefact, measure, world
-from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, counted, example, pipeline
+from . import artefact, draw, measure, world
+from .draw import _seeds, _strengths
+from .options import Device, Dtype, Local, Model, Revision, counted, example, pipeline
+
+__all__ = ["_seeds", "_strengths", "app", "erase", "main"]
 
 app = typer.Typer(
     name="mace",
@@ -109,79 +111,6 @@ def erase(
     typer.echo(f"{path}: {counted(chosen)}, {path.stat().st_size / 1e6:.2f} MB")
 
 
-@app.command(
-    epilog=example(
-        'mace generate "a photo of the ship" --erasure runs/ship/erasure.safetensors --out pictures --seeds 0-3',
-        'mace generate "a photo of the ship" -e ship.safetensors --strength ship=0.5 --out half',
-    )
-)
-def generate(
-    prompts: Annotated[list[str], typer.Argument(help="what to draw")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the pictures and their manifest.json")] = ...,
-    model: Model = "mini-sd",
-    erasure: Annotated[Path | None, typer.Option("--erasure", "-e", help="none: the original model")] = None,
-    seeds: Annotated[str, typer.Option(help="0-3 or 0,5,7: one picture per prompt and seed")] = "0",
-    steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
-    guidance: Guidance = None,
-    strength: Annotated[list[str] | None, typer.Option(help="name=0.5; 0 draws the concept as before")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="erase these of the erasure's concepts alone")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="leave these of the erasure's concepts out")] = None,
-    batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
-    force: Force = False,
-    revision: Revision = None,
-    local_files_only: Local = False,
-    device: Device = None,
-    dtype: Dtype = None,
-) -> None:
-    """Draw pictures, with or without an erasure."""
-    from ..erasure import Erasure
-    from ..files import atomic
-
-    numbers = _seeds(seeds)
-    chosen = Erasure.load(erasure) if erasure else None
-    if (strength or only or without) and chosen is None:
-        raise MaceError("--strength, --only and --without change an erasure: give one with --erasure.")
-    if chosen is not None:
-        chosen = chosen.only(only) if only else chosen
-        chosen = chosen.without(without) if without else chosen
-        chosen = chosen.scaled(_strengths(strength)) if strength else chosen
-    from ..models.sample import generate as draw
-
-    pipe = pipeline(model, revision, local_files_only, device, dtype)
-    if chosen is not None:
-        chosen.apply(pipe, force)
-    jobs = [(prompt, seed) for prompt in prompts for seed in numbers]
-    settings = {} if guidance is None else {"guidance": guidance}
-    entries = []
-    with Bars() as bars:
-        for start in range(0, len(jobs), batch):
-            some = jobs[start : start + batch]
-            pictures = draw(pipe, [p for p, _ in some], [s for _, s in some], steps=steps, batch=batch, **settings)
-            for i, (picture, (prompt, seed)) in enumerate(zip(pictures, some, strict=True), start):
-                name = f"{i:04d}.png"
-                with atomic(out / name) as temporary:
-                    picture.save(temporary)
-                entries.append({"file": name, "prompt": prompt, "seed": seed, "steps": steps, **settings})
-            bars("pictures", len(entries), len(jobs), some[-1][0])
-    about = {"model": model, "erasure": chosen and {"file": str(erasure), "strengths": chosen.strengths}}
-    with atomic(out / "manifest.json") as temporary:
-        temporary.write_text(json.dumps({**about, "images": entries}, indent=1, ensure_ascii=False), encoding="utf-8")
-    typer.echo(f"{out}: {len(entries)} pictures")
-
-
-def _seeds(text: str) -> list[int]:
-    """ "0-3" and "0,5,7" as numbers."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or not (last or first).isdigit():
-            raise MaceError(f"--seeds is {text!r}; give numbers such as 0-3 or 0,5,7.")
-        if int(last or first) < int(first):
-            raise MaceError(f"--seeds is {text!r}: {part.strip()} runs backwards.")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
-
-
 def _kept(values: list[str], erased: list[str]) -> list[str]:
     """Names to keep, from the command line and from files of names; MaceError where one is to be erased."""
     from ..concepts import kept_names, refuse_both
@@ -191,15 +120,7 @@ def _kept(values: list[str], erased: list[str]) -> list[str]:
     return names
 
 
-def _strengths(texts: list[str]) -> dict[str, float]:
-    """ "ship=0.5" as a mapping."""
-    try:
-        return {name.strip(): float(value) for name, _, value in (text.rpartition("=") for text in texts)}
-    except ValueError as error:
-        raise MaceError(f"--strength is {', '.join(texts)}; give name=number, such as ship=0.5.") from error
-
-
-for commands in (measure, artefact, world, batch):
+for commands in (draw, measure, artefact, world, batch):
     commands.register(app)
 
 

@@ -22,9 +22,12 @@ def export(
 ) -> None:
     """Write the erased model for other programs: a diffusers folder, the changed weights, or LoRA files."""
     from ..erasure import Erasure
-    from ..erasure.export import check_format
+    from ..erasure.export import check_folder, check_format
+    from ..files import check_writable
 
     check_format(format)
+    check_folder(out)
+    check_writable(out)
     chosen = Erasure.load(erasure)
     pipe = pipeline(model, revision, local_files_only, device, dtype)
     typer.echo(chosen.export(pipe, out, format, force))

@@ -26,6 +26,7 @@ def evaluate(
 ) -> None:
     """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row."""
     from ..erasure import Erasure
+    from ..files import check_writable
 
     try:
         from ..evaluate import protocols
@@ -34,6 +35,7 @@ def evaluate(
             f'The evaluation cannot be loaded ({error}): install it with pip install "macelib[evaluate]".'
         ) from error
     chosen = Erasure.load(erasure)
+    check_writable(out)
     pipe = pipeline(model, revision, local_files_only, device, dtype)
     chosen.check(pipe, force)
     drawing = {"steps": steps, "guidance": guidance, "batch": batch}
@@ -78,10 +80,14 @@ def study(
     """
     from ..config import EraseConfig
     from ..evaluate import studies
+    from ..evaluate.pictures import Drawing
+    from ..files import check_writable
 
     if protocol not in ("objects", "characters", "tuning", "ablation"):
         raise MaceError(f"There is no study {protocol!r}: choose objects, characters, tuning or ablation.")
     settings = EraseConfig.load(config) if config else EraseConfig()
+    Drawing(steps, guidance, batch=batch, autocast=autocast)  # refuses what it does not know before the model is loaded
+    check_writable(out)
     pipe = pipeline(model, revision, local_files_only, device, dtype)
     drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
     with Bars() as bars:

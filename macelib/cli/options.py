@@ -1,5 +1,6 @@
 """What several commands share: options, examples in their help, the pipeline that the options ask for."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -11,7 +12,18 @@ Revision = Annotated[str | None, typer.Option(help="branch, tag or commit of a h
 Local = Annotated[bool, typer.Option("--local-files-only", help="load what is on disk, ask no server")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best one there is by default")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
-Guidance = Annotated[float | None, typer.Option(help="classifier-free guidance scale; the model's own by default")]
+
+
+def finite(guidance: float | None) -> float | None:
+    """The value of --guidance; MaceError for NaN and infinity."""
+    if guidance is not None and not math.isfinite(guidance):
+        raise MaceError(f"guidance is {guidance!r}; allowed: a finite number.")
+    return guidance
+
+
+Guidance = Annotated[
+    float | None, typer.Option(help="classifier-free guidance scale; the model's own by default", callback=finite)
+]
 Force = Annotated[bool, typer.Option(help="use the erasure on a base model it was not made for")]
 
 
@@ -34,5 +46,10 @@ def pipeline(model, revision, local_files_only, device, dtype):
     kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, None: None}
     if dtype not in kinds:
         raise MaceError(f"--dtype is {dtype!r}; choose from float32, float16, bfloat16.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise MaceError(f"--device is {device!r}, which is not there ({reason}): give cuda, mps or cpu.") from error
     extra = {"revision": revision, "local_files_only": local_files_only, "device": device}
     return load_pipeline(model, dtype=kinds[dtype], **extra)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..concepts import Concept, paper_list, with_synonyms
 from ..erasure import Erasure
@@ -16,6 +16,7 @@ from ..errors import MaceError
 from ..models.swap import untouched
 from ..templates import fill
 from .judge import classifier_for
+from .made import made_with
 from .metrics import h_a, h_c, h_o
 from .pictures import Drawing
 from .tables import Evaluation, evaluation
@@ -111,7 +112,7 @@ def objects(
         raise MaceError(f"among is {among!r}; allowed: known, classes.")
     options = None if among == "known" and getattr(classifier, "concepts", None) else classes
     seeds = range(seed, seed + images)
-    work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
+    work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier, Drawing(**drawing), folder, force, progress)
     work = replace(work, among="known" if options is None else "classes", labels=labels)
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, options))
 
@@ -141,7 +142,7 @@ def characters(
     classifier.check(everyone)
     among = None if getattr(classifier, "concepts", None) else everyone
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
-    work = _Work(CHARACTERS, templates, seeds, classifier.name, Drawing(**drawing), folder, force, progress)
+    work = _Work(CHARACTERS, templates, seeds, classifier, Drawing(**drawing), folder, force, progress)
     work = replace(work, among="known" if among is None else "classes", labels=labels)
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, among))
 
@@ -171,7 +172,7 @@ def styles(
     erasures = _list(erasures)
     scorer = scorer or classifier_for(pipe, "styles")
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
-    work = _Work(STYLES, templates, seeds, scorer.name, Drawing(**drawing), folder, force, progress)
+    work = _Work(STYLES, templates, seeds, scorer, Drawing(**drawing), folder, force, progress)
     return work.run(pipe, erasures, asks, lambda pictures, jobs: scorer.score(pictures, [p for p, _ in jobs]))
 
 
@@ -226,7 +227,7 @@ class _Work:
     protocol: Protocol
     templates: Sequence[str]
     seeds: Sequence[int]
-    classifier: str  # its name
+    classifier: Any
     drawing: Drawing
     folder: str | Path | None
     force: bool
@@ -250,8 +251,9 @@ class _Work:
                     if self.progress:
                         self.progress("pictures", done, total, some[-1][0])
                 seen.append(verdicts)
-            settings = self.drawing.about(pipe) | {
-                "classifier": self.classifier,
+            settings = self.drawing.about(pipe) | made_with(pipe, erasures, self.classifier)
+            settings |= {
+                "classifier": self.classifier.name,
                 "seeds": list(self.seeds),
                 "among": self.among,
             }

@@ -1,5 +1,7 @@
 """Drawing pictures from seeds, and encoding pictures as the UNet reads them."""
 
+import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
@@ -28,11 +30,12 @@ def generate(
 
     prompts: one for all seeds, or as many as seeds. guidance: the pipeline's own unless given. size: pixels, or
     (height, width); the model's own unless given. callback(done, total) follows each batch. kw: for the pipeline.
-    MaceError: numbers of prompts and seeds that differ, a prompt that is too long.
+    MaceError: numbers of prompts and seeds that differ, a prompt that is too long, what `check_drawing` refuses.
     """
     prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(seeds):
         raise MaceError(f"There are {len(prompts)} prompts and {len(seeds)} seeds: give a seed for each picture.")
+    check_drawing(pipe, seeds, steps, guidance, batch)
     for prompt in dict.fromkeys(prompts):
         tokenize(tokenizers(pipe)[0], prompt)  # refuses what the model would cut
     height, width = image_size(pipe, size)
@@ -46,6 +49,20 @@ def generate(
         if callback is not None:
             callback(len(images), len(prompts))
     return images
+
+
+def check_drawing(pipe, seeds: Sequence[int], steps: int, guidance: float | None = None, batch: int = 1) -> None:
+    """MaceError for seeds outside 0 .. 2^63 - 1, for more steps than the scheduler has, for a guidance without end."""
+    for seed in seeds:
+        if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
+            raise MaceError(f"The seed {seed!r} cannot be used; allowed: whole numbers from 0 to 2^63 - 1.")
+    most = pipe.scheduler.config.num_train_timesteps
+    if not 1 <= steps <= most:
+        raise MaceError(f"steps is {steps!r}; allowed: 1 to {most}, the timesteps of the scheduler.")
+    if guidance is not None and not math.isfinite(guidance):
+        raise MaceError(f"guidance is {guidance!r}; allowed: a finite number.")
+    if batch < 1:
+        raise MaceError(f"batch is {batch!r}; allowed: 1 or more.")
 
 
 def image_size(pipe, size: int | tuple[int, int] | None = None) -> tuple[int, int]:

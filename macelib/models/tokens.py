@@ -51,6 +51,8 @@ def tokenize(tokenizer, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
     T = tokenizer.model_max_length
     if T > 10**6:
         raise MaceError("The tokenizer does not say how long a prompt may be: set its model_max_length.")
+    if re.search("[\ud800-\udfff]", prompt):
+        raise MaceError(f"The prompt {_short(prompt)!r} was read or written in another encoding: write it in UTF-8.")
     encoded = tokenizer(prompt, padding="max_length", return_offsets_mapping=True, verbose=False)
     ids = encoded["input_ids"]
     if len(ids) > T:

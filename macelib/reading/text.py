@@ -175,18 +175,19 @@ def read_entries(path: str | Path, what: str) -> list[Item]:
 
 def seeds(text: str, most: int, what: str = "The seeds are") -> list[int]:
     """ "0, 1, 5-7" as [0, 1, 5, 6, 7]; MaceError for anything else, a seed twice, and for more than `most`."""
+    allowed = f"{what} {text!r}; allowed: 1 to {most:,} different whole numbers up to 2^63 - 1, such as 0-3 or 0,5,7."
     found: list[int] = []
     for part in text.replace(",", " ").split():
         first, dash, last = part.partition("-")
         ends = [first, last] if dash else [first, first]
         if not all(end.isdecimal() and len(end) < 20 and int(end) < 2**63 for end in ends):
-            raise MaceError(f"{what} {text!r}; give whole numbers from 0 to 2^63 - 1, such as 0-3 or 0,5,7.")
+            raise MaceError(allowed)
         low, high = map(int, ends)
         if high < low:
             raise MaceError(f"{what} {text!r}: {part} runs backwards.")
         if len(found) + high - low + 1 > most:
-            raise MaceError(f"{what} {text!r}; allowed: 1 to {most:,} of them.")
+            raise MaceError(allowed)
         found += range(low, high + 1)
     if not found or len(set(found)) < len(found):
-        raise MaceError(f"{what} {text!r}; give each seed once, such as 0-3 or 0,5,7.")
+        raise MaceError(allowed)
     return found

@@ -19,6 +19,7 @@ from PIL import Image
 
 from ..errors import MaceError, explained
 from ..models.tokens import occurrences
+from ..reading import seeds as read_seeds
 from . import viz
 from .controls import Controls
 from .easel import MOST, Easel
@@ -38,16 +39,7 @@ Judge = Callable[[Sequence[Image.Image], Sequence[str], Sequence[str]], list[dic
 
 def parse_seeds(text: str) -> tuple[int, ...]:
     """ "0, 1, 5-7" as (0, 1, 5, 6, 7); MaceError for anything else, for a seed twice, and for more than MOST."""
-    seeds: list[int] = []
-    try:
-        for part in text.replace(",", " ").split():
-            first, _, last = part.partition("-")
-            seeds += range(int(first), min(int(last or first), int(first) + MOST) + 1)
-    except ValueError:
-        seeds = []
-    if not 0 < len(seeds) <= MOST or len(set(seeds)) < len(seeds) or max(seeds) >= 2**63:
-        raise MaceError(f'The seeds are {text!r}; allowed: 1 to {MOST} different whole numbers, such as "0, 1, 5-7".')
-    return tuple(seeds)
+    return tuple(read_seeds(text, MOST))
 
 
 class Studio(Controls):

@@ -1,0 +1,34 @@
+"""What an evaluation was made with, for its settings.json: enough to make it again."""
+
+from collections.abc import Sequence
+
+from ..erasure import versions
+from ..files import hash_tensors
+from ..models.about import about
+
+
+def made_with(pipe, erasures: Sequence, judge) -> dict:
+    """Model, scheduler, precision, judge, versions, and each erasure's concepts and settings (an edit's key)."""
+    known = about(pipe)
+    return {
+        **{name: known[name] for name in ("model_name", "revision", "precision", "scheduler")},
+        "judge": {"name": judge.name, "weights": _weights(judge)},
+        "versions": versions(),
+        "config": [_settings(erasure) for erasure in erasures],
+    }
+
+
+def _weights(judge) -> str | None:
+    """Hash of the judge's weights; None for one that has none."""
+    model = getattr(judge, "model", None)
+    return None if model is None else hash_tensors(dict(model.state_dict()))
+
+
+def _settings(erasure) -> dict:
+    concepts = [
+        {"name": c.name, "anchor": c.anchor, "kind": c.kind, "strength": getattr(erasure, "strengths", {}).get(c.name)}
+        for c in erasure.concepts
+    ]
+    config = getattr(erasure, "config", None)
+    settings = config.to_dict() if hasattr(config, "to_dict") else {"edit": getattr(erasure, "key", None)}
+    return {"concepts": concepts, "settings": settings}

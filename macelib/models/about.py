@@ -1,0 +1,28 @@
+"""What pictures depend on besides prompt and seed, as a file can keep it: enough to draw them again."""
+
+import json
+from pathlib import Path
+
+from ..files import hash_tensors
+from .pipelines import default_guidance, drawing_hash, kv_weights, model_hash
+from .sample import image_size
+
+
+def about(pipe) -> dict:
+    """Name, revision and hashes of the model, its scheduler with all settings, guidance, size and precision, as it is.
+
+    A model from a folder goes by the folder's name; `weights` tells the original from an erased one.
+    """
+    source, options = pipe.__dict__.get("_macelib_source", (None, {}))
+    settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    return {
+        "model_name": Path(source).name if source and Path(source).is_absolute() else source,
+        "revision": options.get("revision"),
+        "model": model_hash(pipe),
+        "weights": hash_tensors(kv_weights(pipe.unet)),
+        "drawn_by": drawing_hash(pipe),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(settings, default=str))},
+        "guidance": default_guidance(pipe),
+        "size": list(image_size(pipe)),
+        "precision": str(pipe.unet.dtype).removeprefix("torch."),
+    }
