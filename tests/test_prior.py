@@ -108,7 +108,11 @@ def test_caption_files(tmp_path, pipe):
         assert read_captions(tmp_path / name) == ["a ship", "the sky"], name
     (tmp_path / "e.json").write_text('{"annotations": 3}')
     (tmp_path / "f.csv").write_text("id\n1\n")
-    for name, message in (("e.json", "holds no captions"), ("f.csv", "must have caption or prompt or text"), ("g.txt", "cannot be read")):
+    for name, message in (
+        ("e.json", "holds no captions"),
+        ("f.csv", "must have caption"),
+        ("g.txt", "cannot be read"),
+    ):
         with pytest.raises(MaceError, match=message):
             read_captions(tmp_path / name)
     assert prior(pipe, str(tmp_path / "a.txt")).count == 2

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from ..files import hash_tensors
-from .pipelines import default_guidance, drawing_hash, kv_weights, model_hash
+from .entrances import text_weights
+from .pipelines import default_guidance, drawing_hash, model_hash
 from .sample import image_size
 
 
@@ -19,7 +20,7 @@ def about(pipe) -> dict:
         "model_name": Path(source).name if source and Path(source).is_absolute() else source,
         "revision": options.get("revision"),
         "model": model_hash(pipe),
-        "weights": hash_tensors(kv_weights(pipe.unet)),
+        "weights": hash_tensors(text_weights(pipe.unet)),
         "drawn_by": drawing_hash(pipe),
         "scheduler": {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(settings, default=str))},
         "guidance": default_guidance(pipe),
