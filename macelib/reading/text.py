@@ -184,7 +184,7 @@ def seeds(text: str, most: int, what: str = "The seeds are") -> list[int]:
             raise MaceError(allowed)
         low, high = map(int, ends)
         if high < low:
-            raise MaceError(f"{what} {text!r}: {part} runs backwards.")
+            raise MaceError(f"{allowed} {part} runs backwards.")
         if len(found) + high - low + 1 > most:
             raise MaceError(allowed)
         found += range(low, high + 1)
