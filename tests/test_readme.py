@@ -3,6 +3,7 @@
 They run in a copy of the checkout, on small random models in place of mini-SD and its judge.
 """
 
+import csv
 import json
 import os
 import re
@@ -55,6 +56,21 @@ def test_files_that_it_names_are_there():
 def test_every_notebook_is_in_its_table():
     listed = re.findall(r"^\| (\d\d) \| `(\w+)` \|", TEXT, re.MULTILINE)
     assert [f"{number}_{name}" for number, name in listed] == sorted(p.stem for p in ROOT.glob("notebooks/*.ipynb"))
+
+
+@pytest.mark.parametrize(
+    ("study", "row", "columns"),
+    [
+        ("objects", "each of the paper's ten objects alone, mean", ("Acc_e", "Acc_g", "Acc_s", "H_o")),
+        ("characters", "a hundred characters together, a hundred kept", ("Acc_e", None, "Acc_s", "H_c")),
+    ],
+)
+def test_its_short_table_says_what_the_studies_say(study, row, columns):
+    with (ROOT / "data" / "studies" / study / "metrics.csv").open(encoding="utf-8") as file:
+        found = {line["metric"]: float(line["value"]) for line in csv.DictReader(file) if line["model"] == "erased"}
+    cells = next(line for line in TEXT.splitlines() if line.startswith(f"| {row} |")).split("|")[2:-1]
+    said = [cell.split()[-1] if cell.strip() else None for cell in cells]
+    assert said == [f"{found[column]:.1f}" if column else None for column in columns]  # the last row is the mean
 
 
 @pytest.fixture(scope="module")
