@@ -105,10 +105,13 @@ def run(script: str, clone: Path, environment: dict[str, str], *shell: str) -> s
     return done.stdout
 
 
-def installed(clone: Path) -> str:
-    """A line of shell that lets the new environment use the packages of this one, and so need none from afar."""
-    site = clone / ".venv" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
-    return f"echo {sysconfig.get_path('purelib')} > {site / 'packages.pth'}"
+def installed(place: Path) -> str:
+    """A line of shell that lends the new environment packages and programs of this one: none is fetched."""
+    site = f"{place}/.venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"
+    programs = " ".join(
+        str(Path(sys.executable).parent / name) for name in ("jupyter", "jupyter-lab", "pytest", "ruff")
+    )
+    return f"echo {sysconfig.get_path('purelib')} > {site}/packages.pth; ln -sf {programs} {place}/.venv/bin"
 
 
 def served(clone: Path, environment: dict[str, str]) -> dict:
