@@ -108,6 +108,7 @@ def _killed_at_every_model(small: recipe.Recipe) -> None:
         world.export(model)
 
 
+@pytest.mark.slow
 def test_a_small_recipe_runs_from_artwork_to_report(made):
     folder = made[0]
     report = json.loads((folder / "report.json").read_text())
@@ -126,6 +127,7 @@ def test_a_small_recipe_runs_from_artwork_to_report(made):
         assert said in card, said
 
 
+@pytest.mark.slow
 def test_two_runs_agree_to_the_bit_though_one_was_killed(made):
     first, second = (weights(folder / "mini-sd") for folder in made)
     assert first.keys() == second.keys()
@@ -135,6 +137,7 @@ def test_two_runs_agree_to_the_bit_though_one_was_killed(made):
         assert run.weights_hash(made[0] / name) == run.weights_hash(made[1] / name), name
 
 
+@pytest.mark.slow
 def test_the_shipped_models_are_untouched_by_another_recipe(made):
     assert all("small-models" in str(folder) for folder in made)
     assert not recipe.load(written(made[0].parent)).shipped and recipe.load(recipe.SHIPPED).shipped
