@@ -9,96 +9,27 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
-from macelib.models.mini import crop_half, judge_logits, split
-from macelib.models.pipelines import cast, fast_precision, load_pipeline
+from macelib.concepts import paper_list, retained
+from macelib.errors import MaceError
+from macelib.lessons.capacity import Encoder, capacity, of_pipeline, real_encoder
+from macelib.models.mini import PEOPLE, crop_half, split
 from macelib.models.tokens import token_spans
 
 from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles
 from .clip import name_vectors, seen
+from .drawing import Drawing, Models
 from .render import Batch, compose
 from .scenes import SCENES
 from .vae import psnr
-
-BATCH = {"cpu": 40, "cuda": 400}  # pictures drawn at a time
-
-
-class Drawing:
-    """A mini-SD, loaded once."""
-
-    def __init__(self, folder: Path, steps: int, guidance: float, device: str | None = None) -> None:
-        self.steps, self.guidance = steps, guidance
-        self.pipe = load_pipeline(folder, device=device)
-        self.device = self.pipe.device
-        self.precision = fast_precision(self.pipe)
-        self.batch = BATCH.get(self.device.type, BATCH["cpu"])
-
-    @torch.no_grad()
-    def embed(self, prompts: list[str]) -> Tensor:
-        """(n, 77, d) what the UNet reads."""
-        return self.pipe.encode_prompt(prompts, self.pipe.device, 1, False)[0]
-
-    @torch.no_grad()
-    def draw(self, context: Tensor, first_seed: int = 0) -> Tensor:
-        """Pictures (n, 3, 64, 64) in 0..1 of embeddings (n, 77, d), seeds counted from `first_seed`."""
-        empty = self.embed([""])
-        images = []
-        for start in tqdm(range(0, len(context), self.batch), leave=False, desc="drawing", mininterval=5):
-            part = context[start : start + self.batch]
-            seeds = range(first_seed + start, first_seed + start + len(part))
-            with cast(self.pipe, self.precision):
-                out = self.pipe(
-                    prompt_embeds=part,
-                    negative_prompt_embeds=empty.expand(len(part), -1, -1),
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance,
-                    generator=[torch.Generator().manual_seed(s) for s in seeds],
-                    output_type="pt",
-                )
-            images.append(out.images.float().cpu())
-        return torch.cat(images)
-
-
-class Models(Drawing):
-    """The models of a world, loaded once; `folders` as `run.World.model` gives them. share: of the pictures."""
-
-    def __init__(self, folders: Mapping[str, Path], steps: int, guidance: float, share: float = 1.0) -> None:
-        super().__init__(folders["unet"], steps, guidance)
-        self.folders, self.share = folders, share
-        self.clip = CLIPModel.from_pretrained(folders["clip"], dtype=torch.float32).eval()  # on the CPU
-        self.tokenizer = CLIPTokenizer.from_pretrained(folders["clip"])
-        judge = ResNetForImageClassification.from_pretrained(folders["judge"], dtype=torch.float32)
-        self.judge = judge.eval().to(self.device)
-
-    def some(self, count: int, least: int = 1) -> int:
-        """A number of pictures, cut to the share that is measured."""
-        return max(least, int(count * self.share))
-
-    @torch.no_grad()
-    def logits(self, images: Tensor, head: int) -> Tensor:
-        """(n, classes) what the judge says of pictures (n, 3, 64, 64): head 0 concepts, 1 styles."""
-        return torch.cat([judge_logits(self.judge, part.to(self.device))[head].cpu() for part in images.split(128)])
-
-    def concepts(self, images: Tensor, among: list[int] | None = None) -> Tensor:
-        """(n,) the judge's top-1 concept, among all or some."""
-        logits = self.logits(images, 0)
-        if among is None:
-            return logits.argmax(1)
-        return torch.tensor(among)[logits[:, among].argmax(1)]
-
-    def styles(self, images: Tensor, artists: bool = False) -> Tensor:
-        """(n,) the judge's top-1 style, among all or among the artists."""
-        return self.logits(images, 1)[:, : len(ART_STYLES) if artists else None].argmax(1)
 
 
 def photo(name: str) -> str:
@@ -246,6 +177,23 @@ def measure_routes(m: Models) -> dict:
     }
 
 
+def measure_text(m: Models) -> dict:
+    """Whether the tower's text is like real text: what one map leaves, loses and takes along, beside a real encoder's.
+
+    1 to 100 people become "a person" (`macelib.lessons.capacity`): characters here, the paper's celebrities there.
+    """
+    people = [e.name for e in catalogue() if e.group in PEOPLE]
+    famous = [concept.name for concept in paper_list("celebrities_100")]
+    encoders: list[tuple[Encoder, list[str], list[str]]] = [(of_pipeline(m.pipe), people[::2], people[1::2])]
+    try:
+        encoders.append((real_encoder(), famous, retained("celebrities")))
+    except MaceError as error:
+        print(f"The table of a real text encoder is left out: {error}")
+    counts, beside = sorted({m.some(n) for n in (1, 10, 30, 100)}), m.some(100, 2)
+    tables = {e.name: capacity(e, erased, kept[:beside], counts) for e, erased, kept in encoders}
+    return {"text": {name: table.to_dict("records") for name, table in tables.items()}}
+
+
 def peak_memory() -> float:
     """The most memory that this process ever held, in GB.
 
@@ -307,5 +255,6 @@ MEASURES: tuple[Callable[[Models], dict], ...] = (
     measure_artists,
     measure_two,
     measure_routes,
+    measure_text,
     measure_concepts,
 )

@@ -19,8 +19,9 @@ from macelib.files import atomic, hash_text
 
 from .captions import with_article
 from .catalogue import CIFAR_10, catalogue, styles
+from .drawing import Models
 from .loop import work_folder
-from .measures import MEASURES, Models, _first, accuracy_and_variety, photo
+from .measures import MEASURES, _first, accuracy_and_variety, photo
 from .recipe import Recipe
 from .table import TARGETS, text_table
 

