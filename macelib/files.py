@@ -1,6 +1,8 @@
-"""Atomic writes, the cache folder, and content hashes."""
+"""Atomic writes, tensors with a checksum, the cache folder, locks, and content hashes."""
 
 import hashlib
+import json
+import logging
 import os
 import re
 import shutil
@@ -11,10 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import MaceError, unwritable
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -76,6 +82,84 @@ def name_of(text: str) -> str:
     return "-".join([*filter(None, [readable]), hash_text(text)[:12]])
 
 
+@contextmanager
+def locked(path: str | Path, what: str, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock file `path`: nobody else does at the same time. Yields whether another process was waited for.
+
+    The lock goes with the process that holds it, however that ends. what: a noun, for the sentence that says whom one
+    waits for; without `wait`, MaceError says it.
+    """
+    path, waited = Path(path), False
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            if not wait:
+                raise MaceError(
+                    f"Another process is at work on {what}: wait until it has ended, or choose another folder."
+                ) from None
+            log.warning("Another process is at work on %s: this one waits for it.", what)
+            lock.acquire()
+            waited = True
+    except (OSError, NotImplementedError) as error:
+        raise MaceError(f"{path} cannot be locked ({error}): choose a folder on another disk.") from error
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping | None = None) -> Path:
+    """Write a safetensors file atomically: tensors, what is to be said `about` them (JSON), a checksum over both."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(about or {})
+    with atomic(path) as temporary:
+        save_file(whole, temporary, metadata={"macelib": text, "sha256": hash_text(text, hash_tensors(whole))})
+    return Path(path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict, dict[str, Tensor], bool]:
+    """What `save_tensors` wrote: about, tensors, and whether there was a checksum (a foreign file has none).
+
+    MaceError for a file that is missing or cut short, and for one whose checksum is not that of its contents.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise MaceError(
+            f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again."
+        ) from error
+    text, checksum = header.get("macelib", "{}"), header.get("sha256")
+    if checksum is not None and checksum != hash_text(text, hash_tensors(tensors)):
+        raise MaceError(f"{path} is damaged (its checksum is another): copy or make it again.")
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MaceError(f"{path} is damaged (its header is no JSON): copy or make it again.") from error
+    if not isinstance(about, dict):
+        raise MaceError(f"{path} is damaged (its header is no mapping): copy or make it again.")
+    return about, tensors, checksum is not None
+
+
+def read_cached(path: str | Path, key: str) -> dict[str, Tensor] | None:
+    """Tensors that `save_tensors` kept about {"key": key}; None where there are none, or (said) others or damaged."""
+    if not Path(path).exists():
+        return None
+    try:
+        about, tensors, checked = read_tensors(path)
+    except MaceError as error:
+        log.warning("%s It is made anew.", error)
+        return None
+    if not checked or about.get("key") != key:
+        log.warning("%s has no checksum, or is of something else: it is made anew.", path)
+        return None
+    return tensors
+
+
 def cache_folder() -> Path:
     """$MACELIB_CACHE, or `macelib` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache); created when first asked."""
     if os.environ.get("MACELIB_CACHE"):
@@ -124,6 +208,14 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def hash_file(path: str | Path) -> str:
+    """sha256 (hex) of a file's bytes; empty where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def hash_text(*parts) -> str:

@@ -15,7 +15,7 @@ from .concepts import Concept, anchored, check_concepts, check_kept, listed, pro
 from .config import KINDS, EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
-from .files import cache_folder, check_writable, hash_text
+from .files import cache_folder, check_writable, hash_tensors, hash_text
 from .method import prior as priors
 from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
@@ -31,6 +31,7 @@ from .show.progress import Bars, watched
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
 MANY = 10  # concepts from which on general captions alone protect other names badly
+FEW = 100  # captions below which a prior protects little
 
 
 def erase(
@@ -57,7 +58,7 @@ def erase(
     config, concepts = config or EraseConfig(), listed(concepts, lambda: _suggestions(pipe))
     if not isinstance(config, EraseConfig):
         raise MaceError(f"config is {config!r}: give an EraseConfig, such as EraseConfig.from_dict({{...}}).")
-    for note in check(concepts, config, folder):
+    for note in check(concepts, config, folder, prior):
         log.warning(note)
     check_pipeline(pipe)
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
@@ -96,13 +97,18 @@ def _suggestions(pipe) -> Sequence[Entry]:
     return catalogue() if is_mini(pipe) else ()
 
 
-def check(concepts: Sequence[Concept], config: EraseConfig, folder: str | Path | None = None) -> list[str]:
+def check(
+    concepts: Sequence[Concept],
+    config: EraseConfig,
+    folder: str | Path | None = None,
+    prior: priors.Prior | None = None,
+) -> list[str]:
     """Everything about an erasure that can be known without a model; notes about what deserves a look.
 
     MaceError: what cannot be erased together or kept beside it, captions that cannot be read, values of Eq. 5 that do
     not fit, a folder or a cache that cannot be written.
     """
-    notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names)]
+    notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names), *_unprotected(config, prior)]
     for kind in dict.fromkeys(concept.kind for concept in concepts):
         config.training(kind)
     if config.prior.use and config.prior.captions:
@@ -116,6 +122,17 @@ def check(concepts: Sequence[Concept], config: EraseConfig, folder: str | Path |
             "stay with EraseConfig.keeping([...]), or --keep on the command line."
         )
     return notes
+
+
+def _unprotected(config: EraseConfig, prior: priors.Prior | None) -> list[str]:
+    """A note where the settings leave out what holds other content in place."""
+    weights = {"refine.lambda1": config.refine.lambda1} if config.stages != "2" else {}
+    weights |= {"fuse.lambda2": config.fuse.lambda2} if config.stages == "all" else {}
+    unused = weights and prior is None and not config.prior.use
+    off = " and ".join(["prior.use"] if unused else [name for name, weight in weights.items() if not weight])
+    return (
+        [f"Without a prior nothing holds other content in place, and most of it may go: {off} is off."] if off else []
+    )
 
 
 def _layers(pipe) -> dict[str, int]:
@@ -158,7 +175,8 @@ def _dependence(erasure: Erasure, drawn: str) -> str:
     """Hash of what the LoRAs of every group depend on: model, prior, settings, and all concepts' prompts, as R does."""
     c, everything = erasure.config, [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]
     settings = (c.seed, c.stages == "2", c.defaults, c.prior, c.refine, c.images, KINDS)
-    return hash_text(__version__, erasure.base, drawn, erasure.prior_key, everything, *settings, *erasure.pooled)
+    priors = {name: P for name, P in (("P", erasure.P), ("pooled", erasure.pooled_P)) if P is not None}
+    return hash_text(__version__, erasure.base, drawn, hash_tensors(priors), everything, *settings, *erasure.pooled)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
@@ -188,7 +206,10 @@ def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.P
         return None
     captions = config.prior.captions or priors.captions_for(pipe)
     domain = {name: getattr(config.prior, name) for name in ("domain", "names", "lambda3")}
-    return priors.prior(pipe, captions, **domain, exclude=[with_synonyms(c) for c in concepts])
+    found = priors.prior(pipe, captions, **domain, exclude=[with_synonyms(c) for c in concepts])
+    if found.count < FEW:
+        log.warning("The prior is made of %d captions: what none of them is about may go, too.", found.count)
+    return found
 
 
 def _works(pipe, erasure: Erasure, folder: Path) -> list[Work]:
@@ -213,14 +234,23 @@ def _groups(concepts: Sequence[Concept], config: EraseConfig) -> Iterator[tuple[
 
 def _here(pipe, works: Sequence[Work], tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
     """The groups one after the other; LoRAs that are in the folder already are read."""
+    look = _looker(pipe, works)
     for i, work in enumerate(works):
         group = _counter(tell, works, i)
         tensors = work.read()
         if tensors is None:
-            tensors = train_work(pipe, work, group)
+            tensors = train_work(pipe, work, group, look)
         group("images", len(work.concepts), work.concepts[-1].name)
         group("train", work.training.steps, work.concepts[-1].name)
         yield work, tensors
+
+
+def _looker(pipe, works: Sequence[Work]):
+    """What looks at training pictures, where some are still to be made: `evaluate.drawn.looker`."""
+    from .evaluate.drawn import looker
+
+    todo = [concept for work in works if not work.kept.exists() for concept in work.concepts]
+    return looker(pipe, todo) if todo else None
 
 
 def _counter(tell: Progress, works: Sequence[Work], i: int) -> Callable[[str, int, str], None]:
@@ -284,4 +314,4 @@ def train_elsewhere(
     handler.emit = lambda record: notes.append(record.getMessage())
     logging.getLogger("macelib").addHandler(handler)
     with explained():
-        return train_work(pipe, work, lambda *_: None), notes
+        return train_work(pipe, work, lambda *_: None, _looker(pipe, [work])), notes

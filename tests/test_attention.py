@@ -6,6 +6,7 @@ import torch
 from macelib.errors import MaceError
 from macelib.models.attention import attention_probs, grid, resize, split_heads, trace
 from macelib.models.pipelines import cross_attention
+from macelib.models.sample import generate
 from macelib.models.text import added_conditions, encode
 from macelib.models.tiny import KINDS, tiny_pipeline
 
@@ -152,3 +153,15 @@ def test_grid_and_resize():
     m = torch.arange(16.0).reshape(1, 4, 4)
     assert torch.equal(resize(m, (2, 2))[0], torch.tensor([[2.5, 4.5], [10.5, 12.5]]))
     assert resize(m, (9, 5)).shape == (1, 9, 5)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_batches_that_begin_at_the_same_timestep_are_told_apart(steps):
+    """One step a picture: the second batch begins where the first one ended."""
+    pipe = tiny_pipeline("sd")
+    with trace(pipe) as maps:
+        generate(pipe, ["a ship", "a cat", "a dog"], [0, 1, 2], steps=steps, batch=1)
+    with trace(pipe) as alone:
+        generate(pipe, "a cat", [1], steps=steps)
+    assert len(maps.map(1, image=None)) == 3
+    assert torch.allclose(maps.map(1, image=1), alone.map(1), atol=1e-6)

@@ -91,7 +91,7 @@ def test_training_images_have_a_manifest_and_resume(pipe, tmp_path, monkeypatch)
     drawn.clear()
     training_images(pipe, SHIP, 4, tmp_path, seed=7, steps=2)
     assert drawn == []
-    assert {p.name for p in tmp_path.iterdir()} == {"manifest.json", *(e["file"] for e in entries)}
+    assert {p.name for p in tmp_path.iterdir()} == {".lock", "manifest.json", *(e["file"] for e in entries)}
 
 
 def test_images_of_other_settings_or_damaged_ones_are_redone(pipe, tmp_path, caplog):

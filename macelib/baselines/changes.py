@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ..errors import MaceError
 from ..method.fuse import less_identity
-from ..models.swap import originals
+from ..models.entrances import parameters
+from ..models.swap import keep, originals
 
 
 class Change:
@@ -43,9 +44,10 @@ class WeightChange(Change):
         live, before = parameters(unet), original_parameters(unet)
         new = dict(self.weights(before))
         kept = {name: before[name].detach().clone() for name in new}
-        unet._macelib_originals = originals(unet)  # by which the model is known while it is changed
+        W = originals(unet)
         for name, w in new.items():
             live[name].copy_(w)
+        keep(unet, W, new)
 
         @torch.no_grad()
         def undo() -> None:
@@ -111,11 +113,6 @@ def kv_part(layer: str) -> str:
     ('v', False)
     """
     return layer.rsplit("to_", 1)[-1] if layer.endswith((".to_k", ".to_v")) else "-"
-
-
-def parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
-    """Every weight and bias by its name in the UNet's state dict, without those of a loaded LoRA."""
-    return {n.replace(".base_layer.", "."): p for n, p in unet.named_parameters() if ".lora_" not in n}
 
 
 def original_parameters(unet: nn.Module) -> dict[str, Tensor]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from ..concepts import Concept
 from ..erasure import versions
 from ..erasure.export import check_folder, check_format, new_folder
 from ..errors import MaceError
-from ..files import atomic, hash_tensors, hash_text
+from ..files import hash_tensors, hash_text, read_tensors, save_tensors
 from ..models.pipelines import model_hash
 from ..models.swap import base_hash, remove, untouched
 from .changes import Change, TextMap, WeightChange, original_parameters
@@ -107,23 +106,12 @@ class Edit:
         about = {"format": FORMAT, "change": type(self.change).__name__, "plain": plain}
         about |= {name: getattr(self, name) for name in KEPT}
         about["concepts"] = [dataclasses.asdict(concept) for concept in self.concepts]
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        about["checksum"] = hash_tensors(whole)
-        with atomic(path) as temporary:
-            save_file(whole, temporary, metadata={"macelib": json.dumps(about)})
-        return Path(path)
+        return save_tensors(path, tensors, about)
 
     @classmethod
     def load(cls, path: str | Path) -> "Edit":
         """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("macelib", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise MaceError(
-                f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again."
-            ) from error
+        about, tensors, checked = read_tensors(path)
         if about.get("format") != FORMAT:
             raise MaceError(f"{path} is not an edit that this version reads ({FORMAT}): make one with `build`.")
         if about.get("change") not in Change.kinds:
@@ -132,14 +120,14 @@ class Edit:
                 "import the module that registers it."
             )
         try:
-            if hash_tensors(tensors) != about["checksum"]:
-                raise MaceError(f"{path} is damaged (its checksum differs): copy or make it again.")
+            if not checked or not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                raise MaceError(f"{path} is damaged (it has no checksum, or holds NaN): copy or make it again.")
             concepts = [
                 Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}) for c in about["concepts"]
             ]
             change = _put_together(Change.kinds[about["change"]], tensors, about["plain"])
             return cls(concepts=concepts, change=change, **{name: about[name] for name in KEPT})
-        except (KeyError, TypeError, AttributeError) as error:
+        except (LookupError, TypeError, AttributeError) as error:
             raise MaceError(f"{path} is damaged ({error!r}): copy or make it again.") from error
 
     def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:

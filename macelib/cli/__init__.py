@@ -104,10 +104,13 @@ def erase(
         raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
     options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address}
     where = make_engine(engine, **options) if engine else None
-    pipe = pipeline(model, revision, local_files_only, device, dtype)
-    with Bars() as bars:
-        erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
-    path = erasure.save(out / "erasure.safetensors")
+    from ..files import locked
+
+    with locked(out / ".lock", str(out), wait=False):
+        pipe = pipeline(model, revision, local_files_only, device, dtype)
+        with Bars() as bars:
+            erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
+        path = erasure.save(out / "erasure.safetensors")
     typer.echo(f"{path}: {counted(chosen)}, {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import MaceError
 from .options import Device, Dtype, Force, Local, Model, Revision, counted, example, pipeline
 
 
@@ -45,19 +46,29 @@ def info(
     if as_json:
         typer.echo(json.dumps(about, indent=1, ensure_ascii=False))
         return
-    typer.echo(f"{erasure}: {counted(about['concepts'])}, {about['megabytes']} MB, base {about['base'][:12]}")
-    for c in about["concepts"]:
-        typer.echo(f"  {c['name']} -> {c['anchor']} ({c['kind']}, strength {c['strength']:g}, LoRA rank {c['rank']})")
-    one = about["stage 1"]
-    typer.echo(
+    try:
+        lines = _lines(erasure, about)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise MaceError(f"{erasure} is damaged ({error!r}): copy or make it again.") from error
+    for line in lines:  # a name must not steer the terminal
+        typer.echo("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+
+
+def _lines(erasure: Path, about: dict) -> list[str]:
+    """What `info` says to people."""
+    concepts, one = about["concepts"], about["stage 1"]
+    lines = [f"{erasure}: {counted(concepts)}, {about['megabytes']} MB, base {about['base'][:12]}"]
+    for c in concepts:
+        lines.append(f"  {c['name']} -> {c['anchor']} ({c['kind']}, strength {c['strength']:g}, LoRA rank {c['rank']})")
+    lines.append(
         f"  stage 1: condition {one['condition']:.1e}, residual {one['residual']:.1e}, "
         f"R off by {about['truncation']:.1e} of its change for what the file leaves out"
     )
-    for c in about["concepts"]:
+    for c in concepts:
         if "pooled_left" in c:
-            typer.echo(f"  pooled text: {c['pooled_left']:.1%} left of what sets {c['name']} apart from its anchor")
-    typer.echo(f"  stage 3: condition {about['stage 3']['condition']:.1e}")
-    typer.echo("  made with " + ", ".join(f"{k} {v}" for k, v in about["versions"].items()))
+            lines.append(f"  pooled text: {c['pooled_left']:.1%} left of what sets {c['name']} apart from its anchor")
+    lines.append(f"  stage 3: condition {about['stage 3']['condition']:.1e}")
+    return [*lines, "  made with " + ", ".join(f"{k} {v}" for k, v in about["versions"].items())]
 
 
 def _loaded(path: Path) -> dict:

@@ -81,26 +81,27 @@ def study(
     from ..config import EraseConfig
     from ..evaluate import studies
     from ..evaluate.pictures import Drawing
-    from ..files import check_writable
+    from ..files import check_writable, locked
 
     if protocol not in ("objects", "characters", "tuning", "ablation"):
         raise MaceError(f"There is no study {protocol!r}: choose objects, characters, tuning or ablation.")
     settings = EraseConfig.load(config) if config else EraseConfig()
     Drawing(steps, guidance, batch=batch, autocast=autocast)  # refuses what it does not know before the model is loaded
     check_writable(out)
-    pipe = pipeline(model, revision, local_files_only, device, dtype)
-    drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
-    with Bars() as bars:
-        drawing["progress"] = bars
-        if protocol == "objects":
-            result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
-        else:
-            drawing |= {"seeds": range(seeds)} | ({"count": count} if count else {})
-            if protocol == "ablation":
-                result = studies.ablation_study(pipe, out, settings, only=only, images=images, **drawing)
+    with locked(out / ".lock", str(out), wait=False):
+        pipe = pipeline(model, revision, local_files_only, device, dtype)
+        drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
+        with Bars() as bars:
+            drawing["progress"] = bars
+            if protocol == "objects":
+                result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
             else:
-                measure = studies.characters_study if protocol == "characters" else studies.tuning_study
-                result = measure(pipe, out, settings, **drawing)
+                drawing |= {"seeds": range(seeds)} | ({"count": count} if count else {})
+                if protocol == "ablation":
+                    result = studies.ablation_study(pipe, out, settings, only=only, images=images, **drawing)
+                else:
+                    measure = studies.characters_study if protocol == "characters" else studies.tuning_study
+                    result = measure(pipe, out, settings, **drawing)
     typer.echo(result)
     if record:
         from ..evaluate import record as records

@@ -20,16 +20,17 @@ from .. import __version__
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..method.fuse import Fusion, changed, fuse_sums, less_identity
+from ..method.fuse import Fusion, changed, finite, fuse_sums, less_identity
 from ..method.pooled import pooled_map, pooled_sums, share_left
 from ..method.refine import Refinement, solve_refinement
 from ..models.entrances import pooled_columns, text_weights
-from ..models.swap import base_hash, originals, remove, take_back
+from ..models.swap import base_hash, originals, remove, take_back, write
 from . import store
 from .export import export
-from .part import Part
+from .part import STRONGEST, Part
 
 log = logging.getLogger(__name__)
+GROWTH = 1.5  # of the norm of the weights, above which bfloat16 is too coarse for them
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,8 +81,9 @@ class Erasure:
             strengths = dict.fromkeys(self.strengths, strengths)
         self._names(strengths)
         for name, strength in strengths.items():
-            if not 0 <= strength <= 2:
-                raise MaceError(f"The strength of {name!r} is {strength!r}; allowed: 0 (as before) to 2 (1: erased).")
+            if not 0 <= strength <= STRONGEST:
+                limits = f"0 (as before) to {STRONGEST:g} (1: erased)"
+                raise MaceError(f"The strength of {name!r} is {strength!r}; allowed: {limits}.")
         new = [dataclasses.replace(p, strength=float(strengths.get(p.concept.name, p.strength))) for p in self.parts]
         return self.of([a if a.strength == b.strength else b for a, b in zip(self.parts, new, strict=True)])
 
@@ -100,7 +102,7 @@ class Erasure:
             return self if self.parts else other
         other._check_stages(self.config)
         total = self.of([*self.parts, *other.parts])
-        if self.prior_key == other.prior_key:
+        if self.prior_key == other.prior_key and _same(self.P, other.P):
             return total
         log.warning(
             "The two priors differ: each still holds captions that name the other's concepts. Erase them together, or "
@@ -241,9 +243,9 @@ class Erasure:
         """
         change = less_identity(self.fusion.R_tilde).float()
         for name, (B, D) in self.lora.items():
-            yield name, changed(W[name], change.to(W[name].device), B, D)
+            yield name, changed(W[name], change.to(W[name].device), B, D, name)
         for name in self.pooled:
-            yield name, pooled_columns(W[name], self.pooled_refinement.R)
+            yield name, finite(pooled_columns(W[name], self.pooled_refinement.R), name)
 
     # --- in the model ---------------------------------------------------------------------------------------------
 
@@ -251,26 +253,32 @@ class Erasure:
     def apply(self, pipe, force: bool = False) -> "Erasure":
         """Write W* = W R̃ + Σ B_i D*_i into the pipeline, in place; what another erasure wrote there is replaced.
 
-        MaceError where the pipeline is not the one it was made for, unless `force` and the shapes agree.
+        MaceError where the pipeline is not the one it was made for, unless `force` and the shapes agree, and where
+        something else has changed the weights that another erasure wrote.
         """
         self.check(pipe, force)
         take_back(pipe)
         weights, W = text_weights(pipe.unet), originals(pipe.unet)
         new = dict(self.weights({name: w.to(weights[name].device) for name, w in W.items()}))
-        pipe.unet._macelib_originals = W
-        if not force:
-            pipe.unet._macelib_base = (W, self.base)  # else found when it is asked for
-        for name, w in new.items():
-            weights[name].copy_(w)
+        write(pipe.unet, W, new)
+        if pipe.unet.dtype == torch.bfloat16 and (growth := _norm(new) / _norm(W)) > GROWTH:
+            log.warning(
+                "The erased weights are %.1f times as large as the original ones, and bfloat16 keeps eight bits of "
+                "them: names that stay may be drawn worse. Load the model in float32.",
+                growth,
+            )
         return self
 
     def remove(self, pipe) -> None:
-        """Give the pipeline its original weights back, bit for bit; nothing happens where no erasure is applied."""
+        """Give the pipeline its original weights back, bit for bit; nothing happens where no erasure is applied.
+
+        MaceError where something else has changed the weights since.
+        """
         remove(pipe)
 
     def check(self, pipe, force: bool = False) -> None:
         """MaceError where the pipeline is not the one it was made for; with `force`, only where shapes differ."""
-        shapes = {name: tuple(w.shape) for name, w in originals(pipe.unet).items()}
+        shapes = {name: tuple(w.shape) for name, w in text_weights(pipe.unet).items()}
         tokens = {name: shapes.pop(name, None) for name in self.layers}
         fits = all(name in shapes and shapes.pop(name)[1] >= p for name, p in self.pooled.items()) and not shapes
         if not fits or tokens != {name: (out, self.width) for name, out in self.layers.items()}:
@@ -306,6 +314,16 @@ def _mean(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
     if a is None or b is None:
         return share * a if a is not None else b if b is None else (1 - share) * b
     return share * a + (1 - share) * b
+
+
+def _norm(weights: Mapping[str, Tensor]) -> float:
+    """Frobenius norm of all together."""
+    return float(torch.stack([w.float().norm().cpu() for w in weights.values()]).norm())
+
+
+def _same(P: Tensor | None, Q: Tensor | None) -> bool:
+    """Whether two priors are one, but for what another machine rounds otherwise."""
+    return P is Q if P is None or Q is None else bool((P - Q).norm() <= 1e-6 * P.norm())
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,8 @@ from torch import Tensor
 from ..concepts import Concept
 from ..method.refine import ConceptStatistics
 
+STRONGEST = 2.0  # largest strength
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Part:

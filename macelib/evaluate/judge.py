@@ -48,7 +48,8 @@ class Judge:
     def logits(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
         """Concept logits (n, concepts) and style logits (n, styles) of pictures of any size."""
         rows = [judge_logits(self.model, part.to(self.model.device)) for part in _tensor(images).split(BATCH)]
-        return torch.cat([c for c, _ in rows]).cpu(), torch.cat([s for _, s in rows]).cpu()
+        concepts, styles = (torch.cat(parts).cpu() for parts in zip(*rows, strict=True))
+        return _finite(concepts, self.name), _finite(styles, self.name)
 
     def top1(self, images: Sequence[Image.Image], among: Sequence[str] | None = None, kind: str = "concept"):
         """Name of the best label of each picture, of all concepts (or styles) or among some: list of n names.
@@ -117,7 +118,7 @@ class ClipClassifier:
             pixels = self.processor(images=list(images[start : start + BATCH]), return_tensors="pt").pixel_values
             hidden = self.model.vision_model(pixel_values=pixels.to(self.model.device)).pooler_output
             rows.append(self.model.visual_projection(hidden).float())
-        return F.normalize(torch.cat(rows), dim=-1).cpu()
+        return _finite(F.normalize(torch.cat(rows), dim=-1).cpu(), self.name)
 
     def text_vectors(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors (n, w) of texts; each distinct one is read once."""
@@ -138,6 +139,13 @@ def classifier_for(pipe, kind: str = "objects") -> Judge | ClipClassifier:
     if kind == "styles":
         return ClipClassifier.load(None if mini else CLIP_OF_PAPER)
     return Judge.load() if mini else ClipClassifier.load(CLIP_OF_PAPER)
+
+
+def _finite(seen: Tensor, name: str) -> Tensor:
+    """The same; MaceError where a classifier sees NaN, of which the first name would be the largest."""
+    if not bool(torch.isfinite(seen).all()):
+        raise MaceError(f"{name} gives NaN for a picture: its weights are damaged; restore or load it again.")
+    return seen
 
 
 def _tensor(images: Sequence[Image.Image]) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Literal
 from PIL import Image
 
 from ..errors import MaceError
-from ..files import atomic, hash_tensors, hash_text
+from ..files import atomic, hash_file, hash_tensors, hash_text
 from ..models.entrances import text_weights
 from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash
 from ..models.sample import generate, image_size
@@ -42,10 +42,10 @@ class Drawing:
         """
         about = self.about(pipe)
         place = Path(folder) / f"{state}-{hash_text(json.dumps(about))[:12]}" if folder else None
-        known = _read(place) if place else {}
+        known = _read(place, about) if place else {}
         for start in range(0, len(jobs), self.batch):
             some = list(jobs[start : start + self.batch])
-            images = [_open(place, known.get(job)) for job in some]
+            images = [_open(place, job, known.get(job)) for job in some]
             missing = [i for i, image in enumerate(images) if image is None]
             if missing:
                 prompts, seeds = zip(*(some[i] for i in missing), strict=True)
@@ -71,34 +71,40 @@ class Drawing:
         return about | {"scheduler": type(pipe.scheduler).__name__, **values}
 
 
+def _name(job: Job) -> str:
+    """File of a picture."""
+    return f"{hash_text(*job)[:16]}.png"
+
+
 def _save(place: Path, job: Job, image: Image.Image) -> str:
-    name = f"{hash_text(*job)[:16]}.png"
-    with atomic(place / name) as temporary:
+    """Write a picture; its checksum."""
+    with atomic(place / _name(job)) as temporary:
         image.save(temporary)
-    return name
+    return hash_file(place / _name(job))
 
 
 def _write(place: Path, about: dict, known: dict[Job, str]) -> None:
-    entries = [{"file": file, "prompt": prompt, "seed": seed} for (prompt, seed), file in known.items()]
+    """manifest.json; what another process has drawn meanwhile stays in it."""
+    known = _read(place, about) | known
+    entries = [{"file": _name(job), "prompt": job[0], "seed": job[1], "sha256": s} for job, s in known.items()]
     with atomic(place / "manifest.json") as temporary:
         temporary.write_text(json.dumps({**about, "images": entries}, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def _read(place: Path) -> dict[Job, str]:
-    """File by job from manifest.json; none where it is missing or damaged."""
+def _read(place: Path, about: dict) -> dict[Job, str]:
+    """Checksum by job from manifest.json; none where it is missing, damaged or of another state of the model."""
     try:
-        entries = json.loads((place / "manifest.json").read_text(encoding="utf-8"))["images"]
-        return {(entry["prompt"], entry["seed"]): entry["file"] for entry in entries}
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
+        if {**found, "images": None} != {**json.loads(json.dumps(about)), "images": None}:
+            return {}
+        return {(entry["prompt"], entry["seed"]): entry["sha256"] for entry in found["images"]}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return {}
 
 
-def _open(place: Path | None, file: str | None) -> Image.Image | None:
-    """A kept picture; None where there is none, or a damaged one."""
-    if place is None or file is None:
+def _open(place: Path | None, job: Job, checksum: str | None) -> Image.Image | None:
+    """A kept picture; None where there is none, or one that is not as it was written."""
+    if place is None or checksum is None or hash_file(place / _name(job)) != checksum:
         return None
-    try:
-        with Image.open(place / file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError):
-        return None
+    with Image.open(place / _name(job)) as image:
+        return image.convert("RGB")

@@ -6,6 +6,7 @@ always there: the same prompts and seeds. Accuracy is top-1; tables are in perce
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from ..concepts import Concept, paper_list, with_synonyms
 from ..erasure import Erasure
 from ..errors import MaceError
+from ..files import locked
 from ..models.swap import untouched
 from ..templates import fill
 from .judge import classifier_for
@@ -236,8 +238,17 @@ class _Work:
     labels: Sequence[str] | None = None  # of the erasures; None: their concepts
 
     def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
-        """look(pictures, jobs): per picture a name, None (nothing recognised) or a score."""
+        """look(pictures, jobs): per picture a name, None (nothing recognised) or a score.
+
+        MaceError: fewer seeds than seed groups, a folder in which another process is at work.
+        """
         check_seeds(len(self.seeds))
+        alone = locked(Path(self.folder) / ".lock", str(self.folder), wait=False) if self.folder else nullcontext()
+        with alone:
+            return self._run(pipe, erasures, asks, look)
+
+    def _run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
+        """`run` by this process alone."""
         plans = [self._jobs([a for some in asks for a in some]), *(self._jobs(some) for some in asks)]
         total, done, seen = sum(map(len, plans)), 0, []
         with untouched(pipe):

@@ -1,6 +1,7 @@
 """From one row per picture to the tables of an evaluation, with bootstrap intervals."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 from ..files import atomic
 from .metrics import bootstrap, interval, resample
 
+log = logging.getLogger(__name__)
 TIMES = 2000  # bootstrap samples
 SEED = 0  # of the bootstrap
 
@@ -58,7 +60,13 @@ class Evaluation:
         return nested
 
     def save(self, folder: str | Path) -> "Evaluation":
-        """Write images.csv, concepts.csv, metrics.csv, groups.csv and settings.json."""
+        """Write images.csv, concepts.csv, metrics.csv, groups.csv and settings.json; tables of others are replaced.
+
+        That is said.
+        """
+        before, settings = _settings(Path(folder) / "settings.json"), json.loads(json.dumps(self.settings))
+        if before is not None and before != settings:
+            log.warning("%s held tables of another erasure or other settings: they are replaced.", folder)
         for name in ("images", "concepts", "metrics", "groups"):
             with atomic(Path(folder) / f"{name}.csv") as temporary:
                 getattr(self, name).to_csv(temporary, index=False)
@@ -71,6 +79,14 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return self.table().round(1).to_html()
+
+
+def _settings(path: Path) -> dict | None:
+    """What settings.json holds; None where it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True) -> Evaluation:

@@ -1,7 +1,7 @@
 """What lessons 03 to 05 share: pictures by name, who is recognised in them, and weights that come and go."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import pandas as pd
 import torch
@@ -20,7 +20,7 @@ from ..templates import fill
 TEMPLATE = "a photo of the {}"
 
 
-def fast(pipe) -> torch.autocast:
+def fast(pipe) -> AbstractContextManager:
     """Context in which the pipeline draws in bf16, where that is faster at no loss to see; else as it is loaded."""
     return cast(pipe, fast_precision(pipe))
 

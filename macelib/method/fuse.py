@@ -86,7 +86,7 @@ def fused_weight(
     change = less_identity(fusion.R_tilde).to(W.device, dtype)
     B_all = torch.cat([change.new_zeros(len(W), 0), *(b.to(change) for b, _ in pairs)], 1)  # (out, Σ r_i)
     D_all = torch.cat([change[:0], *(d.to(change) for _, d in pairs)])  # (Σ r_i, d)
-    return changed(W, change, B_all, D_all)
+    return changed(W, change, B_all, D_all, name)
 
 
 def less_identity(R: Tensor) -> Tensor:
@@ -94,10 +94,22 @@ def less_identity(R: Tensor) -> Tensor:
     return R - torch.eye(len(R)).to(R)
 
 
-def changed(W: Tensor, change: Tensor, B: Tensor, D: Tensor) -> Tensor:
-    """W + W change + B D, computed in the dtype of change (d, d), in W's dtype; W: (out, d), B: (out, r), D: (r, d)."""
+def changed(W: Tensor, change: Tensor, B: Tensor, D: Tensor, name: str) -> Tensor:
+    """W + W change + B D, computed in the dtype of change (d, d), in W's dtype; W: (out, d), B: (out, r), D: (r, d).
+
+    MaceError names the layer where the result is NaN or infinite.
+    """
     V = W.to(change.dtype)
     new = torch.addmm(V, V, change)
     if D.numel():
         new.addmm_(B.to(V), D.to(V))
-    return new.to(W.dtype)
+    return finite(new.to(W.dtype), name)
+
+
+def finite(new: Tensor, name: str) -> Tensor:
+    """The new weights of a layer; MaceError where they are NaN or infinite."""
+    if not bool(torch.isfinite(new).all()):
+        raise MaceError(
+            f"The new weights of {name} are NaN or infinite in {new.dtype}: load the model in float32, or erase again."
+        )
+    return new

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
-from ..files import atomic, hash_tensors
+from ..files import atomic, hash_file, hash_tensors, locked
 from ..models.entrances import text_weights
 from ..models.pipelines import cast, default_guidance, drawing_hash, model_hash
 from ..models.sample import generate, image_size
@@ -33,9 +33,10 @@ def training_images(
     autocast: str | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw n pictures of a concept into a folder, with manifest.json: prompt, seed, model hash and settings of each.
+    """Draw n pictures of a concept into a folder, with manifest.json: prompt, seed, model, settings and sha256 of each.
 
     The manifest is written after each batch; a call that was cut short goes on; pictures made otherwise are redone.
+    Two processes never draw into one folder at once: the second waits.
     Picture i has seed `seed + i`. prompt: the concept's sample prompt unless given. model: `model_hash`, if known.
     autocast: "bf16" or "fp16", None: as loaded.
     Returns the folder. MaceError where it cannot be written.
@@ -50,52 +51,65 @@ def training_images(
     elif hasattr(pipe.unet, "_macelib_originals"):
         made_by["erased"] = hash_tensors(text_weights(pipe.unet))
     wanted = [{"file": f"{i:04d}.png", "prompt": prompt, "seed": seed + i, **made_by} for i in range(n)]
-    kept = {entry["file"]: entry for entry in read_manifest(folder)}
-    fresh = [e for e in wanted if kept.get(e["file"]) == e and _readable(folder / e["file"])]
-    if kept and len(fresh) < min(len(kept), n):
-        log.warning("%s holds pictures of other settings, or damaged ones: they are drawn again.", folder)
-    missing = [entry for entry in wanted if entry not in fresh]
-    _write_manifest(folder, fresh)  # nothing vouches for what is drawn again, until it is there
-    for start in range(0, len(missing), batch):
-        some = missing[start : start + batch]
-        seeds = [entry["seed"] for entry in some]
-        with cast(pipe, autocast):
-            images = generate(pipe, prompt, seeds, steps, guidance, size, batch)
-        for entry, image in zip(some, images, strict=True):
-            with atomic(folder / entry["file"]) as temporary:
-                image.save(temporary)
-        fresh += some
-        _write_manifest(folder, sorted(fresh, key=lambda entry: entry["file"]))
-        if callback is not None:
-            callback(len(fresh), n)
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", f"the pictures in {folder}"):
+        kept = {entry["file"]: entry for entry in read_manifest(folder)}
+        fresh = [kept[e["file"]] for e in wanted if _vouched(folder, kept.get(e["file"]), e)]
+        if kept and len(fresh) < min(len(kept), n):
+            log.warning("%s holds pictures of other settings, or damaged ones: they are drawn again.", folder)
+        there = {entry["file"] for entry in fresh}
+        missing = [entry for entry in wanted if entry["file"] not in there]
+        _write_manifest(folder, fresh)  # nothing vouches for what is drawn again, until it is there
+        for start in range(0, len(missing), batch):
+            some = missing[start : start + batch]
+            with cast(pipe, autocast):
+                images = generate(pipe, prompt, [e["seed"] for e in some], steps, guidance, size, batch)
+            fresh += [_kept(folder, entry, image) for entry, image in zip(some, images, strict=True)]
+            _write_manifest(folder, sorted(fresh, key=lambda entry: entry["file"]))
+            if callback is not None:
+                callback(len(fresh), n)
     return folder
 
 
+def _kept(folder: Path, entry: dict, image: Image.Image) -> dict:
+    """Write a picture; its entry with the file's checksum."""
+    with atomic(folder / entry["file"]) as temporary:
+        image.save(temporary)
+    return {**entry, "sha256": hash_file(folder / entry["file"])}
+
+
+def _vouched(folder: Path, kept: dict | None, wanted: dict) -> bool:
+    """Whether the entry that is kept is the one wanted, and the file is the one that it was written with."""
+    return kept == {**wanted, "sha256": hash_file(folder / wanted["file"])}
+
+
 def read_images(folder: str | Path) -> tuple[list[Image.Image], list[dict]]:
-    """The pictures of a folder and their entries of manifest.json, in its order; MaceError where there are none."""
-    entries = read_manifest(Path(folder))
+    """The pictures of a folder and their entries of manifest.json, in its order.
+
+    MaceError where there are none, and for a picture that is not the one the manifest was written with.
+    """
+    folder = Path(folder)
+    entries = read_manifest(folder)
     if not entries:
         raise MaceError(f"{folder} holds no manifest.json with pictures: make them with training_images.")
-    return [Image.open(Path(folder) / entry["file"]).convert("RGB") for entry in entries], entries
+    for entry in entries:
+        if "sha256" in entry and entry["sha256"] != hash_file(folder / entry["file"]):
+            raise MaceError(f"{folder / entry['file']} is missing or was changed: make it again with training_images.")
+    try:
+        return [Image.open(folder / entry["file"]).convert("RGB") for entry in entries], entries
+    except (OSError, SyntaxError) as error:
+        raise MaceError(f"A picture in {folder} cannot be read ({error}): make it again.") from error
 
 
 def read_manifest(folder: Path) -> list[dict]:
-    """Entries of manifest.json; none where it is missing or damaged."""
+    """Entries of manifest.json, each of a file in the folder; none where it is missing or damaged."""
     try:
-        return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["images"]
-    except (OSError, ValueError, KeyError, TypeError):
+        entries = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["images"]
+        return entries if all(Path(entry["file"]).name == entry["file"] for entry in entries) else []
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
 
 
 def _write_manifest(folder: Path, entries: list[dict]) -> None:
     with atomic(folder / "manifest.json") as temporary:
         temporary.write_text(json.dumps({"images": entries}, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _readable(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError):
-        return False
-    return True

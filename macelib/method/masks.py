@@ -13,6 +13,7 @@ from torch import Tensor
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..models.attention import resize, trace
+from ..models.finite import check_finite
 from ..models.sample import encode_images
 from ..models.text import added_conditions, encode, tokenizers
 from ..models.tokens import token_spans
@@ -130,6 +131,7 @@ def attention_maps(
                 noisy = alphas[t].sqrt() * x + (1 - alphas[t]).sqrt() * torch.randn(x.shape, generator=g)
                 unet(noisy.to(unet.device, unet.dtype), t, encoder_hidden_states=e, added_cond_kwargs=extra)
         heats += [maps.map(positions, image=i).cpu() for i, positions in enumerate(spans[some])]
+    check_finite(pipe, "unet", f"The attention of {phrase!r}", torch.stack(heats))
     return torch.stack(heats)
 
 

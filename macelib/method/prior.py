@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..concepts import Concept, folded
 from ..errors import MaceError
-from ..files import atomic, cache_folder, hash_text
+from ..files import cache_folder, hash_text, read_cached, save_tensors
 from ..models import mini
 from ..models.pipelines import is_mini
 from ..models.text import embedding_size, pooled_size, read, text_hash, tokenizers
@@ -236,13 +234,10 @@ def _grams(pipe, base: str, pairs: list[tuple[str, str]], own: Sequence[str] = (
     labels, d, p = list(dict.fromkeys(group for group, _ in pairs)), embedding_size(pipe), pooled_size(pipe)
     if not pairs:
         return {}
-    key = hash_text(base, *own, *(part for pair in pairs for part in pair), *([f"pooled {p}"] if p else []))
+    key = hash_text(base, len(own), *own, *(part for pair in pairs for part in pair), p)
     path = cache_folder() / "prior" / f"{key}.safetensors"
-    if path.exists():
-        try:
-            return dict(zip(labels, load_file(path)["upper"], strict=True))
-        except (SafetensorError, KeyError, ValueError, OSError):
-            log.warning("The cached prior %s cannot be read and is made anew.", path)
+    if (kept := read_cached(path, key)) is not None:
+        return dict(zip(labels, kept["upper"], strict=True))
     upper, beside = tuple(torch.triu_indices(d, d)), tuple(torch.triu_indices(p, p))
     sums = torch.zeros(len(labels), len(upper[0]) + len(beside[0]), dtype=torch.float64)
     index = {label: i for i, label in enumerate(labels)}
@@ -254,6 +249,5 @@ def _grams(pipe, base: str, pairs: list[tuple[str, str]], own: Sequence[str] = (
             some = list(members)
             e, u = text.tokens[some][counted[some].to(text.tokens.device)], text.pooled[some]  # (m, d), (m, p)
             sums[index[label]] += torch.cat([gram(e).cpu()[upper], gram(u).cpu()[beside]])
-    with atomic(path) as temporary:
-        save_file({"upper": sums}, temporary)
+    save_tensors(path, {"upper": sums}, {"key": key})
     return dict(zip(labels, sums, strict=True))

@@ -193,14 +193,16 @@ def trace(
     if not chosen:
         raise MaceError(f"No layer matches {', '.join(layers)}; the UNet has {', '.join(modules)}.")
     maps = Maps(pipe, None if tokens is None else [int(t) for t in tokens], heads, timesteps, size)
-    call = {"n": None, "t": float("-inf"), "guided": False, "hw": (0, 0)}
+    call = {"n": None, "t": float("-inf"), "guided": False, "hw": (0, 0), "schedule": None}
 
     def before_unet(_, args, kwargs):
         sample, t = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep")))
         t = float(torch.as_tensor(t).max())
-        if sample.shape[0] != call["n"] or t > call["t"]:  # a denoising starts at its largest timestep
+        schedule = getattr(pipe.scheduler, "timesteps", None)  # a pipeline's call sets a new one
+        if sample.shape[0] != call["n"] or t > call["t"] or schedule is not call["schedule"]:
             maps._new_run()
         call.update(n=sample.shape[0], t=t, guided=_guided(pipe, sample, guided), hw=tuple(sample.shape[-2:]))
+        call["schedule"] = schedule
         maps.timesteps.append(t)
 
     def record(name, attn, hidden, context, mask):

@@ -38,6 +38,11 @@ def text_weights(unet: nn.Module) -> dict[str, nn.Parameter]:
     return {**kv_weights(unet), **pooled_weights(unet)}
 
 
+def parameters(unet: nn.Module) -> dict[str, nn.Parameter]:
+    """Every weight and bias by its name in the UNet's state dict, without those of a loaded LoRA."""
+    return {n.replace(".base_layer.", "."): p for n, p in unet.named_parameters() if ".lora_" not in n}
+
+
 def pooled_columns(W: Tensor, R: Tensor) -> Tensor:
     """W (out, p + more) with W R in its first p columns and the others as they are, computed in float32; R: (p, p)."""
     p, change = len(R), (R - torch.eye(len(R)).to(R)).to(W.device, torch.float32)

@@ -1,18 +1,20 @@
 """Loading Stable Diffusion pipelines, and finding the matrices that MACE changes in them."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from ..errors import MaceError
 from ..files import data_folder, hash_tensors, hash_text
-from .entrances import cross_attention, kv_weights, pooled_weights
+from .entrances import cross_attention, parameters, text_weights
+from .entrances import kv_weights as kv_weights  # known from here, too
 from .threads import say_if_late
 
 SHIPPED = ("mini-sd",)  # models that come with the package
@@ -27,13 +29,48 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def cast(pipe, autocast: str | None) -> torch.autocast:
-    """Context in which the pipeline computes in "bf16" or "fp16"; None: as it is loaded."""
-    return torch.autocast(pipe.device.type, AUTOCAST.get(autocast), enabled=autocast is not None)
+@contextmanager
+def cast(pipe, autocast: str | None) -> Iterator[None]:
+    """The pipeline computes in "bf16" or "fp16"; None: as it is loaded. The text, its keys and values always as loaded.
+
+    In W* e of an erasure large entries cancel, so that rounding W* or e to eight bits would move names that stay. It is
+    a small part of the work. MaceError for another precision.
+    """
+    if autocast not in (None, *AUTOCAST):
+        raise MaceError(f"autocast is {autocast!r}; allowed: {', '.join(AUTOCAST)} or None.")
+    if autocast is None:
+        yield
+        return
+    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
+    exact = [*filter(None, encoders), *(pipe.unet.get_submodule(name) for name in text_weights(pipe.unet))]
+    with ExitStack() as stack:
+        for module in exact:
+            stack.enter_context(_as_loaded(module))
+        stack.enter_context(torch.autocast(pipe.device.type, AUTOCAST[autocast]))
+        yield
+
+
+@contextmanager
+def _as_loaded(module: nn.Module) -> Iterator[None]:
+    """The module computes in the precision of its weights, whatever autocast is on."""
+    before, forward, weight = module.__dict__.get("forward"), module.forward, next(module.parameters())
+
+    def exact(*args, **kwargs):
+        args = [a.to(weight.dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
+        with torch.autocast(weight.device.type, enabled=False):
+            return forward(*args, **kwargs)
+
+    module.forward = exact
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def fast_precision(pipe) -> str | None:
-    """The autocast that saves time at no loss to see: "bf16" for float32 weights on a device that computes in it.
+    """The autocast that saves time at no loss to see (see `cast`): "bf16" for float32 weights where it is computed.
 
     None elsewhere: weights in half precision are fast as they are, and few processors gain from it.
     """
@@ -172,10 +209,42 @@ def drawing_hash(pipe) -> str:
 def model_hash(pipe) -> str:
     """Identity of the base model: hash over the original weights that read the text, and the text encoders.
 
-    An erasure does not change it.
+    An erasure does not change it. MaceError where something else has changed the weights under an applied erasure.
     """
     from .text import text_hash
 
-    kept = getattr(pipe.unet, "_macelib_originals", None)
-    now = kept if kept is not None else {**kv_weights(pipe.unet), **pooled_weights(pipe.unet)}
-    return hash_text(hash_tensors(now), text_hash(pipe))
+    return hash_text(hash_tensors(kept_weights(pipe.unet) or text_weights(pipe.unet)), text_hash(pipe))
+
+
+def kept_weights(unet) -> dict[str, torch.Tensor] | None:
+    """The original weights that read the text, which an applied erasure keeps, by name; None where none is applied.
+
+    MaceError where something else has changed the weights since: nobody can tell then what the original ones are.
+    """
+    kept = getattr(unet, "_macelib_originals", None)
+    if kept is not None:
+        check_written(parameters(unet), unet._macelib_written)
+    return kept
+
+
+def check_written(weights: dict[str, torch.Tensor], written: dict[str, torch.Tensor]) -> None:
+    """MaceError where weights are not those of the `signature` that is given; what rounding changes is allowed."""
+    for name, now in signature({name: weights[name] for name in written}).items():
+        allowed = 2 * torch.finfo(weights[name].dtype).eps * written[name].norm()
+        if not bool((now - written[name]).norm() <= allowed):
+            raise MaceError(
+                f"The weights of {name} are not those that the applied erasure wrote: something else changed them, "
+                "such as a LoRA that was fused, or weights that were loaded. Undo that, or load the pipeline anew."
+            )
+
+
+def signature(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """W s of every W (out, ...), s a fixed row of signs: (out,) float64, on the CPU. It tells weights apart.
+
+    Rounding, as where a LoRA was fused and unfused, or by another precision, moves it by as little as it moves W.
+    """
+    found, signs = {}, torch.Generator().manual_seed(0)
+    for name, w in weights.items():
+        flat = w.detach().cpu().double().reshape(len(w), -1)  # (out, d)
+        found[name] = flat @ (torch.randint(2, flat.shape[1:], generator=signs).double() * 2 - 1)
+    return found

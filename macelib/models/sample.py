@@ -4,13 +4,15 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import MaceError
+from .finite import check_finite, not_finite
 from .pipelines import guidance_option
-from .text import tokenizers
+from .text import encode, tokenizers
 from .tokens import tokenize
 
 
@@ -30,7 +32,8 @@ def generate(
 
     prompts: one for all seeds, or as many as seeds. guidance: the pipeline's own unless given. size: pixels, or
     (height, width); the model's own unless given. callback(done, total) follows each batch. kw: for the pipeline.
-    MaceError: numbers of prompts and seeds that differ, a prompt that is too long, what `check_drawing` refuses.
+    MaceError: numbers of prompts and seeds that differ, a prompt that is too long, what `check_drawing` refuses, a
+    picture that is NaN.
     """
     prompts = [prompts] * len(seeds) if isinstance(prompts, str) else list(prompts)
     if len(prompts) != len(seeds):
@@ -39,13 +42,13 @@ def generate(
     for prompt in dict.fromkeys(prompts):
         tokenize(tokenizers(pipe)[0], prompt)  # refuses what the model would cut
     height, width = image_size(pipe, size)
-    options = {"height": height, "width": width, "num_inference_steps": steps, "output_type": "pil", **kw}
+    options = {"height": height, "width": width, "num_inference_steps": steps, **kw}
     options |= guidance_option(pipe, guidance)
     images = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds[some]]
-        images += pipe(prompts[some], generator=generators, **options).images
+        images += _drawn(pipe, prompts[some], generator=generators, **options)
         if callback is not None:
             callback(len(images), len(prompts))
     return images
@@ -63,6 +66,23 @@ def check_drawing(pipe, seeds: Sequence[int], steps: int, guidance: float | None
         raise MaceError(f"guidance is {guidance!r}; allowed: a finite number.")
     if batch < 1:
         raise MaceError(f"batch is {batch!r}; allowed: 1 or more.")
+
+
+def _drawn(pipe, prompts: list[str], **options) -> list[Image.Image]:
+    """The pictures of one batch; MaceError names the prompt of one that is NaN, and where that comes from."""
+    last = []
+    hook = pipe.unet.register_forward_hook(lambda _, args, output: last.__setitem__(slice(None), [output[0]]))
+    try:
+        pixels = pipe(prompts, output_type="np", **options).images  # (n, height, width, 3) in 0..1
+    finally:
+        hook.remove()
+    for prompt, finite in zip(prompts, np.isfinite(pixels).all((1, 2, 3)), strict=True):
+        if not finite:
+            what = f"The picture of {prompt!r}"
+            encode(pipe, [prompt])  # says so where the text is NaN already
+            check_finite(pipe, "unet", what, last[0])
+            raise not_finite(pipe, "vae", what)
+    return pipe.image_processor.numpy_to_pil(pixels)
 
 
 def image_size(pipe, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
@@ -89,6 +109,7 @@ def encode_images(pipe, images: Sequence[Image.Image], batch: int = 8) -> Tensor
         for start in range(0, len(images), batch):
             pixels = pipe.image_processor.preprocess(list(images[start : start + batch]))  # (n, 3, H, W), -1..1
             rows.append(vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float())
+            check_finite(pipe, "vae", "What the VAE reads in a picture", rows[-1])
     finally:
         if upcast:
             vae.to(dtype)

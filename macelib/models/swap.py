@@ -1,21 +1,45 @@
 """What stands in the weights that read the text: the originals are kept beside an applied erasure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from .entrances import text_weights
-from .pipelines import model_hash
+from .entrances import parameters, text_weights
+from .pipelines import kept_weights, model_hash, signature
+from .text import quick_hash
 
-STATE = ("_macelib_originals", "_macelib_base")  # original weights by name; (these, their `model_hash`)
+STATE = (
+    "_macelib_originals",  # original weights by name
+    "_macelib_base",  # (these, `quick_hash` of the text encoders, the `model_hash` of both)
+    "_macelib_written",  # `signature` of the weights that were written in their place
+)
 
 
 def originals(unet) -> dict[str, Tensor]:
-    """Every weight that reads the text as it was before an erasure was applied: kept ones, else copies."""
-    kept = getattr(unet, "_macelib_originals", None)
-    return kept if kept is not None else {name: w.detach().clone() for name, w in text_weights(unet).items()}
+    """Every weight that reads the text as it was before an erasure was applied: kept ones, else copies.
+
+    MaceError where something else has changed the weights since the erasure was applied.
+    """
+    return kept_weights(unet) or {name: w.detach().clone() for name, w in text_weights(unet).items()}
+
+
+@torch.no_grad()
+def write(unet, W: Mapping[str, Tensor], new: Mapping[str, Tensor]) -> None:
+    """Put an erasure's weights in the place of the original W, which are kept."""
+    for name, w in text_weights(unet).items():
+        w.copy_(new.get(name, W[name]))
+    keep(unet, W)
+
+
+def keep(unet, W: Mapping[str, Tensor], others: Iterable[str] = ()) -> None:
+    """Keep the original W beside what has been written in their place: the model is known by them.
+
+    others: names of further parameters that were written, to be recognised as well.
+    """
+    names, live = sorted({f"{name}.weight" for name in W}.union(others)), parameters(unet)
+    unet._macelib_originals, unet._macelib_written = W, signature({name: live[name] for name in names})
 
 
 def applied_edit(pipe):
@@ -24,10 +48,20 @@ def applied_edit(pipe):
 
 
 def take_back(pipe) -> None:
-    """Undo what an edit changed, its hooks included; nothing happens where none is applied."""
-    _, undo = pipe.__dict__.pop("_macelib_edit", (None, None))
+    """Undo what an edit changed, its hooks included; nothing happens where none is applied.
+
+    MaceError where something else has changed the weights since.
+    """
+    if applied_edit(pipe) is not None:
+        kept_weights(pipe.unet)
+        _undo(pipe)
+
+
+def _undo(pipe) -> None:
+    _, undo = pipe.__dict__.get("_macelib_edit", (None, None))
     if undo is not None:
         undo()
+        del pipe._macelib_edit
         _forget(pipe.unet)
 
 
@@ -39,35 +73,43 @@ def applied(pipe, change) -> Iterator[None]:
         yield
 
 
-@torch.no_grad()
 def remove(pipe) -> None:
-    """Give the pipeline its original weights back, bit for bit; nothing happens where nothing is applied."""
+    """Give the pipeline its original weights back, bit for bit; nothing happens where nothing is applied.
+
+    MaceError where something else has changed the weights since.
+    """
     take_back(pipe)
-    kept = getattr(pipe.unet, "_macelib_originals", None)
-    if kept is not None:
-        weights = text_weights(pipe.unet)
-        for name, w in kept.items():
-            weights[name].copy_(w)
-        _forget(pipe.unet)
+    kept_weights(pipe.unet)
+    _restore(pipe)
+
+
+@torch.no_grad()
+def _restore(pipe) -> None:
+    """`remove`, whatever stands there now."""
+    _undo(pipe)
+    weights = text_weights(pipe.unet)
+    for name, w in (getattr(pipe.unet, "_macelib_originals", None) or {}).items():
+        weights[name].copy_(w)
+    _forget(pipe.unet)
 
 
 @contextmanager
 def untouched(pipe) -> Iterator[None]:
     """The pipeline with its original weights; whatever happens inside, it is left as it was found."""
-    kept, base = (getattr(pipe.unet, name, None) for name in STATE)
+    state = [getattr(pipe.unet, name, None) for name in STATE]
     before, edit = {name: w.detach().clone() for name, w in text_weights(pipe.unet).items()}, applied_edit(pipe)
     remove(pipe)
     try:
         yield
     finally:
-        remove(pipe)
+        _restore(pipe)
         if edit is not None:
             edit.apply(pipe, force=True)
         with torch.no_grad():
             for name, w in text_weights(pipe.unet).items():
                 w.copy_(before[name])
         _forget(pipe.unet)
-        for name, value in zip(STATE, (kept, base), strict=True):
+        for name, value in zip(STATE, state, strict=True):
             if value is not None:
                 setattr(pipe.unet, name, value)
 
@@ -78,12 +120,12 @@ def _forget(unet) -> None:
 
 
 def base_hash(pipe) -> str:
-    """`model_hash`, computed once while an erasure is applied (the originals are fixed then)."""
-    kept = getattr(pipe.unet, "_macelib_originals", None)
+    """`model_hash`, computed once while an erasure is applied and the text encoders stay as they are."""
+    kept, text = kept_weights(pipe.unet), quick_hash(pipe)
     known = getattr(pipe.unet, "_macelib_base", None)
-    if kept is not None and known is not None and known[0] is kept:
-        return known[1]
+    if kept is not None and known is not None and known[0] is kept and known[1] == text:
+        return known[2]
     value = model_hash(pipe)
     if kept is not None:
-        pipe.unet._macelib_base = (kept, value)
+        pipe.unet._macelib_base = (kept, text, value)
     return value

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import MaceError
 from ..files import hash_tensors, hash_text
 from .entrances import pooled_weights
+from .finite import check_finite
 from .tokens import tokenize
 
 
@@ -70,17 +71,28 @@ class Reading:
         return Reading(self.tokens[rows], self.pooled[rows])
 
 
+def quick_hash(pipe) -> str:
+    """Hash of a sample of the encoders' weights, which tells soon whether they are still the same ones; hex."""
+    encoders = [encoder for _, encoder in _encoders(pipe)]
+    some = {f"{i}.{n}": w.flatten()[:64] for i, e in enumerate(encoders) for n, w in e.state_dict().items()}
+    return hash_tensors(some)
+
+
 @torch.no_grad()
 def read(pipe, prompts: list[str], batch: int = 64) -> Reading:
     """What the model reads of the prompts; each distinct one is encoded once.
 
-    MaceError for a prompt that is longer than the model reads, before any is encoded.
+    MaceError for a prompt that is longer than the model reads, before any is encoded, and for embeddings that are NaN.
     """
     distinct = list(dict.fromkeys(prompts))
     read_by = tokenizers(pipe)
     ids = [torch.tensor([tokenize(t, p)[0] for p in distinct], dtype=torch.long) for t in read_by]  # (m, T) each
     ids = ids if distinct else [torch.empty(0, t.model_max_length, dtype=torch.long) for t in read_by]
     found, index = read_ids(pipe, ids, batch), {prompt: row for row, prompt in enumerate(distinct)}
+    if not bool(torch.isfinite(found.tokens).all() and torch.isfinite(found.pooled).all()):
+        for row, prompt in enumerate(distinct):
+            check_finite(pipe, "text_encoder", f"The text {prompt!r}", found.tokens[row])
+            check_finite(pipe, "text_encoder_2", f"The pooled text of {prompt!r}", found.pooled[row])
     return found if len(prompts) == len(distinct) else found[[index[prompt] for prompt in prompts]]
 
 

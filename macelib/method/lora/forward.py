@@ -63,10 +63,11 @@ class PerSample:
         return self.at[length]
 
     def projected(self, attn, name: str, e: Tensor) -> Tensor:
-        """W e + B_i D_i e of sample i: (N, T, inner), Eq. 4."""
+        """W e + B_i D_i e of sample i: (N, T, inner), Eq. 4; without autocast, as large entries of W R cancel in it."""
         B, D = self.B[name], self.D[name]  # (N, out, r), (N, r, d)
-        plain = attn.get_submodule(name.rsplit(".", 1)[1])(e)
-        return plain + ((e.to(D) @ D.transpose(1, 2)) @ B.transpose(1, 2)).to(plain)
+        with torch.autocast(e.device.type, enabled=False):
+            plain = attn.get_submodule(name.rsplit(".", 1)[1])(e)
+            return plain + ((e.to(D) @ D.transpose(1, 2)) @ B.transpose(1, 2)).to(plain)
 
     def processor(self, name: str) -> Callable:
         """Attention processor of one layer: the stock one's result from W + B D, and the layer's loss."""

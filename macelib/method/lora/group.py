@@ -1,19 +1,16 @@
 """Concepts that train in one forward pass: parameters, optimiser, random state, checkpoint. One row per concept."""
 
 import hashlib
-import json
 import logging
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from diffusers import DDPMScheduler
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ...errors import MaceError
-from ...files import atomic, hash_tensors, hash_text
+from ...files import hash_tensors, hash_text, read_tensors, save_tensors
 from ...models.entrances import kv_weights
 from ...models.pipelines import AUTOCAST
 from .forward import PerSample
@@ -192,9 +189,7 @@ class Group:
             "generators": torch.stack([g.get_state() for g in self.generators]),
             **{name: getattr(self, name) for name in ("bins", "first", "recent")},
         }
-        about = json.dumps({"key": self.key, "step": self.step, "names": [e.name for e in self.examples]})
-        with atomic(path) as temporary:
-            save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, temporary, metadata={"macelib": about})
+        save_tensors(path, tensors, {"key": self.key, "step": self.step, "names": [e.name for e in self.examples]})
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
@@ -202,13 +197,11 @@ class Group:
         if not path.exists():
             return
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads((file.metadata() or {}).get("macelib", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            log.warning("The checkpoint %s cannot be read (%s): training starts anew.", path, error)
+            about, tensors, checked = read_tensors(path)
+        except MaceError as error:
+            log.warning("%s Training starts anew.", error)
             return
-        if about.get("key") != self.key:
+        if not checked or about.get("key") != self.key:
             log.warning("The checkpoint %s is of other settings, data or weights: training starts anew.", path)
             return
         self.step = about["step"]

@@ -1,18 +1,16 @@
 """Stage 2 of a group of concepts, from pictures to LoRAs: images and masks by the original model, training by W R."""
 
 import hashlib
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from PIL import Image
 
 from ...concepts import Concept
 from ...config import EraseConfig
-from ...files import atomic, name_of
+from ...files import hash_text, locked, name_of, read_cached, save_tensors
 from ...models.entrances import kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import Fusion, fused_weight
@@ -20,7 +18,8 @@ from ..images import read_images, training_images
 from ..masks import make_masks
 from .train import Example, TrainConfig, example, train
 
-log = logging.getLogger(__name__)
+Tell = Callable[[str, int, str], None]  # stage, done, detail
+Look = Callable[[Concept, Sequence[Image.Image]], None]  # concept, its training pictures
 
 
 @dataclass(frozen=True)
@@ -43,29 +42,40 @@ class Work:
         """Where its LoRAs are kept."""
         return self.folder / "loras" / f"{self.key}.safetensors"
 
+    def pictures(self, concept: Concept) -> Path:
+        """Folder of a concept's training pictures: one for each way to draw them, so that no two settings meet."""
+        images = self.config.images
+        how = images.steps, images.guidance, images.autocast, self.config.image_count(concept.kind)
+        key = hash_text(self.base, self.drawn, concept.name, concept.kind, self.config.seed, *how)[:16]
+        return self.folder / "images" / f"{name_of(concept.name)}-{key}"
+
     def keep(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write its LoRAs."""
-        with atomic(self.kept) as temporary:
-            save_file(tensors, temporary)
+        save_tensors(self.kept, tensors, {"key": self.key})
 
     def read(self) -> dict[str, torch.Tensor] | None:
         """Its LoRAs; None where they are not kept, or damaged."""
-        try:
-            return load_file(self.kept)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError) as error:
-            log.warning("%s cannot be read (%s): its LoRAs are trained again.", self.kept, error)
-            return None
+        return read_cached(self.kept, self.key)
 
 
-def train_work(pipe, work: Work, tell: Callable[[str, int, str], None]) -> dict[str, torch.Tensor]:
-    """The LoRAs of a group: "i.B" (Σ out, r) and "i.D" (L, r, d) of its i-th concept; tell(stage, done, detail)."""
+def train_work(pipe, work: Work, tell: Tell, look: Look | None = None) -> dict[str, torch.Tensor]:
+    """The LoRAs of a group: "i.B" (Σ out, r) and "i.D" (L, r, d) of its i-th concept.
+
+    `look` is shown every concept's training pictures. Another process that trains the same group in the same folder is
+    waited for, and its LoRAs are read.
+    """
+    names = ", ".join(concept.name for concept in work.concepts[:3])
+    with locked(work.folder / ".locks" / f"{work.key}.lock", f"the LoRAs of {names} in {work.folder}") as waited:
+        kept = work.read() if waited else None
+        return _trained(pipe, work, names, tell, look) if kept is None else kept
+
+
+def _trained(pipe, work: Work, names: str, tell: Tell, look: Look | None) -> dict[str, torch.Tensor]:
+    """`train_work` by this process."""
     examples, running = [], work.kept.with_suffix(".part.safetensors")
     for i, concept in enumerate(work.concepts):  # by the original model
-        examples.append(_example(pipe, concept, work))
+        examples.append(_example(pipe, concept, work, look))
         tell("images", i + 1, concept.name)
-    names = ", ".join(concept.name for concept in work.concepts[:3])
     with untouched(pipe):
         _refine(pipe, work.R, work.pooled)
         every = max(1, work.training.steps // len(examples))  # a kill loses one concept's steps at most
@@ -91,13 +101,17 @@ def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
         w.copy_(pooled_columns(w, pooled))
 
 
-def _example(pipe, concept: Concept, work: Work) -> Example:
+def _example(pipe, concept: Concept, work: Work, look: Look | None) -> Example:
     """Training data of one concept: pictures by the original model (kept ones are used), masks, embeddings."""
-    config = work.config
-    folder = work.folder / "images" / f"{name_of(concept.name)}-{concept.kind}"
-    digest = hashlib.sha256(f"{config.seed}|{concept.name}".encode()).digest()
+    config, folder, seed = work.config, work.pictures(concept), _seed(work.config, concept)
     options = {name: getattr(config.images, name) for name in ("steps", "guidance", "batch", "autocast")}
-    seed = int.from_bytes(digest[:4], "big") >> 1
     training_images(pipe, concept, config.image_count(concept.kind), folder, seed, model=work.base, **options)
     images, _ = read_images(folder)
+    if look:
+        look(concept, images)
     return example(pipe, concept, images, make_masks(config.mask_source(concept.kind), pipe, concept, images))
+
+
+def _seed(config: EraseConfig, concept: Concept) -> int:
+    """Of a concept's first picture."""
+    return int.from_bytes(hashlib.sha256(f"{config.seed}|{concept.name}".encode()).digest()[:4], "big") >> 1

@@ -1,0 +1,64 @@
+"""Whether a model draws a concept at all: looked up on its training pictures, which are made anyway."""
+
+import difflib
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from ..concepts import Concept
+from ..errors import MaceError
+from ..models.mini import catalogue
+from ..models.pipelines import is_mini
+from .judge import Judge
+
+log = logging.getLogger(__name__)
+LEAST = 0.25  # share of the pictures in which a concept that the model draws is recognised
+Look = Callable[[Concept, Sequence[Image.Image]], None]
+
+
+def looker(pipe, concepts: Sequence[Concept]) -> Look | None:
+    """What looks at a concept's training pictures and warns where they do not show it.
+
+    None where no classifier knows the model's pictures: that is said.
+    """
+    try:
+        if is_mini(pipe):
+            judge = Judge.load(device=pipe.device)
+            return lambda concept, images: _warn(doubt(concept, judge.top1(images, kind=_label(concept)), judge))
+        reason = "no classifier comes with this model"
+    except MaceError as error:
+        reason = str(error)
+    names = ", ".join(repr(concept.name) for concept in concepts[:5])
+    names += f" and {len(concepts) - 5} more" if len(concepts) > 5 else ""
+    log.warning("Whether the model draws %s was not checked (%s): look at the training pictures.", names, reason)
+    return None
+
+
+def _warn(sentence: str | None) -> None:
+    if sentence:
+        log.warning(sentence)
+
+
+def _label(concept: Concept) -> str:
+    return "style" if concept.kind == "style" else "concept"
+
+
+def doubt(concept: Concept, seen: Sequence[str], judge: Judge) -> str | None:
+    """A sentence where the model does not draw the concept, with near names; None where it does.
+
+    seen: what the judge sees in each of its pictures.
+    """
+    label, word = _label(concept), concept.name.casefold()
+    known = {name.casefold(): name for name in (judge.styles if label == "style" else judge.concepts)}
+    if label == "concept":
+        known |= {synonym.casefold(): entry.name for entry in catalogue() for synonym in entry.synonyms}
+    counts = Counter(seen)
+    if word in known and counts[known[word]] >= LEAST * len(seen):
+        return None
+    shown = ", ".join(f"{name} ({count})" for name, count in counts.most_common(3))
+    near = ", ".join(name for name in difflib.get_close_matches(word, known, 4, 0.5) if name != word)
+    hint = f"Is it misspelt? Near it: {near}." if near else "No known name is near it."
+    why = "hardly draws" if word in known else "knows no"
+    return f"The model {why} {label} {concept.name!r}: its {len(seen)} training pictures show {shown}. {hint}"
