@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import MaceError
 from .files import data_folder
+from .models.families import known_entries
 from .models.tokens import Alignment, align, occurrences, token_spans
 from .reading import (
     SEPARATORS,
@@ -27,7 +28,7 @@ from .reading import (
     read_json,
     read_table,
 )
-from .templates import OBJECT_ANCHORS, SAMPLE_TEMPLATE, TEMPLATES, fill
+from .templates import OBJECT_ANCHORS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, fill
 
 __all__ = [
     "SAMPLE_TEMPLATE",
@@ -52,11 +53,13 @@ __all__ = [
     "templates",
     "token_spans",
     "with_synonyms",
+    "with_templates",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 KINDS = tuple(TEMPLATES)
 SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".json")  # of lists that people write
 EXAMPLES = {"concepts": '"ship=sea"', "names": '"cat"'}
+PAPER_KINDS = {"celebrities": "celebrity", "styles": "style", "explicit": "explicit"}  # list of the paper -> kind
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class Concept:
 
     name: str  # "ship"
     anchor: str  # what it becomes: a super-category or something neutral, "sea", "a person", "art"
-    kind: str = "object"  # "object" | "style"
+    kind: str = "object"  # "object" | "style" | "celebrity" | "explicit"
     synonyms: tuple[str, ...] = ()  # other names: left out of the prior; generality is measured on them
     templates: tuple[str, ...] | None = None  # own templates with "{}"; None: the thirty of its kind
 
@@ -105,6 +108,24 @@ def _names(template: str, name: str) -> bool:
     return any(occurrences(part, name) for part in template.split("{}"))
 
 
+def with_templates(concept: Concept, choice: str) -> Concept:
+    """The concept with the templates that a setting chooses, where it has none of its own.
+
+    choice: "ours", "paper-like" (one thing each, and no article before the name), or a text file, a template with "{}"
+    a line. MaceError for a file that cannot be read, is empty, or has a line without "{}".
+    """
+    if concept.templates or choice == "ours":
+        return concept
+    try:
+        text = "" if choice == "paper-like" else Path(choice).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MaceError(
+            f"The templates {choice} cannot be read ({error}): give ours, paper-like, or a file with one a line."
+        ) from error
+    chosen = PAPER_LIKE[concept.kind] if choice == "paper-like" else [line.strip() for line in text.splitlines()]
+    return dataclasses.replace(concept, templates=tuple(t for t in chosen if t and not _names(t, concept.name)))
+
+
 def prompts(concept: Concept) -> list[str]:
     """The concept's templates filled with its name."""
     return [fill(template, concept.name) for template in templates(concept)]
@@ -121,13 +142,11 @@ def sample_prompt(concept: Concept) -> str:
 
 
 def with_synonyms(concept: Concept) -> Concept:
-    """The concept with the paper's or the mini world's synonyms, where it has none of its own."""
-    from .models.mini import catalogue
-
+    """The concept with the synonyms of the paper's or a family's catalogue, where it has none of its own."""
     if concept.synonyms or concept.kind == "style":
         return concept
     try:
-        known = {folded(entry.name): entry.synonyms for entry in (*catalogue(), *paper_list("objects"))}
+        known = {folded(entry.name): entry.synonyms for entry in (*known_entries(), *paper_list("objects"))}
     except (OSError, ValueError) as error:
         raise MaceError(
             f"The known synonyms cannot be read ({error}): set MACELIB_DATA to macelib's data, or give synonyms."
@@ -325,7 +344,7 @@ def _entry(entry: Any) -> Concept:
 def paper_list(name: str) -> list[Concept]:
     """One of the paper's lists: "objects", "celebrities_1", "_5", "_10", "_100", "styles_100", "explicit".
 
-    The paper's list of objects has no anchors: those in `OBJECT_ANCHORS` are ours.
+    Of the objects' anchors three are published: those of the others are ours (`OBJECT_ANCHORS`).
     """
     kind, _, count = name.partition("_")
     names = ["objects", "explicit", "celebrities_1", "celebrities_5", "celebrities_10", "celebrities_100", "styles_100"]
@@ -335,7 +354,8 @@ def paper_list(name: str) -> list[Concept]:
         if kind == "objects":
             return [Concept(n, OBJECT_ANCHORS[n], synonyms=tuple(s)) for n, s in data["synonyms"].items()]
         listed = data[f"erase_{count}" if count else "erase"]
-        return [Concept(n, data["anchor"], "style" if kind == "styles" else "object") for n in listed]
+        anchor = "a woman" if name == "celebrities_1" else data["anchor"]
+        return [Concept(n, anchor, PAPER_KINDS[kind]) for n in listed]
 
 
 def retained(name: str) -> list[str]:

@@ -1,7 +1,7 @@
-"""Settings of an erasure: one frozen dataclass per stage, defaults by kind of concept, YAML in and out.
+"""Settings of an erasure: one frozen dataclass per stage, YAML in and out.
 
-The hyper-parameters that depend on the kind of a concept stand in one table, `KINDS`. A field that is None in
-`EraseConfig` is read from it; a field that is set holds for every concept.
+A field that is None is open: a preset fills it (`macelib.presets`), by the kind of each concept. Which preset, the
+model's family says, unless `preset_name` does. A field that is set holds for every concept.
 """
 
 import dataclasses
@@ -12,21 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from . import presets
 from .errors import MaceError
 from .reading import phrases, read_data
-from .templates import KEPT_TEMPLATES, fill
-
-KEPT = 250.0  # λ3 of names to keep: together they count as much as 250 times the general captions
+from .templates import KEPT_TEMPLATES, PAPER_LIKE, fill
 
 
 @dataclass(frozen=True)
 class PriorConfig:
     """What has to stay as it is: captions of general content, and prompts or names of the domain."""
 
-    captions: str | None = None  # .txt, .json (COCO captions) or .csv; None: the built-in captions of the model
-    domain: tuple[str, ...] = ()  # prompts to preserve with extra weight, e.g. names to keep
-    names: tuple[str, ...] = ()  # of the domain prompts, only the tokens of these names count; none: all tokens
-    lambda3: float = 1.0  # weight of the domain prompts beside the general captions
+    captions: str | None = None  # "builtin", "coco" (looked for), or a file: .txt, .json (COCO captions), .csv
+    named: Literal["left out", "kept"] | None = None  # captions that name a concept or a synonym of one
+    repeats: bool | None = None  # a caption that stands twice counts twice
+    domain: tuple[str, ...] | None = None  # prompts to preserve with extra weight; (): none
+    names: tuple[str, ...] = ()  # of the domain prompts, what tokens="own" counts; none: all tokens
+    tokens: Literal["all", "own"] | None = None  # of the domain prompts: all tokens count, or those of `names`
+    lambda3: float | None = None  # weight of the domain prompts beside the general captions
     use: bool = True  # False: no prior, whatever lambda1 and lambda2 say
 
 
@@ -34,37 +36,43 @@ class PriorConfig:
 class RefineConfig:
     """Stage 1, Eq. 2."""
 
-    lambda0: float = 1.0  # ridge towards the original weights, for each concept, by its weight
-    lambda1: float = 50.0  # weight of the prior: as much as lambda1 captions, for each concept
+    lambda0: float | None = None  # ridge towards the original weights, for each concept, by its weight
+    lambda1: float | None = None  # weight of the prior: as much as lambda1 captions, for each concept
+    weight: float | None = None  # of a concept's statistics (X, G, C) in Eq. 2 and 7 where there are domain prompts
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
-    """Training images of stage 2 and the concept's mask in them; None: by kind."""
+    """Training images of stage 2 and the concept's mask in them."""
 
     count: int | None = None  # images per concept
-    steps: int = 25  # denoising steps
-    guidance: float | None = None  # classifier-free guidance scale; None: the pipeline's own
+    steps: int | None = None  # denoising steps
+    guidance: float | None = None  # classifier-free guidance scale; None in the preset, too: the pipeline's own
+    scheduler: Literal["own", "dpm++"] | None = None  # own: the pipeline's; dpm++: DPM-Solver++
     batch: int = 8  # images drawn at once
     autocast: Literal["bf16", "fp16"] | None = None  # precision they are drawn in; None: as loaded
-    masks: Literal["attention", "grounding", "full"] | None = None  # where the concept is; None: by kind
+    masks: Literal["attention", "grounding", "full"] | None = None  # where the concept is
+    fallback: tuple[str, ...] | None = None  # mask sources for an image in which nothing is found, in turn
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Stage 2, Eq. 3-5: the fields of `macelib.method.lora.train.TrainConfig`; None: by kind."""
+    """Stage 2, Eq. 3-5: the fields of `macelib.method.lora.train.TrainConfig`."""
 
     rank: int | None = None  # of a concept's LoRA
-    D: Literal["random", "own"] | None = None  # random: trained beside B; own: fixed, it answers the own tokens alone
+    D: Literal["unit", "scaled", "own"] | None = None  # start: N(0, 1/r²), N(0, 1/d); own: fixed on the own tokens
     steps: int | None = None  # AdamW steps per concept
     lr: float | None = None  # learning rate
     timesteps: Literal["cfis", "uniform", "adaptive"] | None = None  # how the training timestep is drawn
     t1: int | None = None  # Eq. 5, timestep 0-999
     t2: int | None = None  # Eq. 5, timestep 0-999
     gamma: float | None = None  # Eq. 5, steepness
-    squared: bool | None = None  # Eq. 3; False: the sum of unsquared norms
-    include_eos: bool | None = None  # [EOS] and padding belong to S in Eq. 3
+    loss: Literal["norm", "squared"] | None = None  # Eq. 3; norm: one unsquared norm per layer over all of S
+    S: Literal["own", "own+tail"] | None = None  # Eq. 3: the phrase's tokens; with [EOS] and padding
+    prompt: Literal["sample", "template"] | None = None  # of a step: the picture's own; one of the templates at random
+    mask: Literal["soft", "nearest"] | None = None  # at a layer's size: means over areas; nearest pixel above 0.5
+    latents: Literal["mean", "sample"] | None = None  # of the VAE's posterior; sample: drawn anew for each step
     clip: float | None = None  # largest gradient norm of one concept's LoRA
     concepts_per_pass: int | None = None  # concepts trained in one forward pass
     autocast: Literal["bf16", "fp16"] | None = None  # precision of the forward pass; None: as loaded
@@ -76,26 +84,8 @@ class FuseConfig:
     """Stage 3, Eq. 7 ("closed") or the plain sum of Eq. 6 ("naive", a baseline)."""
 
     method: Literal["closed", "naive"] = "closed"
-    lambda0: float = 2.0  # ridge towards the refined weights, for each concept, by its weight
-    lambda2: float = 50.0  # weight of the prior: as much as lambda2 captions, for each concept
-
-
-# The values that fields left at None take, by the kind of a concept. `weight` multiplies the concept's statistics
-# (X, G, C) in Eq. 2 and Eq. 7 where there are names to keep: these hold few directions, general captions hold many, and
-# so much less of a prior is needed. Prior and ridge count anew for each concept (the ridge by its weight), so that what
-# a concept meets does not depend on how many go with it, and R does not grow in directions that hold next to nothing.
-# Tuned on mini-SD: objects on wolf, rocket, castle, pizza and penguin, alone and together; celebrities by `mace study
-# tuning`, a hundred concepts beside a hundred kept that no protocol asks for (--seeds 3 --steps 8 --autocast bf16,
-# guidance 5, the denoiser before its last 850 steps): H_c is 91.1 with these values; 89.6 with a λ3 of 120, 91.5 with
-# 500; 90.2 with lr 2e-2. They had been looked for first on the characters' protocol with exchanged roles, the hundred
-# that it keeps erased: the same names, not its erasure.
-# A celebrity's D is its own tokens' ("own") and B alone is learned, at a high rate: beside a hundred others, and names
-# to keep, fusion leaves a third to a half of what D answers to them.
-KINDS: dict[str, dict[str, Any]] = {
-    "object": {"weight": 1.0, "count": 8, "masks": "attention", "train": {"lr": 3e-3, "steps": 50}},
-    "style": {"weight": 1.0, "count": 8, "masks": "full", "train": {"lr": 1e-3, "steps": 50}},
-    "celebrity": {"weight": 130.0, "count": 8, "masks": "attention", "train": {"D": "own", "lr": 5e-2, "steps": 50}},
-}
+    lambda0: float | None = None  # ridge towards the refined weights, for each concept, by its weight
+    lambda2: float | None = None  # weight of the prior: as much as lambda2 captions, for each concept
 
 
 @dataclass(frozen=True)
@@ -104,16 +94,20 @@ class EraseConfig:
 
     seed: int = 0  # of the images, the LoRAs and the timesteps
     stages: Literal["1", "2", "1+2", "all"] = "all"  # refinement alone, LoRAs alone, both added up, or the method
-    defaults: Literal["object", "style", "celebrity"] | None = None  # row of KINDS for all; None: each concept's kind
+    preset_name: Literal["paper", "mini", "untested"] | None = None  # fills what is open; None: the family's
+    defaults: Literal["object", "style", "celebrity", "explicit"] | None = None  # row for all; None: each one's kind
+    templates: str | None = None  # "ours", "paper-like" (one thing each, without an article), or a file
     prior: PriorConfig = field(default_factory=PriorConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
     train: TrainOptions = field(default_factory=TrainOptions)
     fuse: FuseConfig = field(default_factory=FuseConfig)
+    rows: dict | None = None  # as filled: by kind of concept, the values in which the kinds of a run differ
+    marks: tuple[str, ...] = ()  # as filled: what sets the run apart from its preset; said wherever it is shown
 
     def __post_init__(self):
         object.__setattr__(self, "stages", str(self.stages))  # YAML and papermill read 1 as a number
-        _check(self, "")
+        check_settings(self)
         for name, at_least in _RANGES.items():
             value = self
             for part in name.split("."):
@@ -121,52 +115,130 @@ class EraseConfig:
             if value is not None and not value >= at_least:
                 raise MaceError(f"{name} is {value!r}; allowed: {at_least} or more.")
 
-    def kind(self, kind: str) -> dict[str, Any]:
-        """Row of `KINDS` for a concept's kind; MaceError where there is none."""
+    # --- presets --------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def preset(
+        cls, name: str, task: str | None = None, count: int | None = None, concept: str = "", **fields
+    ) -> "EraseConfig":
+        """The settings of a preset: "paper", "mini" or "untested".
+
+        task: objects, celebrities, styles or explicit; count: concepts of the run; concept: the name of a single
+        object, whose λ0 the paper chose by name. The values then stand in the fields. What depends on a number that
+        is not said stays open, and so does everything without a task: by each concept's kind, and by their number.
+        fields: others of this class. MaceError for an unknown preset or task.
+
+        >>> EraseConfig.preset("paper", task="objects", concept="ship").fuse.lambda0
+        1000.0
+        """
+        if name not in presets.PRESETS:
+            raise MaceError(f"There is no preset {name!r}; choose from {', '.join(presets.PRESETS)}.")
+        config = cls(preset_name=name, **fields)
+        if task is None:
+            return config
+        if task not in presets.TASKS:
+            raise MaceError(f"There is no task {task!r}; choose from {', '.join(presets.TASKS)}.")
+        if count is not None and not count >= 1:
+            raise MaceError(f"count is {count!r}; allowed: 1 or more.")
+        kind = presets.TASKS[task]
+        config = dataclasses.replace(config, defaults=kind)
+        count = count or presets.USUAL.get(kind, 1 if name == "mini" else None)
+        if count is None:
+            return config
+        run = presets.Run(count, count, concept, config._kept(), bool(config.prior.names))
+        return presets.into(config, presets.values(name, kind, run))
+
+    @property
+    def title(self) -> str:
+        """Which preset this is, and what sets it apart, in words."""
+        return presets.title(self.preset_name, self.marks)
+
+    def of(self, kind: str) -> "EraseConfig":
+        """The settings of one kind of concept: what is open here is read from `rows`, else from the preset."""
         kind = self.defaults or kind
-        if kind not in KINDS:
-            raise MaceError(f"kind {kind!r} has no defaults; choose from {', '.join(KINDS)}.")
-        return KINDS[kind]
+        known = presets.into(self, (self.rows or {}).get(kind, {}))
+        run = presets.Run(kept=self._kept(), named=bool(self.prior.names))
+        return presets.into(known, presets.values(self.preset_name or "mini", kind, run))
+
+    def _kept(self) -> int:
+        """N_d, the prompts of the domain; of the paper's hundred names where it is open."""
+        return presets.Run.kept if self.prior.domain is None else len(self.prior.domain)
+
+    def for_model(self, pipe, concepts: Sequence) -> "EraseConfig":
+        """These settings with everything filled for a run: by the preset of the model's family, unless one is named.
+
+        What the concepts' kinds agree on then stands in the fields, the rest in `rows`. Settings that were filled
+        before stay as they are.
+        """
+        from .models.families import family_of
+
+        if self.rows is not None:
+            return self
+        family = family_of(pipe)
+        name = self.preset_name or family.preset
+        mark = family.note if name == family.preset else f"not made for {family.name}"
+        return self.filled(name, concepts, (mark,) if mark else ())
+
+    def filled(self, name: str, concepts: Sequence, marks: tuple[str, ...] = ()) -> "EraseConfig":
+        """`for_model` by the preset of this name."""
+        kinds = [self.defaults or concept.kind for concept in concepts]
+        objects = [c.name for c, kind in zip(concepts, kinds, strict=True) if kind == "object"]
+        run = presets.Run(len(kinds), len(objects), objects[0] if len(objects) == 1 else "")
+        prior = self.prior
+        if prior.domain is None:
+            prior = dataclasses.replace(prior, domain=presets.domain(name, kinds, run))
+        run = dataclasses.replace(run, kept=len(prior.domain), named=bool(prior.names))
+        config = dataclasses.replace(self, preset_name=name, prior=prior)
+        found = presets.fill(config, name, kinds, run)
+        own = (f"own values of {', '.join(found.own)}",) if found.own else ()
+        return dataclasses.replace(found.config, rows=found.rows, marks=(*self.marks, *marks, *own))
+
+    # --- by kind --------------------------------------------------------------------------------------------------
 
     def weight(self, kind: str) -> float:
-        """Weight of a concept's statistics in Eq. 2 and 7: by kind beside names to keep, else 1.
+        """Weight of a concept's statistics in Eq. 2 and 7: by kind beside prompts of the domain, else 1.
 
         >>> EraseConfig(defaults="celebrity").weight("object"), EraseConfig().keeping(["cat"]).weight("object")
-        (1.0, 130.0)
+        (1.0, 1.0)
+        >>> EraseConfig(defaults="celebrity").keeping(["cat"]).weight("object")
+        130.0
         """
-        return self.kind(kind)["weight"] if self.prior.domain else 1.0
+        return self.of(kind).refine.weight if self.prior.domain else 1.0
 
     def training(self, kind: str):
-        """`TrainConfig` of one kind of concept: fields set here, else `KINDS`, else its own defaults."""
+        """`TrainConfig` of one kind of concept."""
         from .method.lora.train import TrainConfig
 
-        chosen = {k: v for k, v in dataclasses.asdict(self.train).items() if v is not None}
-        return TrainConfig(**{"seed": self.seed, **self.kind(kind)["train"], **chosen})
+        return TrainConfig(**{"seed": self.seed, **dataclasses.asdict(self.of(kind).train)})
 
     def image_count(self, kind: str) -> int:
         """Training images per concept."""
-        return self.images.count or self.kind(kind)["count"]
+        return self.of(kind).images.count
 
     def mask_source(self, kind: str) -> str:
         """Where the masks of a kind of concept come from; a style has no place of its own: the full image."""
-        return "full" if kind == "style" else self.images.masks or self.kind(kind)["masks"]
+        return "full" if kind == "style" else self.of(kind).images.masks
 
-    def keeping(self, names: Sequence[str], weight: float = KEPT) -> "EraseConfig":
-        """The same settings with names to keep as the domain prior; `weight` is λ3, that of all names together.
+    def keeping(self, names: Sequence[str], weight: float | None = None) -> "EraseConfig":
+        """The same settings with names to keep as the domain prior.
 
-        Where a few names stand beside many that go, a larger weight protects them better. Of the prompts, the own
-        tokens of a name alone are held (`prior.names`): [EOS] and padding say much the same of names that stay and of
-        those that go. For a model that draws a name from these, give prompts as `prior.domain`: all tokens are held.
-        Unless `defaults` is set, it becomes "celebrity": the values for concepts beside names to keep. With another row
-        of `KINDS` give a `weight` of 1 or less: the default goes with that row, and would hold everything as it is.
+        weight: λ3, that of all names together; None: by the preset and their number, for mini-SD 250 where the concepts
+        are many people (kind or `defaults` "celebrity"), whose statistics weigh more as well, else 1. Of the prompts,
+        the own tokens of a name alone are held (`prior.names`), unless the preset counts all: [EOS] and padding say
+        much the same of names that stay and of those that go. For a model that draws a name from these, give prompts
+        as `prior.domain`. Nothing else changes: settings for many people are chosen by the concepts' kind, by
+        `defaults`, or by a preset.
 
         >>> EraseConfig().keeping(["judge", "Amy Adams"]).prior.domain[::30]
         ('a photo of the judge', 'a photo of Amy Adams')
         """
         names = phrases(names, "The names to keep")
-        prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in KEPT_TEMPLATES))
+        templates = PAPER_LIKE["object"] if self.preset_name in ("paper", "untested") else KEPT_TEMPLATES
+        prompts = tuple(dict.fromkeys(fill(template, name) for name in names for template in templates))
         prior = dataclasses.replace(self.prior, domain=prompts, names=names, lambda3=weight)
-        return dataclasses.replace(self, prior=prior, defaults=self.defaults or "celebrity")
+        return dataclasses.replace(self, prior=prior)
+
+    # --- in and out -----------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
@@ -174,8 +246,8 @@ class EraseConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EraseConfig":
-        """Inverse of `to_dict`; missing fields keep their defaults. MaceError: field, value and what is allowed."""
-        return _build(cls, values, "")
+        """Inverse of `to_dict`; missing fields are open. MaceError: field, value and what is allowed."""
+        return build_settings(cls, values)
 
     @classmethod
     def load(cls, path: str | Path) -> "EraseConfig":
@@ -189,20 +261,37 @@ class EraseConfig:
 
 
 _RANGES = {
-    "prior.lambda3": 0, "refine.lambda0": 0, "refine.lambda1": 0, "fuse.lambda0": 0, "fuse.lambda2": 0,
-    "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1, "train.steps": 1,
-    "train.lr": 0, "train.concepts_per_pass": 1, "train.clip": 0, "train.t1": 0, "train.t2": 0, "train.gamma": 0,
+    "prior.lambda3": 0, "refine.lambda0": 0, "refine.lambda1": 0, "refine.weight": 0, "fuse.lambda0": 0,
+    "fuse.lambda2": 0, "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1,
+    "train.steps": 1, "train.lr": 0, "train.concepts_per_pass": 1, "train.clip": 0, "train.t1": 0, "train.t2": 0,
+    "train.gamma": 0,
 }  # fmt: skip
+_OLD = {  # settings of train as files of earlier versions name them
+    "squared": ("loss", {True: "squared", False: "norm"}),
+    "include_eos": ("S", {True: "own+tail", False: "own"}),
+    "D": ("D", {"random": "scaled"}),
+}
+
+
+def _renamed(values: Any) -> Any:
+    """The settings with today's names for those of earlier versions."""
+    if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
+        return values
+    train = dict(values["train"])
+    for old, (new, words) in _OLD.items():
+        if old in train and (value := train.pop(old)) is not None:
+            train[new] = words.get(value, value)
+    return {**values, "train": train}
 
 
 def check_settings(config) -> None:
-    """MaceError for a field of a dataclass, at any depth, whose value its annotation does not allow."""
+    """MaceError for a field of a dataclass of settings that its annotation does not allow, at any depth."""
     _check(config, "")
 
 
 def build_settings(cls, values: dict[str, Any]):
     """A dataclass of settings from plain values; MaceError: field, value and what is allowed."""
-    return _build(cls, values, "")
+    return _build(cls, _renamed(values), "")
 
 
 def _build(cls, values: Any, prefix: str):
@@ -241,7 +330,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         is_texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
         if typing.get_origin(option) is tuple and is_texts:
             return tuple(value)
-        if option in (bool, str) and isinstance(value, option):
+        if option in (bool, str, dict) and isinstance(value, option):
             return value
         if option is int and isinstance(value, int) and not isinstance(value, bool):
             return value
@@ -267,4 +356,6 @@ def _say(hint: Any) -> str:
         return ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         return "a list of text"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, "nothing (null)")
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}.get(
+        hint, "nothing (null)"
+    )

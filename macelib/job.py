@@ -11,18 +11,19 @@ from typing import Literal
 import torch
 
 from . import __version__
-from .concepts import Concept, anchored, check_concepts, check_kept, listed, prompts, with_synonyms
-from .config import KINDS, EraseConfig
+from .concepts import Concept, anchored, check_concepts, check_kept, listed, prompts, with_synonyms, with_templates
+from .config import EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
 from .files import cache_folder, check_writable, hash_tensors, hash_text
 from .method import prior as priors
 from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
+from .method.masks import check_grounding
 from .method.refine import compress, concept_sums, concept_texts, difference, solve_refinement, stored_rank
 from .models.entrances import kv_weights, pooled_weights
-from .models.mini import Entry, catalogue
-from .models.pipelines import check_pipeline, drawing_hash, is_mini, load_pipeline, model_hash
+from .models.families import Entry, family_of
+from .models.pipelines import check_pipeline, drawing_hash, load_pipeline, model_hash
 from .models.swap import untouched
 from .models.text import embedding_size, pooled_size, tokenizers
 from .models.tokens import tokenize
@@ -61,6 +62,8 @@ def erase(
     for note in check(concepts, config, folder, prior):
         log.warning(note)
     check_pipeline(pipe)
+    config = _filled(pipe, concepts, config, prior is not None)
+    concepts = [with_templates(concept, config.templates) for concept in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
         tokenize(tokenizers(pipe)[0], text)  # refuses one that is too long before the first is read
     with contextlib.ExitStack() as stack:
@@ -94,7 +97,8 @@ def erase(
 def _suggestions(pipe) -> Sequence[Entry]:
     """What is known to be drawn by the pipeline, with an anchor each."""
     check_pipeline(pipe)
-    return catalogue() if is_mini(pipe) else ()
+    catalogue = family_of(pipe).catalogue
+    return catalogue() if catalogue else ()
 
 
 def check(
@@ -108,31 +112,86 @@ def check(
     MaceError: what cannot be erased together or kept beside it, captions that cannot be read, values of Eq. 5 that do
     not fit, a folder or a cache that cannot be written.
     """
-    notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names), *_unprotected(config, prior)]
+    notes = [
+        *check_concepts(concepts),
+        *check_kept(concepts, config.prior.names),
+        *_unprotected(concepts, config, prior),
+    ]
     for kind in dict.fromkeys(concept.kind for concept in concepts):
         config.training(kind)
-    if config.prior.use and config.prior.captions:
+    if config.prior.use and config.prior.captions not in (None, "builtin", "coco"):
         priors.read_captions(config.prior.captions)
     for place in (folder, cache_folder()):
         if place is not None:
             check_writable(place)
-    if len(concepts) >= MANY and config.prior.use and not config.prior.domain:
-        notes.append(
-            f"{len(concepts)} concepts go and no name is said to stay: names like theirs may go, too. Say which must "
-            "stay with EraseConfig.keeping([...]), or --keep on the command line."
-        )
     return notes
 
 
-def _unprotected(config: EraseConfig, prior: priors.Prior | None) -> list[str]:
+def _unprotected(concepts: Sequence[Concept], config: EraseConfig, prior: priors.Prior | None) -> list[str]:
     """A note where the settings leave out what holds other content in place."""
-    weights = {"refine.lambda1": config.refine.lambda1} if config.stages != "2" else {}
-    weights |= {"fuse.lambda2": config.fuse.lambda2} if config.stages == "all" else {}
+    known = config if config.rows is not None else config.filled(config.preset_name or "mini", concepts)
+    own = [known.of(concept.kind) for concept in concepts]
+    weights = {"refine.lambda1": max(c.refine.lambda1 for c in own)} if config.stages != "2" else {}
+    weights |= {"fuse.lambda2": max(c.fuse.lambda2 for c in own)} if config.stages == "all" else {}
     unused = weights and prior is None and not config.prior.use
     off = " and ".join(["prior.use"] if unused else [name for name, weight in weights.items() if not weight])
     return (
         [f"Without a prior nothing holds other content in place, and most of it may go: {off} is off."] if off else []
     )
+
+
+def _filled(pipe, concepts: Sequence[Concept], config: EraseConfig, has_prior: bool) -> EraseConfig:
+    """The settings, filled and marked where they are not the preset's; MaceError for what is missing."""
+    named = config.preset_name is not None and config.rows is None
+    config = config.for_model(pipe, concepts)
+    marks = [] if has_prior else [_captions(pipe, concepts, config)]
+    if missing := _detector(concepts, config, named):
+        config = dataclasses.replace(config, images=dataclasses.replace(config.images, masks="attention"))
+        marks.append(missing)
+    marks = [mark for mark in marks if mark and mark not in config.marks]
+    config = dataclasses.replace(config, marks=(*config.marks, *marks))
+    if config.marks or config.preset_name != "mini":
+        log.warning("Settings: %s.", config.title)
+    if len(concepts) >= MANY and config.prior.use and not config.prior.domain:
+        log.warning(
+            "%d concepts go and no name is said to stay: names like theirs may go, too. Say which must stay with "
+            "EraseConfig.keeping([...]), or --keep on the command line; for many people there are settings of their "
+            "own: the kind celebrity, or --task celebrities.",
+            len(concepts),
+        )
+    return config
+
+
+def _captions(pipe, concepts: Sequence[Concept], config: EraseConfig) -> str:
+    """What is to be said of the prior's captions; MaceError where the preset's are not there."""
+    if config.preset_name == "mini" or not _needs_prior(concepts, config):
+        return ""
+    if config.prior.captions != "coco":
+        return f"captions: {config.prior.captions}, so other numbers than the paper's"
+    if family_of(pipe).captions is not None:
+        return f"captions of {family_of(pipe).name}, so other numbers than the paper's"
+    priors.coco_files()
+    return ""
+
+
+def _detector(concepts: Sequence[Concept], config: EraseConfig, named: bool) -> str:
+    """What is to be said of the masks; MaceError where a detector that was asked for cannot be loaded."""
+    if config.stages == "1" or "grounding" not in {config.mask_source(concept.kind) for concept in concepts}:
+        return ""
+    try:
+        check_grounding()
+    except MaceError as error:
+        if named:
+            raise
+        log.warning("%s The model's own attention takes its place.", error)
+        return "masks from attention, as the detector cannot be loaded"
+    return ""
+
+
+def _needs_prior(concepts: Sequence[Concept], config: EraseConfig) -> bool:
+    """Whether the settings of any concept hold general captions."""
+    own = [config.of(concept.kind) for concept in concepts]
+    return config.prior.use and config.stages != "2" and any(c.refine.lambda1 or c.fuse.lambda2 for c in own)
 
 
 def _layers(pipe) -> dict[str, int]:
@@ -174,17 +233,17 @@ def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: Eras
 def _dependence(erasure: Erasure, drawn: str) -> str:
     """Hash of what the LoRAs of every group depend on: model, prior, settings, and all concepts' prompts, as R does."""
     c, everything = erasure.config, [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]
-    settings = (c.seed, c.stages == "2", c.defaults, c.prior, c.refine, c.images, KINDS)
+    settings = (c.seed, c.stages == "2", c.defaults, c.prior, c.refine, c.images, c.rows)
     priors = {name: P for name, P in (("P", erasure.P), ("pooled", erasure.pooled_P)) if P is not None}
     return hash_text(__version__, erasure.base, drawn, hash_tensors(priors), everything, *settings, *erasure.pooled)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
-    refine = erasure.config.refine
     if erasure.config.stages == "2":
         return 0.0
-    exact = solve_refinement(X, G, erasure.P, erasure.prior_weight(refine.lambda1), erasure.ridge(refine.lambda0)).R
+    lambdas = erasure.prior_weight("refine.lambda1"), erasure.ridge("refine.lambda0")
+    exact = solve_refinement(X, G, erasure.P, *lambdas).R
     found = difference(erasure.refinement.R, exact)
     if found > 0.01:
         log.warning("What half a megabyte per concept keeps of its statistics is off by %.1f %% of R − I.", 100 * found)
@@ -202,11 +261,14 @@ def _pooled_note(erasure: Erasure) -> None:
 
 def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
     """The prior that the settings ask for, without the captions that name a concept or a known synonym of one."""
-    if not config.prior.use or config.stages == "2" or not (config.refine.lambda1 or config.fuse.lambda2):
+    config = config.for_model(pipe, concepts)
+    if not _needs_prior(concepts, config):
         return None
-    captions = config.prior.captions or priors.captions_for(pipe)
-    domain = {name: getattr(config.prior, name) for name in ("domain", "names", "lambda3")}
-    found = priors.prior(pipe, captions, **domain, exclude=[with_synonyms(c) for c in concepts])
+    p, excluded = config.prior, [with_synonyms(concept) for concept in concepts]
+    own = p.names if p.tokens == "own" else ()
+    captions = priors.captions_for(pipe, p.captions)
+    domain = {"domain": p.domain, "names": own, "lambda3": p.lambda3}
+    found = priors.prior(pipe, captions, **domain, exclude=excluded, named=p.named, repeats=p.repeats)
     if found.count < FEW:
         log.warning("The prior is made of %d captions: what none of them is about may go, too.", found.count)
     return found

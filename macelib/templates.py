@@ -19,7 +19,18 @@ def fitted(template: str, phrase: str) -> str:
     return template
 
 
-SAMPLE_TEMPLATE = {"object": "a photo of the {}", "style": "an image in the style of {}"}
+SAMPLE_TEMPLATE = {
+    "object": "a photo of the {}", "style": "an image in the style of {}", "celebrity": "a photo of the {}",
+    "explicit": "a photo of {}",
+}  # fmt: skip
+PLAIN = (  # one thing each, and no article before it
+    "a photo of {}", "a close-up photo of {}", "a snapshot of {}", "a black and white photo of {}",
+    "an old photo of {}", "a picture of {}", "an image of {}", "a drawing of {}", "a pencil sketch of {}",
+    "a painting of {}", "a watercolor of {}", "an illustration of {}", "a cartoon of {}", "a digital rendering of {}",
+    "a portrait of {}", "a poster of {}", "an oil painting of {}", "{}", "{} on a plain background", "{} at sunset",
+    "{} in the rain", "{} in the distance", "a scene with {}", "a model of {}", "an etching of {}", "a print of {}",
+    "a study of {}", "a postcard of {}", "a view of {}", "all about {}",
+)  # fmt: skip
 TEMPLATES = {
     "object": (
         "a photo of the {}", "a close-up photo of the {}", "a snapshot of the {}", "the {} in a crowd",
@@ -41,8 +52,10 @@ TEMPLATES = {
         "the colors of {}", "the brushwork of {}", "inspired by {}", "a picture in {}'s manner", "{}'s art", "{} style",
     ),
 }  # fmt: skip
+TEMPLATES |= {"celebrity": TEMPLATES["object"], "explicit": PLAIN}
+PAPER_LIKE = {"object": PLAIN, "style": TEMPLATES["style"], "celebrity": PLAIN, "explicit": PLAIN}
 KEPT_TEMPLATES = TEMPLATES["object"]  # prompts that stand for a name to keep
-OBJECT_ANCHORS = {
-    "airplane": "sky", "automobile": "street", "bird": "sky", "cat": "sofa", "deer": "forest", "dog": "grass",
-    "frog": "grass", "horse": "grass", "ship": "sea", "truck": "street",
+OBJECT_ANCHORS = {  # those of automobile, bird and ship are the paper's, the others are not published
+    "airplane": "sky", "automobile": "sky", "bird": "street", "cat": "sofa", "deer": "forest", "dog": "grass",
+    "frog": "grass", "horse": "grass", "ship": "ground", "truck": "street",
 }  # fmt: skip

@@ -71,10 +71,13 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     assert code == 0 and "2 concepts" in said and "train" in bars
     path = out / "erasure.safetensors"
     config = Erasure.load(path).config
-    assert config.seed == 3 and config.prior == EraseConfig().keeping(["cat", "dog", "cow"]).prior
+    kept = EraseConfig().keeping(["cat", "dog", "cow"]).prior
+    assert config.seed == 3 and (config.prior.domain, config.prior.names) == (kept.domain, kept.names)
+    assert config.preset_name == "mini" and config.defaults is None  # keeping chooses no other settings
 
     code, said, _ = mace(capsys, "info", path, "--json")
     assert code == 0 and [c["name"] for c in json.loads(said)["concepts"]] == ["ship", "frog"]
+    assert json.loads(said)["settings"].startswith("settings tuned on mini-SD; a model of no known family; own values")
     assert "ship -> sea" in mace(capsys, "info", path)[1]
     assert_info_is_the_same_without_and_with_pytorch(path, json.loads(said), tmp_path, capsys)
 
@@ -154,6 +157,8 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["erase", "ship=sea", "ship=art", "--out", "x"], "listed twice"),
         (["erase", "ship=sea", "--model", "no-such-model", "--out", "x"], "mini-sd"),
         (["erase", "ship=sea", "--kind", "thing", "--out", "x"], "object, style"),
+        (["erase", "ship=sea", "--preset", "papers", "--out", "x"], "choose from paper, mini, untested"),
+        (["erase", "ship=sea", "--task", "cats", "--out", "x"], "choose from objects, styles, celebrities, explicit"),
         (["erase", "ship=sea", "--seed", "-1", "--out", "x"], "seed is -1"),
         (["erase", "ship=sea", "--keep", "Ship", "--out", "x"], "ship: to be erased and to be kept"),
         (["erase", "ship=sea", "--keep", "absent.txt", "--out", "x"], "absent.txt cannot be read"),
@@ -196,6 +201,12 @@ def test_no_traceback_from_the_real_program(tmp_path):
         [sys.executable, "-m", "macelib.cli", "erase", "--out", str(tmp_path)], capture_output=True, text=True
     )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
+
+
+def test_a_preset_and_a_task_are_chosen_by_name():
+    chosen = cli._by_preset(EraseConfig(seed=3, defaults="style"), "paper", None)
+    assert (chosen.preset_name, chosen.defaults, chosen.seed, chosen.refine.lambda1) == ("paper", "style", 3, None)
+    assert cli._by_preset(EraseConfig(), None, "celebrities").defaults == "celebrity"
 
 
 def test_numbers_and_strengths():

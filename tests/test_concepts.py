@@ -231,7 +231,7 @@ def test_templates_that_name_the_concept_or_double_an_article():
     [
         ({"name": " "}, "name of a concept"),
         ({"anchor": ""}, "anchor of a concept"),
-        ({"kind": "thing"}, "must be one of object, style"),
+        ({"kind": "thing"}, "must be one of object, style, celebrity, explicit"),
         ({"templates": ["a photo"]}, "where the name goes"),
         ({"templates": []}, "empty"),
         ({"templates": ["a ship, {}"]}, "names 'ship' itself"),

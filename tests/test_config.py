@@ -7,17 +7,19 @@ import pytest
 import yaml
 
 from macelib import config as module
-from macelib.config import KEPT, KINDS, EraseConfig, FuseConfig, ImagesConfig, RefineConfig, TrainOptions
+from macelib.config import EraseConfig, FuseConfig, ImagesConfig, RefineConfig, TrainOptions
 from macelib.errors import MaceError
+from macelib.presets import KINDS, PRESETS, values
 
 
 def test_a_set_field_holds_for_every_kind_and_an_unset_one_is_read_from_the_table():
     config = EraseConfig(seed=5, train=TrainOptions(steps=7))
     for kind in ("object", "style"):
         training = config.training(kind)
-        assert training.steps == 7 and training.seed == 5 and training.lr == KINDS[kind]["train"]["lr"]
-    assert EraseConfig(defaults="celebrity").kind("object") is KINDS["celebrity"]
-    assert EraseConfig().image_count("object") == KINDS["object"]["count"]
+        row = values("mini", kind)["train"]
+        assert training.steps == 7 and training.seed == 5 and training.lr == row["lr"]
+    assert EraseConfig(defaults="celebrity").training("object").lr == values("mini", "celebrity")["train"]["lr"]
+    assert EraseConfig().image_count("object") == 8
     assert EraseConfig(images=ImagesConfig(count=2)).image_count("object") == 2
     assert EraseConfig(images=ImagesConfig(masks="grounding")).mask_source("style") == "full"
 
@@ -37,9 +39,10 @@ def test_every_training_setting_can_be_set():
 def test_names_to_keep_are_the_domain_prior():
     assert doctest.testmod(module).failed == 0
     kept = EraseConfig(seed=3).keeping(["cat", "dog", "cat"])
-    assert kept.seed == 3 and len(kept.prior.domain) == 60 and kept.prior.lambda3 == KEPT
+    assert kept.seed == 3 and len(kept.prior.domain) == 60 and kept.prior.lambda3 is None
     assert kept.prior.names == ("cat", "dog")  # their own tokens alone
-    assert kept.defaults == "celebrity" and EraseConfig(defaults="style").keeping(["cat"]).defaults == "style"
+    assert kept.of("celebrity").prior.lambda3 == 250 and kept.of("object").prior.lambda3 == 1
+    assert kept.defaults is None and EraseConfig(defaults="style").keeping(["cat"], 2).prior.lambda3 == 2
 
 
 def test_yaml_round_trip(tmp_path):
@@ -76,6 +79,15 @@ def test_what_is_not_valid_is_named(values, sentence):
     with pytest.raises(MaceError) as error:
         EraseConfig.from_dict(values)
     assert sentence in str(error.value)
+
+
+def test_every_value_of_a_row_is_a_setting():
+    for preset in PRESETS:
+        for kind in KINDS:
+            full = EraseConfig(preset_name=preset).of(kind)
+            for section in ("prior", "refine", "images", "train", "fuse"):
+                open_ = {name for name, value in dataclasses.asdict(getattr(full, section)).items() if value is None}
+                assert open_ <= {"autocast", "domain", "guidance"}, f"{preset}, {kind}: {section} leaves {open_} open"
 
 
 def test_unreadable_file_and_direct_use(tmp_path):

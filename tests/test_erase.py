@@ -252,7 +252,8 @@ def test_what_is_applied_to_mini_sd_is_the_exact_solution():
     few = EraseConfig(images=ImagesConfig(count=1, steps=1, masks="full"), train=TrainOptions(steps=1, lr=1e-9))
     erasure = erase(pipe, [ship], few, prior=prior)
     X, G, _ = concept_sums(pipe, ship)
-    R = solve_refinement(X, G, prior.P, few.refine.lambda1, few.refine.lambda0).R
+    refine = erasure.config.refine
+    R = solve_refinement(X, G, prior.P, refine.lambda1, refine.lambda0).R
     assert erasure.truncation < 1e-5 and float((erasure.refinement.R - R).abs().max() / R.abs().max()) < 1e-5
     assert Erasure.load(erasure.save(Path(tempfile.mkdtemp()) / "e.safetensors")).truncation == erasure.truncation
 

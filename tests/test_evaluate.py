@@ -5,6 +5,7 @@ import doctest
 import json
 import logging
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from tiny_data import tiny_clip, tiny_judge
 
 from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, load_pipeline, templates
 from macelib.erasure import Part
-from macelib.evaluate import metrics, pictures, protocols, record, studies
+from macelib.evaluate import lists, metrics, pictures, protocols, record, studies
 from macelib.files import data_folder
 from macelib.method.refine import compress
+from macelib.models.families import MINI, family_of
 from macelib.models.mini import catalogue, split
 from macelib.models.pipelines import kv_weights, model_hash
 from macelib.models.sample import generate
@@ -166,6 +168,7 @@ def test_objects_counts_what_it_draws(pipe, ship):
     assert made["scheduler"]["class"] == type(pipe.scheduler).__name__ and made["precision"] == "float32"
     assert made["config"][0]["concepts"][0]["name"] == "ship" and made["config"][0]["settings"] == ship.config.to_dict()
     assert "H_o" in str(result) and "<table" in result._repr_html_()
+    assert "Settings: settings tuned on mini-SD." in str(result) and "tuned on mini-SD" in result._repr_html_()
 
 
 def test_among_all_that_a_judge_knows(pipe, ship):
@@ -291,15 +294,16 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
         with pytest.raises(MaceError, match="2 seeds make no 3 seed groups"):
             few(pipe, tmp_path / "few", settings)
     assert not (tmp_path / "few").exists(), "something was erased before the seeds were counted"
-    monkeypatch.setattr(studies, "retained", lambda _: ["Adam Driver", "Amy Adams"])
+    monkeypatch.setattr(lists, "retained", lambda _: ["Adam Driver", "Amy Adams"])
     people = evaluate.characters_study(pipe, tmp_path / "people", settings, count=1, seeds=range(3), **look)
     assert list(people.table()) == ["Acc_e", "Acc_s", "H_c", "H_c low", "H_c high"]
     config = Erasure.load(tmp_path / "people" / "1-characters.safetensors").config
     assert config.defaults == "celebrity"
-    assert config.prior == settings.keeping(["Adam Driver", "Amy Adams"]).prior
-    with pytest.raises(MaceError, match="of the mini world's concepts"):
+    kept = settings.keeping(["Adam Driver", "Amy Adams"]).prior
+    assert (config.prior.domain, config.prior.names, config.prior.lambda3) == (kept.domain, kept.names, 250)
+    with pytest.raises(MaceError, match="to choose settings on with a model of no known family"):
         evaluate.tuning_study(pipe, tmp_path / "tuned", settings, count=1, **look)
-    monkeypatch.setattr(studies, "is_mini", lambda _: True)
+    monkeypatch.setattr(studies, "family_of", lambda _: MINI)
     tuned = evaluate.tuning_study(pipe, tmp_path / "tuned", settings, count=1, **look)
     names = [evaluate.tuning_lists(1)[0][0].name, *evaluate.tuning_lists(1)[1]]
     assert set(tuned.images.prompt) == {templates.fill(t, name) for t in protocols.TUNING_TEMPLATES for name in names}
@@ -374,14 +378,16 @@ def test_lists():
     assert evaluate.with_synonyms(own) is own
     erased, kept = evaluate.character_lists()
     ten = {c.name: c.anchor for c in evaluate.object_list()}
-    assert ten["ship"] == "the sea" and list(ten) == [c.name for c in evaluate.object_list(mini=False)]
+    assert ten["ship"] == "the sea" and list(ten) == [
+        c.name for c in evaluate.object_list(family_of(tiny_pipeline("sd")))
+    ]
     assert len(erased) == len(kept) == 100 and not {c.name for c in erased} & set(kept)
 
 
 def test_who_looks(monkeypatch):
     calls = []
-    monkeypatch.setattr(evaluate.Judge, "load", lambda: calls.append("judge"))
-    monkeypatch.setattr(evaluate.ClipClassifier, "load", lambda source=None: calls.append(source))
-    mini, other = (type("Pipe", (), {"config": {"_name_or_path": path}})() for path in ("data/mini-sd", "a/sd"))
+    monkeypatch.setattr(evaluate.Judge, "load", lambda source=None: calls.append(("judge", Path(source).name)))
+    monkeypatch.setattr(evaluate.ClipClassifier, "load", lambda source=None: calls.append(("clip", Path(source).name)))
+    mini, other = tiny_pipeline("sd", width=384, channels=8), tiny_pipeline("sd")
     evaluate.classifier_for(mini), evaluate.classifier_for(mini, "styles"), evaluate.classifier_for(other)
-    assert calls == ["judge", None, "openai/clip-vit-large-patch14"]
+    assert calls == [("judge", "mini-judge"), ("clip", "mini-clip"), ("clip", "clip-vit-large-patch14")]

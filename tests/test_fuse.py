@@ -93,4 +93,11 @@ def test_refusals():
     with pytest.raises(MaceError, match="needs a prior"):
         fuse(R, Ds, [gram(x) for x in e], lambda2=1.0)
     with pytest.raises(MaceError, match="singular"):
-        fuse(R, Ds[:1], [gram(e[0][:5])], lambda0=0.0)
+        fuse(R, Ds[:1], [0 * gram(e[0][:5])], lambda0=0.0)
+
+
+def test_without_a_ridge_empty_directions_get_a_tiny_one(caplog):
+    _, R, e, _, Ds = problem()
+    C = gram(e[0][:5])
+    found, expected = (fuse(R, Ds[:1], [C], lambda0=l0) for l0 in (0.0, 1e-8 * float(C.trace()) / len(C)))
+    assert torch.equal(found.R_tilde, expected.R_tilde) and "directions empty" in caplog.text

@@ -12,7 +12,8 @@ ROOT = Path(macelib.__file__).parent
 ABOVE = ("baselines", "attacks", "job", "erasure", "show", "evaluate", "batch", "lessons", "cli", "bench")
 FORBIDDEN = {
     "reading": ("models", "method", "concepts", "config", "files", *ABOVE),
-    "models": ("method", "concepts", "config", *ABOVE),
+    "presets": ("config", "models", "method", *ABOVE),
+    "models": ("method", "concepts", "config", "presets", *ABOVE),
     "method": ABOVE,
     "erasure": ("job", "show", "evaluate", "batch", "lessons", "cli", "bench"),
     "show": ("evaluate", "batch", "lessons", "cli", "bench"),

@@ -83,26 +83,27 @@ def test_cfis_is_eq_5():
     assert xi[50:150].max() < 0.2 * xi[300] and int(xi.argmax()) == 300
 
 
-@pytest.mark.parametrize("squared", [True, False])
-def test_attention_loss_is_eq_3(squared):
+@pytest.mark.parametrize("loss", ["squared", "norm"])
+def test_attention_loss_is_eq_3(loss):
     g = torch.Generator().manual_seed(0)
     A, M = torch.rand(2, 3, 4, 7, generator=g), torch.rand(2, 4, generator=g)
     S = [torch.tensor([1, 4]), torch.tensor([6])]
     expected = []
     for n in range(2):
         norms = [torch.linalg.matrix_norm(A[n, :, :, int(i)] * M[n], ord="fro") for i in S[n]]
-        expected.append(sum(norm**2 if squared else norm for norm in norms))
-    assert torch.allclose(attention_loss(A, M, S, squared), torch.stack(expected), rtol=1e-6)
+        total = sum(norm**2 for norm in norms)
+        expected.append(total if loss == "squared" else total.sqrt())  # one norm over all of S
+    assert torch.allclose(attention_loss(A, M, S, loss), torch.stack(expected), rtol=1e-6)
 
 
-@pytest.mark.parametrize("squared", [True, False])
-def test_gradient_of_the_loss_equals_finite_differences(squared):
+@pytest.mark.parametrize("loss", ["squared", "norm"])
+def test_gradient_of_the_loss_equals_finite_differences(loss):
     pipe = tiny_pipeline("sd")
     pipe.unet.double()
     (x, t, e, M, S), _ = inputs(pipe, 2, torch.float64)
     fields, h = dict(zip("BD", random_loras(pipe.unet, 2, 2, 0.2, torch.float64), strict=True)), 1e-5
     names = [list(fields["B"])[i] for i in (0, 5)]  # first to_k, third to_v
-    with per_sample(pipe.unet, squared) as forward:
+    with per_sample(pipe.unet, loss) as forward:
         for field, name in itertools.product("BD", names):
             p = fields[field][name].requires_grad_(True)
             forward(x, t, e, M, S, **fields).sum().backward()
@@ -136,7 +137,7 @@ def test_per_sample_forward_equals_one_model_per_sample(any_pipe):
         assert abs(float(alone[0] / losses[i]) - 1) < 1e-5
 
 
-@pytest.mark.parametrize("D", ["random", "own"])
+@pytest.mark.parametrize("D", ["scaled", "own"])
 @pytest.mark.parametrize("kind", [*KINDS, "mini-sd"])
 def test_many_concepts_in_one_pass_equal_separate_runs(kind, D):
     """On random networks in fp64: there many gradients are as small as AdamW's eps, which magnifies fp32's rounding."""
@@ -309,15 +310,15 @@ def test_timesteps_follow_their_options(pipe):
     assert float(p[820] / p.sum()) * 50 == pytest.approx(0.9 * 1 / 100 + 0.1 / 20)
 
 
-def test_include_eos_takes_the_tail_into_S(pipe):
+def test_own_and_tail_are_S(pipe):
     example = some_examples(pipe, 1)[0]
-    assert example.S(0, False).tolist() == [5] and example.S(0, True).tolist() == list(range(5, 77))
+    assert example.S(0, "own").tolist() == [5] and example.S(0, "own+tail").tolist() == list(range(5, 77))
     losses = [
-        next(iter(train(pipe, [example], dataclasses.replace(CONFIG, include_eos=eos)))).losses for eos in (False, True)
+        next(iter(train(pipe, [example], dataclasses.replace(CONFIG, S=which)))).losses for which in ("own", "own+tail")
     ]
     assert losses[1] > losses[0]
     with pytest.raises(MaceError, match="tails"):
-        train(pipe, [dataclasses.replace(example, tails=None)], dataclasses.replace(CONFIG, include_eos=True)).finish()
+        train(pipe, [dataclasses.replace(example, tails=None)], dataclasses.replace(CONFIG, S="own+tail")).finish()
 
 
 def test_nan_and_divergence_stop_with_the_cure(pipe):

@@ -15,6 +15,7 @@ from macelib.method.refine import (
     gram,
     rank_for,
     solve_refinement,
+    tiny_ridge,
 )
 from macelib.models.text import encode
 from macelib.models.tiny import tiny_pipeline
@@ -79,11 +80,26 @@ def test_condition_number():
     assert 0.9 * exact <= found <= exact * (1 + 1e-9)
 
 
+def test_without_a_ridge_directions_that_are_left_empty_get_a_tiny_one(caplog):
+    e_f, e_g = (r[:, :8] for r in rows(40))
+    X, G = accumulate(e_f, e_g)
+    assert tiny_ridge(G) == 0
+    assert relative(solve_refinement(X, G, lambda0=0.0).R, torch.linalg.solve(G, X.T).T) <= 1e-9 and not caplog.text
+    few = torch.zeros(10, 10, dtype=float64)
+    few[:8, :8], wide = G, torch.zeros(10, 10, dtype=float64)
+    wide[:8, :8] = X
+    ridge = 1e-8 * float(few.trace()) / 10
+    assert tiny_ridge(few) == ridge and "directions empty" in caplog.text
+    assert torch.equal(solve_refinement(wide, few, lambda0=0.0).R, solve_refinement(wide, few, lambda0=ridge).R)
+    assert tiny_ridge(torch.diag(torch.tensor([1.0, 1e-11], dtype=float64))) == 0
+    assert tiny_ridge(torch.diag(torch.tensor([1.0, 1e-13], dtype=float64))) == 0.5e-8 * (1 + 1e-13)
+
+
 def test_refusals():
     e_f, e_g = rows(20)
     X, G = accumulate(e_f, e_g)
     with pytest.raises(MaceError, match=r"singular .* raise λ0"):
-        solve_refinement(X, G, lambda0=0.0)
+        solve_refinement(0 * X, 0 * G, lambda0=0.0)
     with pytest.raises(MaceError, match="needs a prior"):
         solve_refinement(X, G, lambda1=1.0)
     with pytest.raises(MaceError, match="not be negative"):

@@ -13,6 +13,7 @@ from tiny_data import tiny_clip, tiny_judge
 from macelib import Concept, Erasure, MaceError
 from macelib.evaluate.judge import ClipClassifier, Judge
 from macelib.evaluate.verdict import verdicts
+from macelib.models.families import MINI
 from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
@@ -178,7 +179,7 @@ def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_mini_sds_catalogue_has_the_anchor(pipe, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(learn, "is_mini", lambda pipe: True)
+    monkeypatch.setattr(learn, "family_of", lambda pipe: MINI)
     assert learn.asked(pipe, " ship ") == Concept("ship", "the sea", synonyms=learn.asked(pipe, "ship=x").synonyms)
     with pytest.raises(MaceError, match="near it"):
         learn.asked(pipe, "shipp")
@@ -189,7 +190,7 @@ def test_hints(pipe, page, monkeypatch):  # noqa: F811
     assert "empty" in hints.hint(pipe, " ")
     page.prompt.value = ""
     assert "empty" in page.status.value and not page.error
-    monkeypatch.setattr(hints, "is_mini", lambda pipe: True)
+    monkeypatch.setattr(hints, "family_of", lambda pipe: MINI)
     assert hints.hint(pipe, "A photo of the frog, and a ship in the snow") == ""
     said = hints.hint(pipe, "a photo of the quxfoo with a shipp")
     assert "no “quxfoo”" in said and "“shipp” (near it: ship" in said

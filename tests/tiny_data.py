@@ -48,7 +48,7 @@ def tiny_clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 def tiny_data(folder: Path) -> Path:
     """Fill the folder: mini-sd, mini-judge, mini-clip; lists and artwork are the real ones."""
-    tiny_pipeline("sd").save_pretrained(folder / "mini-sd")
+    tiny_pipeline("sd", width=384, channels=8).save_pretrained(folder / "mini-sd")  # of mini-SD's family
     tiny_judge(labels()).save_pretrained(folder / "mini-judge")
     model, processor = tiny_clip()
     model.save_pretrained(folder / "mini-clip")

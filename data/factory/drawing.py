@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer, ResNetForImageClassification
 
-from macelib.models.mini import judge_logits
+from macelib.evaluate.judge import judge_logits
 from macelib.models.pipelines import cast, fast_precision, load_pipeline
 
 from .catalogue import ART_STYLES

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import ResNetConfig, ResNetForImageClassification
 
-from macelib.models.mini import crop_half, judge_logits
+from macelib.evaluate.judge import judge_logits
+from macelib.models.mini import crop_half
 
 from .catalogue import catalogue, styles
 from .loop import Average, Record, device, fast, run_steps

@@ -9,8 +9,10 @@ from ..models.pipelines import kv_weights
 from .changes import WeightDelta, kv_part
 from .registry import Request, register
 
+BY_TASK = {"celebrity": EraseConfig(defaults="celebrity")}  # many people have settings of their own
 
-@register("mace", EraseConfig)
+
+@register("mace", EraseConfig, published=BY_TASK)
 def mace(request: Request, settings: EraseConfig) -> Erasure:
     """All three stages; names to keep are the domain prior, unless the settings name one."""
     settings = replace(keeping(request, settings), seed=request.seed)
@@ -24,31 +26,31 @@ def keeping(request: Request, settings: EraseConfig) -> EraseConfig:
     return settings.keeping(request.kept)
 
 
-@register("mace-stage-1", EraseConfig)
+@register("mace-stage-1", EraseConfig, published=BY_TASK)
 def stage_1(request: Request, settings: EraseConfig) -> Erasure:
     """Stage 1 alone (Eq. 2): residual information goes, no LoRA is trained. Its R is one more text map."""
     return mace(request, replace(settings, stages="1"))
 
 
-@register("mace-added-up", EraseConfig)
+@register("mace-added-up", EraseConfig, published=BY_TASK)
 def added_up(request: Request, settings: EraseConfig) -> Erasure:
     """Stages 1 and 2, the LoRAs added up (Eq. 6) instead of fused."""
     return mace(request, replace(settings, stages="1+2"))
 
 
-@register("mace-without-cfis", EraseConfig)
+@register("mace-without-cfis", EraseConfig, published=BY_TASK)
 def without_cfis(request: Request, settings: EraseConfig) -> Erasure:
     """Training timesteps drawn uniformly instead of from Eq. 5."""
     return mace(request, replace(settings, train=replace(settings.train, timesteps="uniform")))
 
 
-@register("mace-without-prior", EraseConfig)
+@register("mace-without-prior", EraseConfig, published=BY_TASK)
 def without_prior(request: Request, settings: EraseConfig) -> Erasure:
     """No prior in Eq. 2 and Eq. 7."""
     return mace(request, replace(settings, prior=replace(settings.prior, use=False)))
 
 
-@register("mace-values-only", EraseConfig)
+@register("mace-values-only", EraseConfig, published=BY_TASK)
 def values_only(request: Request, settings: EraseConfig) -> WeightDelta:
     """The whole erasure, of which only the change of the values is written."""
     erasure = mace(request, settings)

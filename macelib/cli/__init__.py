@@ -51,7 +51,8 @@ def about(
 @app.command(
     epilog=example(
         'mace erase "ship=the sea" "frog=grass" --model mini-sd --out runs/ship',
-        "mace erase --list concepts.csv --keep cat --keep names-to-keep.txt --out runs/many",
+        "mace erase --list people.csv --task celebrities --keep cat --keep names-to-keep.txt --out runs/many",
+        'mace erase "ship=ground" --preset paper --model CompVis/stable-diffusion-v1-4 --out runs/ship-as-published',
         "mace erase --list styles.csv --kind style --config settings.yaml --out runs/styles",
         "mace erase --list hundreds.csv --engine ray --out /shared/runs/hundreds",
     )
@@ -61,10 +62,21 @@ def erase(
     out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasure.safetensors, training images, LoRAs")] = ...,
     model: Model = "mini-sd",
     list_: Annotated[Path | None, typer.Option("--list", "-l", help="concepts in a .yaml, .csv, .json or .txt")] = None,
-    kind: Annotated[str, typer.Option(help="kind of the concepts given as arguments: object or style")] = "object",
+    kind: Annotated[
+        str, typer.Option(help="kind of the concepts given as arguments: object, style, celebrity or explicit")
+    ] = "object",
+    preset: Annotated[
+        str | None, typer.Option(help="paper, mini or untested: fills what is open; the model's own by default")
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="settings for all concepts as for objects, celebrities, styles or explicit, whatever kind"),
+    ] = None,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
     seed: Annotated[int | None, typer.Option(help="instead of the settings' seed")] = None,
-    captions: Annotated[str | None, typer.Option(help="captions to preserve: .txt, .json (COCO) or .csv")] = None,
+    captions: Annotated[
+        str | None, typer.Option(help="captions to preserve: builtin, or a .txt, .json (COCO) or .csv")
+    ] = None,
     keep: Annotated[
         list[str] | None, typer.Option(help="a name that must stay, or a .txt with one a line; as many as you like")
     ] = None,
@@ -93,6 +105,7 @@ def erase(
     settings = EraseConfig.load(config) if config else EraseConfig()
     if seed is not None:
         settings = dataclasses.replace(settings, seed=seed)
+    settings = _by_preset(settings, preset, task)
     if captions is not None:
         settings = dataclasses.replace(settings, prior=dataclasses.replace(settings.prior, captions=captions))
     if keep:
@@ -111,7 +124,17 @@ def erase(
         with Bars() as bars:
             erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
         path = erasure.save(out / "erasure.safetensors")
-    typer.echo(f"{path}: {counted(chosen)}, {path.stat().st_size / 1e6:.2f} MB")
+    size = f"{path.stat().st_size / 1e6:.2f} MB"
+    typer.echo(f"{path}: {counted(chosen)}, {size}; {erasure.config.title}")
+
+
+def _by_preset(settings, preset: str | None, task: str | None):
+    """The settings with a preset to fill them, and a row of it for all concepts; MaceError where there is none such."""
+    if preset is None and task is None:
+        return settings
+    chosen = type(settings).preset(preset or settings.preset_name or "mini", task)  # says what is wrong with either
+    row = settings.defaults if task is None else chosen.defaults
+    return dataclasses.replace(settings, preset_name=preset or settings.preset_name, defaults=row)
 
 
 def _kept(values: list[str], erased: list[str]) -> list[str]:

@@ -58,6 +58,7 @@ def _lines(erasure: Path, about: dict) -> list[str]:
     """What `info` says to people."""
     concepts, one = about["concepts"], about["stage 1"]
     lines = [f"{erasure}: {counted(concepts)}, {about['megabytes']} MB, base {about['base'][:12]}"]
+    lines.append(f"  {about['settings']}")
     for c in concepts:
         lines.append(f"  {c['name']} -> {c['anchor']} ({c['kind']}, strength {c['strength']:g}, LoRA rank {c['rank']})")
     lines.append(
@@ -85,7 +86,7 @@ def _loaded(path: Path) -> dict:
         for p in erasure.parts
     ]
     said = {"base": erasure.base, "versions": erasure.versions, "truncation": erasure.truncation}
-    said |= {"config": erasure.config.to_dict(), "prior": erasure.prior_key or None}
+    said |= {"config": erasure.config.to_dict(), "prior": erasure.prior_key or None, "settings": erasure.config.title}
     stages = solved(erasure)
     return said | {name: stages[name] for name in ("stage 1", "stage 3")} | {"concepts": concepts}
 

@@ -7,6 +7,7 @@ or scaling a concept needs no model pass. Where the model reads a pooled text, a
 
 import dataclasses
 import logging
+import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -158,16 +159,26 @@ class Erasure:
 
     # --- stages 1 and 3 -------------------------------------------------------------------------------------------
 
-    def prior_weight(self, weight: float) -> float:
-        """What multiplies P in Eq. 2 or 7 where the settings say λ1 or λ2 = weight: it counts for each concept.
+    def prior_weight(self, weight: float | str) -> float:
+        """What multiplies P in Eq. 2 or 7: it counts for each concept. 0 without a prior.
 
-        0 without a prior.
+        weight: λ1 or λ2, one for all, or the name of the setting ("refine.lambda1"), of which each has its own.
         """
-        return weight * max(1, len(self.parts)) if self.P is not None else 0.0
+        return math.fsum(self._each(weight)) if self.P is not None else 0.0
 
-    def ridge(self, weight: float) -> float:
-        """What multiplies I in Eq. 2 or 7 where the settings say λ0 = weight: as many times as the concepts weigh."""
-        return weight * (sum(part.weight for part in self.parts) or 1.0)
+    def ridge(self, weight: float | str) -> float:
+        """What multiplies I in Eq. 2 or 7: λ0 (as in `prior_weight`) as many times as the concepts weigh."""
+        weights = [part.weight for part in self.parts] or [1.0]
+        return math.fsum(w * own for w, own in zip(weights, self._each(weight), strict=True))
+
+    def _each(self, setting: float | str) -> list[float]:
+        """A setting of every concept, by its kind; of an object where there is none."""
+        kinds = [part.concept.kind for part in self.parts] or ["object"]
+        if not isinstance(setting, str):
+            return [setting] * len(kinds)
+        section, name = setting.split(".")
+        own = {kind: getattr(getattr(self.config.of(kind), section), name) for kind in set(kinds)}
+        return [own[kind] for kind in kinds]
 
     @cached_property
     def _sums(self) -> Tensor:
@@ -186,8 +197,7 @@ class Erasure:
         if self.config.stages == "2":
             return Refinement(torch.eye(self.width, dtype=torch.float64), condition=1.0, residual=0.0)
         X, G, _ = self._sums
-        r = self.config.refine
-        return solve_refinement(X, G, self.P, self.prior_weight(r.lambda1), self.ridge(r.lambda0))
+        return solve_refinement(X, G, self.P, self.prior_weight("refine.lambda1"), self.ridge("refine.lambda0"))
 
     @cached_property
     def fusion(self) -> Fusion:
@@ -201,9 +211,8 @@ class Erasure:
             p.weight * p.statistics.times_C(M.flatten(0, 1)).view(M.shape)
             for p, M in zip(self._fused, D[1:], strict=True)
         ]
-        return fuse_sums(
-            self.refinement.R, torch.cat(DC, 1), C, self.P, self.prior_weight(f.lambda2), self.ridge(f.lambda0)
-        )
+        lambdas = self.prior_weight("fuse.lambda2"), self.ridge("fuse.lambda0")
+        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, *lambdas)
 
     @property
     def _fused(self) -> tuple[Part, ...]:
@@ -215,12 +224,12 @@ class Erasure:
         """Stage 1 of the pooled text, Eq. 2, as `refinement`: its map is (p, p); None where none is read."""
         if not self.pooled:
             return None
-        (p,), r = self.pooled.values(), self.config.refine
+        (p,) = self.pooled.values()
         if self.config.stages == "2":
             return Refinement(torch.eye(p, dtype=torch.float64), condition=1.0, residual=0.0)
         sums = pooled_sums(((part.pooled, part.weight, part.strength) for part in self.parts), p)
-        weight = self.prior_weight(r.lambda1) if self.pooled_P is not None else 0.0
-        return pooled_map(sums, self.pooled_P, weight, self.ridge(r.lambda0) or float(not self.parts))
+        weight = self.prior_weight("refine.lambda1") if self.pooled_P is not None else 0.0
+        return pooled_map(sums, self.pooled_P, weight, self.ridge("refine.lambda0") or float(not self.parts))
 
     @property
     def pooled_left(self) -> dict[str, float]:

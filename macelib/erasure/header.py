@@ -7,6 +7,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ..errors import MaceError
+from ..presets import title
 
 FORMAT = "macelib-erasure-2"
 
@@ -44,6 +45,8 @@ def summary(path: str | Path) -> dict[str, Any] | None:
         ]
         said = {name: about[name] for name in ("base", "versions", "truncation", "config")}
         said |= {"prior": about["prior_key"] or None, "stage 1": stages["stage 1"], "stage 3": stages["stage 3"]}
+        config = about["config"]
+        said["settings"] = title(config.get("preset_name"), config.get("marks", ()))
         return said | {"concepts": concepts}
     except (AttributeError, LookupError, TypeError) as error:
         raise MaceError(f"{path} is damaged ({error!r}): copy or make it again.") from error

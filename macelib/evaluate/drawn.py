@@ -9,8 +9,7 @@ from PIL import Image
 
 from ..concepts import Concept
 from ..errors import MaceError
-from ..models.mini import catalogue
-from ..models.pipelines import is_mini
+from ..models.families import family_of, known_entries
 from .judge import Judge
 
 log = logging.getLogger(__name__)
@@ -24,7 +23,7 @@ def looker(pipe, concepts: Sequence[Concept]) -> Look | None:
     None where no classifier knows the model's pictures: that is said.
     """
     try:
-        if is_mini(pipe):
+        if family_of(pipe).catalogue is not None:
             judge = Judge.load(device=pipe.device)
             return lambda concept, images: _warn(doubt(concept, judge.top1(images, kind=_label(concept)), judge))
         reason = "no classifier comes with this model"
@@ -53,7 +52,7 @@ def doubt(concept: Concept, seen: Sequence[str], judge: Judge) -> str | None:
     label, word = _label(concept), concept.name.casefold()
     known = {name.casefold(): name for name in (judge.styles if label == "style" else judge.concepts)}
     if label == "concept":
-        known |= {synonym.casefold(): entry.name for entry in catalogue() for synonym in entry.synonyms}
+        known |= {synonym.casefold(): entry.name for entry in known_entries() for synonym in entry.synonyms}
     counts = Counter(seen)
     if word in known and counts[known[word]] >= LEAST * len(seen):
         return None

@@ -1,7 +1,8 @@
-"""Classifiers of pictures: mini-judge for the mini world, CLIP zero-shot for anything that has a name."""
+"""Classifiers of pictures: a judge that was trained on what a model draws, CLIP zero-shot for all that has a name."""
 
 import difflib
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,35 +15,40 @@ from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
 
 from ..errors import MaceError
 from ..files import data_folder
-from ..models.mini import SIZE, judge_logits
-from ..models.pipelines import _quiet, default_device, is_mini
+from ..models.families import SHIPPED, family_of
+from ..models.pipelines import _quiet, default_device
 
-CLIP_OF_PAPER = "openai/clip-vit-large-patch14"
 BATCH = 64  # pictures looked at at once
+SIZE = 64  # pixels, the side of the pictures that a judge is trained on
+
+
+def judge_logits(model: ResNetForImageClassification, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Concept logits (n, concepts) and style logits (n, styles) of images (n, 3, 64, 64) in 0..1."""
+    logits = model(pixel_values=(images * 2 - 1).to(model.dtype)).logits.float()
+    count = sum(str(v).startswith("concept:") for v in model.config.id2label.values())
+    return logits[:, :count], logits[:, count:]
 
 
 class Judge:
-    """mini-judge: which concept and which style of the mini world a picture shows; it knows no other."""
+    """Which of its concepts and which of its styles a picture shows; it knows no other."""
 
-    name = "mini-judge"
-
-    def __init__(self, model: ResNetForImageClassification):
-        self.model = model.eval()
+    def __init__(self, model: ResNetForImageClassification, name: str = "judge"):
+        self.model, self.name = model.eval(), name
         labels = [str(model.config.id2label[i]) for i in range(len(model.config.id2label))]
         split = {k: [v.partition(":")[2] for v in labels if v.startswith(f"{k}:")] for k in ("concept", "style")}
         self.concepts, self.styles = split["concept"], split["style"]
         if labels != [f"concept:{c}" for c in self.concepts] + [f"style:{s}" for s in self.styles]:
-            raise MaceError('The labels of a judge must be "concept:<name>", then "style:<name>": load mini-judge.')
+            raise MaceError('The labels of a judge must be "concept:<name>", then "style:<name>": load one of those.')
 
     @classmethod
     def load(cls, folder: str | Path | None = None, device: str | torch.device | None = None) -> "Judge":
-        """Read it from a folder, by default the packaged one; MaceError where it is not there."""
-        folder = Path(folder or data_folder() / "mini-judge")
+        """Read it from a folder, by default the one that comes with macelib; MaceError where it is not there."""
+        folder = Path(folder or data_folder() / SHIPPED.judge)
         if not (folder / "config.json").is_file():
             raise MaceError(f"{folder} holds no judge: set MACELIB_DATA to the folder of macelib's data.")
         with _quiet():
             model = ResNetForImageClassification.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-        return cls(model.to(device or default_device()))
+        return cls(model.to(device or default_device()), folder.name)
 
     @torch.no_grad()
     def logits(self, images: Sequence[Image.Image]) -> tuple[Tensor, Tensor]:
@@ -80,11 +86,11 @@ class ClipClassifier:
 
     @classmethod
     def load(cls, source: str | Path | None = None, device: str | torch.device | None = None, **kw) -> "ClipClassifier":
-        """Read CLIP from a folder or a hub id, by default the mini world's; the paper's is `CLIP_OF_PAPER`.
+        """Read CLIP from a folder or a hub id, by default macelib's own; the paper's is `CLIP_OF_PAPER`.
 
         kw: for transformers (revision, local_files_only). MaceError where it cannot be loaded.
         """
-        source = str(source or data_folder() / "mini-clip")
+        source = str(source or data_folder() / SHIPPED.scorer)
         try:
             with _quiet():
                 model = CLIPModel.from_pretrained(source, dtype=torch.float32, **kw)
@@ -133,12 +139,23 @@ class ClipClassifier:
         return F.normalize(self.model.text_projection(hidden).float(), dim=-1)[0].cpu()
 
 
-def classifier_for(pipe, kind: str = "objects") -> Judge | ClipClassifier:
-    """Who looks at a model's pictures: for mini-SD mini-judge (styles: mini-CLIP), for others the paper's CLIP."""
-    mini = is_mini(pipe)
-    if kind == "styles":
-        return ClipClassifier.load(None if mini else CLIP_OF_PAPER)
-    return Judge.load() if mini else ClipClassifier.load(CLIP_OF_PAPER)
+def classifier_for(pipe, kind: str = "objects"):
+    """Who looks at a model's pictures, as its family says: the judge, or (kind "styles") who takes the CLIP score."""
+    family = family_of(pipe)
+    return load_classifier(family.scorer if kind == "styles" else family.judge)
+
+
+def load_classifier(source: str | Path | Callable):
+    """A classifier: made by the caller's function, or read from what comes with macelib, a folder, or a hub id."""
+    if callable(source):
+        return source()
+    shipped = data_folder() / source
+    place = shipped if (shipped / "config.json").is_file() else Path(source)
+    try:
+        kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except OSError:
+        kind = "clip"  # on the hub, or nowhere: CLIP says so
+    return (Judge if kind == "resnet" else ClipClassifier).load(place if place.is_dir() else source)
 
 
 def _finite(seen: Tensor, name: str) -> Tensor:

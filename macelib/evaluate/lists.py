@@ -1,34 +1,50 @@
 """Which concepts the protocols of objects and characters erase and keep, and those that settings are tuned on."""
 
-from ..concepts import Concept, paper_list
+from ..concepts import Concept, paper_list, retained
 from ..errors import MaceError
-from ..models.mini import PEOPLE, catalogue, find, names, split
+from ..models.families import SHIPPED, Entry, Family
 
 
-def object_list(mini: bool = True) -> list[Concept]:
-    """The paper's ten objects; those of the mini world with the anchors of its catalogue, which it can draw."""
-    if not mini:
+def object_list(family: Family = SHIPPED) -> list[Concept]:
+    """The paper's ten objects; where the family has a catalogue, with its anchors, which the model can draw."""
+    if family.catalogue is None:
         return paper_list("objects")
-    entries = [catalogue()[names()[concept.name]] for concept in paper_list("objects")]
-    return [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in entries]
+    known = _catalogue(family)
+    return [_concept(known[concept.name]) for concept in paper_list("objects")]
 
 
-def character_lists(count: int = 100) -> tuple[list[Concept], list[str]]:
-    """The mini world's characters and faces in turn: `count` concepts to erase, `count` names to keep."""
-    people = [entry for entry in catalogue() if entry.group in PEOPLE]
-    erased = [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in people[::2][:count]]
-    return erased, [e.name for e in people[1::2][:count]]
+def character_lists(count: int = 100, family: Family = SHIPPED) -> tuple[list[Concept], list[str]]:
+    """The catalogue's people in turn: `count` concepts to erase, `count` names to keep.
 
-
-def tuning_lists(count: int = 60) -> tuple[list[Concept], list[str]]:
-    """`count` of the mini world's concepts to erase and names to keep that settings may be chosen on (`mini.split`).
-
-    No protocol asks for any of them. MaceError: more than there are.
+    The paper's celebrities and the hundred that it keeps, where the family's catalogue has no people.
     """
-    names = split()
+    if not family.people:
+        return paper_list(f"celebrities_{count}"), retained("celebrities")
+    people = [entry for entry in _catalogue(family).values() if entry.group in family.people]
+    return [_concept(e) for e in people[::2][:count]], [e.name for e in people[1::2][:count]]
+
+
+def tuning_lists(count: int = 60, family: Family = SHIPPED) -> tuple[list[Concept], list[str]]:
+    """`count` of the catalogue's concepts to erase and names to keep that settings may be chosen on (`Family.split`).
+
+    No protocol asks for any of them. MaceError: more than there are, or a family without such names.
+    """
+    if family.split is None:
+        raise MaceError(
+            f"No names are set apart to choose settings on with a model of {family.name}: use {SHIPPED.shipped}, or "
+            "lists of your own with erase."
+        )
+    names, known = family.split(), _catalogue(family)
     if count > len(names["erased"]):
         raise MaceError(
             f"Settings are chosen on {len(names['erased'])} concepts at most, not {count}: lower the count."
         )
-    erased = [find(name) for name in names["erased"][:count]]
-    return [Concept(e.name, e.anchor, synonyms=e.synonyms) for e in erased], [*names["kept"][:count]]
+    return [_concept(known[name]) for name in names["erased"][:count]], [*names["kept"][:count]]
+
+
+def _catalogue(family: Family) -> dict[str, Entry]:
+    return {entry.name: entry for entry in family.catalogue()}
+
+
+def _concept(entry: Entry) -> Concept:
+    return Concept(entry.name, entry.anchor, synonyms=entry.synonyms)

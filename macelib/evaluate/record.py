@@ -44,4 +44,5 @@ def markdown(place: str | Path) -> str:
         f" ({settings.get('autocast') or 'fp32'}) at {guidance}, {settings['classifier']}'s top-1"
         f" among {'all that it knows' if settings['among'] == 'known' else 'the classes'}."
     )
+    how += f" Erased with {settings['preset']}." if "preset" in settings else ""
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])

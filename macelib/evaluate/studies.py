@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ..concepts import Concept, paper_list, retained
+from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import erase
-from ..models.pipelines import is_mini
+from ..models.families import family_of
 from . import protocols
 from .lists import character_lists, object_list, tuning_lists
 from .tables import Evaluation
@@ -51,13 +51,12 @@ def characters_study(
     progress: protocols.Progress | None = None,
     **options,
 ) -> Evaluation:
-    """Erase `count` characters of the mini world, or the paper's celebrities, together: Acc_e, Acc_s and H_c.
+    """Erase `count` people whom the model is known to draw, or celebrities, together: Acc_e, Acc_s and H_c.
 
     As many are kept, the paper's 100 where they are celebrities (erase 1, 5, 10 or 100); they are the domain prior, as
     in the paper, unless the settings name one. options: of `characters`.
     """
-    measure = protocols.characters if is_mini(pipe) else protocols.celebrities
-    lists = _characters(pipe, count)
+    lists, measure = character_lists(count, family_of(pipe)), _measure(pipe)
     return _together(pipe, lists, config, Path(folder), f"{count} characters", progress, measure, seeds, options)
 
 
@@ -71,16 +70,12 @@ def tuning_study(
     progress: protocols.Progress | None = None,
     **options,
 ) -> Evaluation:
-    """As `characters_study`, of concepts of the mini world that no protocol asks for, in two prompts.
+    """As `characters_study`, of concepts that are set apart to choose settings on, in two prompts.
 
-    MaceError: a model that does not draw the mini world.
+    MaceError: a model of whose family no such names are known.
     """
-    if not is_mini(pipe):
-        raise MaceError(
-            "The tuning study is of the mini world's concepts: use mini-sd, or lists of your own with erase."
-        )
     options = {"templates": protocols.TUNING_TEMPLATES, **options}
-    lists, measure = tuning_lists(count), protocols.characters
+    lists, measure = tuning_lists(count, family_of(pipe)), protocols.characters
     return _together(pipe, lists, config, Path(folder), f"{count} concepts", progress, measure, seeds, options)
 
 
@@ -115,7 +110,7 @@ def ablation_study(
     if only:
         concepts, kept = _chosen(pipe, only), ()
     else:
-        concepts, kept, config = _beside(*_characters(pipe, count), config)
+        concepts, kept, config = _beside(*character_lists(count, family_of(pipe)), config)
     erasures = []
     for name, change in ABLATION.items():
         train = replace(config.train, timesteps=change.get("timesteps", config.train.timesteps))
@@ -124,20 +119,17 @@ def ablation_study(
     options |= {"labels": [*ABLATION], "folder": folder / "evaluation", "progress": progress}
     if only:
         return protocols.objects(pipe, erasures, images=images, **options)
-    measure = protocols.characters if is_mini(pipe) else protocols.celebrities
-    return measure(pipe, erasures, kept, seeds=seeds, **options)
+    return _measure(pipe)(pipe, erasures, kept, seeds=seeds, **options)
 
 
-def _characters(pipe, count: int) -> tuple[list[Concept], list[str]]:
-    """Characters of the mini world, or the paper's celebrities, to erase, and those to keep."""
-    if is_mini(pipe):
-        return character_lists(count)
-    return paper_list(f"celebrities_{count}"), retained("celebrities")
+def _measure(pipe):
+    """The protocol of people whom the model is known to draw, or that of proper names."""
+    return protocols.characters if family_of(pipe).people else protocols.celebrities
 
 
 def _chosen(pipe, only: Sequence[str] | None) -> list[Concept]:
     """Some of the paper's ten objects, or all; MaceError for another name."""
-    chosen = object_list(is_mini(pipe))
+    chosen = object_list(family_of(pipe))
     if unknown := set(only or ()) - {c.name for c in chosen}:
         raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(c.name for c in chosen)}).")
     return [c for c in chosen if not only or c.name in only]

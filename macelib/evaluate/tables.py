@@ -1,5 +1,6 @@
 """From one row per picture to the tables of an evaluation, with bootstrap intervals."""
 
+import html
 import json
 import logging
 from collections.abc import Sequence
@@ -74,11 +75,16 @@ class Evaluation:
             temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
         return self
 
+    @property
+    def caption(self) -> str:
+        """Which settings the erasures were made with."""
+        return f"Settings: {self.settings.get('preset', 'unknown')}."
+
     def __str__(self) -> str:
-        return self.table().round(1).to_string()
+        return f"{self.table().round(1).to_string()}\n{self.caption}"
 
     def _repr_html_(self) -> str:
-        return self.table().round(1).to_html()
+        return f"{self.table().round(1).to_html()}<p>{html.escape(self.caption)}</p>"
 
 
 def _settings(path: Path) -> dict | None:

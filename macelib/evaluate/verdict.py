@@ -14,7 +14,7 @@ def verdicts(
 ) -> list[dict[str, float]]:
     """Probability by name for each picture: of the likeliest, then of those `named` that the classifier can tell.
 
-    mini-judge chooses among all concepts that it knows, CLIP among `among`, by its own temperature.
+    A judge chooses among all concepts that it knows, CLIP among `among`, by its own temperature.
     """
     names = classifier.concepts if isinstance(classifier, Judge) else list(dict.fromkeys([*among, *named]))
     shares = _logits(classifier, images, names).softmax(-1)  # (n, names)

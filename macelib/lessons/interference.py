@@ -99,9 +99,9 @@ def matrix_figure(matrices: Mapping[str, Tensor], names: Sequence[str], low: flo
 def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tuple[float, float]:
     """(naive, closed): what adding `other`, whose prompts have the statistics C, changes in the own words E of `own`,
     relative to what the LoRA of `own` does to them by itself. Two concepts, nothing else fused."""
-    f, d, layers = erasure.config.fuse, erasure.width, erasure.layers
+    d, layers = erasure.width, erasure.layers
     one, two = (
-        {"lambda2": some.prior_weight(f.lambda2), "lambda0": some.ridge(f.lambda0)}
+        {"lambda2": some.prior_weight("fuse.lambda2"), "lambda0": some.ridge("fuse.lambda0")}
         for some in (erasure.of([own]), erasure.of([own, other]))
     )
     DC, C_own = [own.D.double() @ own.statistics.C(), other.D.double() @ C], own.statistics.C()

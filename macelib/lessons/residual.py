@@ -170,13 +170,14 @@ def study(
 
 def refine(pipe, concepts: Sequence[Concept], config: EraseConfig, times: float = 1.0) -> Refinement:
     """Stage 1 (Eq. 2) of all concepts together, with the prior, the λ0 and `times` the λ1 of the settings."""
-    X = G = total = 0.0
+    config = config.for_model(pipe, concepts)
+    X = G = lambda0 = lambda1 = 0.0
     for concept in concepts:
         weight, sums = config.weight(concept.kind), concept_sums(pipe, concept, config.refine.products)
-        X, G, total = X + weight * sums[0], G + weight * sums[1], total + weight
+        X, G, own = X + weight * sums[0], G + weight * sums[1], config.of(concept.kind).refine
+        lambda0, lambda1 = lambda0 + weight * own.lambda0, lambda1 + own.lambda1
     prior = prior_of(pipe, concepts, config)
-    lambda1 = config.refine.lambda1 * len(concepts) if prior else 0.0
-    return solve_refinement(X, G, prior and prior.P, times * lambda1, total * config.refine.lambda0)
+    return solve_refinement(X, G, prior and prior.P, times * lambda1 if prior else 0.0, lambda0)
 
 
 def left(pipe, concepts: Sequence[Concept], R: Tensor | None) -> dict[str, float]:

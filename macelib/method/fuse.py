@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MaceError
-from .refine import ConceptStatistics, cholesky, condition_number
+from .refine import ConceptStatistics, cholesky, condition_number, tiny_ridge
 
 
 @dataclass
@@ -26,14 +26,16 @@ def fuse_sums(
 
     S = C + λ2 P + λ0 I,   D*_i = D_i C_i S⁻¹,   R̃ = R + λ2 (I − R) P S⁻¹   (λ0 keeps W' = W R: it leaves R alone)
 
-    R, C, P: (d, d). DC: (..., d), any rows. MaceError for a negative λ and for an S that is not positive definite.
+    R, C, P: (d, d). DC: (..., d), any rows. λ0 = 0: see `tiny_ridge`.
+    MaceError for a negative λ and for an S that is not positive definite.
     """
     if lambda0 < 0 or lambda2 < 0 or (lambda2 and P is None):
         raise MaceError(f"λ0 = {lambda0:g} and λ2 = {lambda2:g} must not be negative, and λ2 needs a prior P.")
     R = R.double()
     identity = torch.eye(len(R), dtype=R.dtype, device=R.device)
     prior = lambda2 * P.to(R) if lambda2 else torch.zeros_like(R)
-    S = C.to(R) + prior + lambda0 * identity
+    S = C.to(R) + prior
+    S = S + (lambda0 or tiny_ridge(S)) * identity
     L = cholesky(S)
     rows = torch.cat([(identity - R) @ prior, DC.to(R).reshape(-1, len(R))])  # (d + number of rows of DC, d)
     solved = torch.cholesky_solve(rows.T, L).T.contiguous()

@@ -2,9 +2,11 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
 from ..concepts import Concept, sample_prompt
@@ -16,6 +18,18 @@ from ..models.sample import generate, image_size
 from ..models.swap import applied_edit
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def scheduled(pipe, scheduler: str) -> Iterator[None]:
+    """The pipeline with its own scheduler, or with DPM-Solver++ on the same noise schedule."""
+    own = pipe.scheduler
+    try:
+        if scheduler == "dpm++":
+            pipe.scheduler = DPMSolverMultistepScheduler.from_config(own.config)
+        yield
+    finally:
+        pipe.scheduler = own
 
 
 def training_images(

@@ -1,8 +1,11 @@
 """Where the concept is in its training images: masks M of Eq. 3, from one of several sources."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ SOURCES = ("attention", "grounding", "alpha", "full")
 NOISE_LEVELS = (0.2, 0.3, 0.4, 0.5)  # of the noise schedule, at which the attention is read
 AREA = (0.005, 0.95)  # a mask that covers less or more of the image has found nothing
 CONTRAST = 0.05  # least (max - min) / mean of an attention map that has found something
+SECONDS = 5  # that the hub has to answer whether a model is there
 DETECTOR, SEGMENTER = "IDEA-Research/grounding-dino-tiny", "facebook/sam-vit-base"
 
 
@@ -187,10 +191,28 @@ def grounding(device: str | torch.device, detector: str = DETECTOR, segmenter: s
     """The detector and the segmenter, loaded once; MaceError where they cannot be had."""
     from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor, SamModel, SamProcessor
 
-    try:
+    with _loading(detector, segmenter):
         found = AutoModelForZeroShotObjectDetection.from_pretrained(detector).to(device).eval()
         sam = SamModel.from_pretrained(segmenter).to(device).eval()
         return Grounding(AutoProcessor.from_pretrained(detector), found, SamProcessor.from_pretrained(segmenter), sam)
+
+
+def check_grounding(detector: str = DETECTOR, segmenter: str = SEGMENTER) -> None:
+    """MaceError where the detector or the segmenter is neither on disk nor within reach; loads nothing."""
+    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache
+
+    for model in (detector, segmenter):
+        if not (Path(model).is_dir() or isinstance(try_to_load_from_cache(model, "config.json"), str)):
+            with _loading(detector, segmenter):
+                if constants.HF_HUB_OFFLINE:
+                    raise OSError("HF_HUB_OFFLINE is set, and they are not on disk")
+                urlopen(hf_hub_url(model, "config.json"), timeout=SECONDS).close()
+
+
+@contextmanager
+def _loading(detector: str, segmenter: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ImportError) as error:
         raise MaceError(
             f"The mask source grounding needs {detector} and {segmenter}, which cannot be loaded "

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -13,9 +14,8 @@ from torch import Tensor
 
 from ..concepts import Concept, folded
 from ..errors import MaceError
-from ..files import cache_folder, hash_text, read_cached, save_tensors
-from ..models import mini
-from ..models.pipelines import is_mini
+from ..files import cache_folder, data_folder, hash_text, read_cached, save_tensors
+from ..models.families import family_of
 from ..models.text import embedding_size, pooled_size, read, text_hash, tokenizers
 from ..models.tokens import phrase_pattern, token_spans
 from ..reading import Item, read_json, read_table, read_text
@@ -39,6 +39,8 @@ GENERAL = [
 ]  # fmt: skip
 
 
+COCO = ("captions_train2014.json", "captions_val2014.json")
+COCO_FROM = "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"
 Captions = Iterable[str | tuple[str, Sequence[str]]] | str | Path  # texts, some with labels; or a file
 
 
@@ -60,14 +62,17 @@ def prior(
     lambda3: float = 1.0,
     exclude: Sequence[Concept] = (),
     names: Sequence[str] = (),
+    named: str = "left out",
+    repeats: bool = False,
 ) -> Prior:
     """P = P_general + λ3 P_domain per caption, so that λ1 means "as much as λ1 captions"; float64 on the CPU.
 
-    captions, domain: texts, or a file (see `read_captions`); each distinct one counts once. What a caption is about,
-    one label or several, may come with it as (text, labels), or in `groups`, one entry per caption. A caption is left
-    out where it or a label of it names an excluded concept: by name or synonym, as a whole word, plural included, in
-    any capitals. Statistics are kept by first label: a group that is left out as a whole costs nothing, captions left
-    out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
+    captions, domain: texts, or a file (see `read_captions`); each distinct one counts once, or, with `repeats`, those
+    of `captions` as often as they stand there. What a caption is about, one label or several, may come with it as
+    (text, labels), or in `groups`, one entry per caption. A caption is left out where it or a label of it names an
+    excluded concept: by name or synonym, as a whole word, plural included, in any capitals; `named` "kept" leaves those
+    of `captions` in. Statistics are kept by first label: a group that is left out as a whole costs nothing, captions
+    left out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
     The pooled text has no tokens: all of it counts.
@@ -78,7 +83,8 @@ def prior(
     base = text_hash(pipe)
     stay = {folded(name) for name in names}  # a known synonym that is kept does not go
     exclude = [replace(c, synonyms=tuple(s for s in c.synonyms if folded(s) not in stay)) for c in exclude]
-    general, kept, count = _statistics(pipe, base, read_captions(captions), groups, exclude)
+    excluded = exclude if named == "left out" else ()
+    general, kept, count = _statistics(pipe, base, read_captions(captions), groups, excluded, repeats=repeats)
     if not count:
         raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
     P, parts = general / count, [base, *kept]
@@ -142,12 +148,39 @@ def _caption(where: str, value: Any) -> str | tuple[str, Sequence[str]]:
     return value
 
 
-def captions_for(pipe) -> list[str] | list[tuple[str, list[str]]]:
-    """General captions for `prior`: the mini world's, with what they are about, for mini-SD; else a short list."""
-    if is_mini(pipe):
-        return [(text, list(about)) for text, about in mini.captions()]
+def captions_for(pipe, source: str | None = None) -> Captions:
+    """General captions for `prior`: "builtin", "coco", or a file.
+
+    "builtin" (and None): those of the model's family, with what they are about; else a short list. "coco": the captions
+    of COCO 2014, train and val, where `coco_files` are; a family that has captions of its own draws no others, and they
+    stand in their place. MaceError: COCO's captions are nowhere.
+    """
+    own = family_of(pipe).captions
+    if source not in (None, "builtin", "coco"):
+        return source
+    if own is not None:
+        return list(own())
+    if source == "coco":
+        return [caption for path in coco_files() for caption in read_captions(path)]
     log.warning("The prior uses %d built-in captions: a file of COCO's captions protects far more.", len(GENERAL))
     return list(GENERAL)
+
+
+def coco_files() -> list[Path]:
+    """COCO 2014's two caption files, in the working folder, or in `coco` in the data or the cache folder.
+
+    MaceError where one is in none of them: where people get it, what it costs, and the way on.
+    """
+    places = [Path.cwd(), data_folder() / "coco", cache_folder() / "coco"]
+    found = [next((place / name for place in places if (place / name).is_file()), None) for name in COCO]
+    if missing := [name for name, path in zip(COCO, found, strict=True) if path is None]:
+        raise MaceError(
+            f"The paper's prior needs {' and '.join(missing)}, COCO 2014's captions: in none of "
+            f"{', '.join(map(str, places))}. They come from {COCO_FROM} (241 MB). Reading all 616,767 takes about "
+            "15 hours on two cores, minutes on a GPU, once for each model. The way on without them: --captions builtin "
+            '(prior.captions: "builtin"), or a file of your own; the numbers are then other ones than the paper\'s.'
+        )
+    return found
 
 
 def names(captions: Sequence[str], concepts: Sequence[Concept], kept: Sequence[str] = ()) -> list[bool]:
@@ -171,10 +204,10 @@ def _pair(caption: str | tuple[str, Sequence[str]]) -> tuple[str, Sequence[str]]
     return (caption, ()) if isinstance(caption, str) else (caption[0], caption[1])
 
 
-def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, list[str], int]:
+def _statistics(pipe, base, captions, groups, exclude, own=(), repeats: bool = False) -> tuple[Tensor, list[str], int]:
     """`_grams` over the distinct captions that name nothing excluded in one row, those captions, and their number.
 
-    own: phrases whose tokens alone count; none: all tokens.
+    own: phrases whose tokens alone count; none: all tokens. repeats: a caption counts as often as it is there.
     """
     if groups is not None and len(groups) != len(captions):
         raise MaceError(f"There are {len(captions)} captions and {len(groups)} groups: give one entry per caption.")
@@ -183,19 +216,22 @@ def _statistics(pipe, base, captions, groups, exclude, own=()) -> tuple[Tensor, 
     about: dict[str, tuple] = {}
     for caption, group in zip(captions, groups, strict=True):
         about[caption] = (*about.get(caption, ()), *([group] if isinstance(group, str) else group))
-    pairs = sorted((str(next(iter(group), "")), caption) for caption, group in about.items() if _fits(pipe, caption))
+    times = Counter(captions) if repeats else dict.fromkeys(about, 1)
+    labels = {c: str(next(iter(group), "")) + (f"\t{times[c]}" if times[c] > 1 else "") for c, group in about.items()}
+    pairs = sorted((labels[caption], caption) for caption in about if _fits(pipe, caption))
     if len(pairs) < len(about):
         log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
     texts = ["\n".join((caption, *map(str, about[caption]))) for _, caption in pairs]
     named = {pair for pair, hit in zip(pairs, names(texts, exclude, own), strict=True) if hit}
     rows, total, strays = _grams(pipe, base, pairs, own), 0.0, []
-    for label, members in groupby(pairs, key=lambda pair: pair[0]):
+    for label, members in groupby(pairs, key=lambda pair: pair[0]):  # of one group, and as often there
         members = set(members)
         if members - named:  # else the whole group is left out
-            total, strays = total + rows[label], strays + sorted(members & named)
-    for row in _grams(pipe, base, strays, own).values():
-        total = total - row
-    kept = [pair[1] for pair in pairs if pair not in named]
+            total, strays = total + times[next(iter(members))[1]] * rows[label], strays + sorted(members & named)
+    weight = {labels[caption]: times[caption] for _, caption in strays}
+    for label, row in _grams(pipe, base, strays, own).items():
+        total = total - weight[label] * row
+    kept = [pair[1] for pair in pairs if pair not in named for _ in range(times[pair[1]])]
     return total if kept else 0.0, kept, len(kept)
 
 

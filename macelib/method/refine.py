@@ -3,6 +3,7 @@
 W factors out of Eq. 2, because the embeddings do not depend on the layer: W' = W R for every layer, keys and values.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,11 +15,13 @@ from ..concepts import Concept, align, anchored, prompts, templates
 from ..errors import MaceError
 from ..models.text import Reading, read, tokenizers
 
+log = logging.getLogger(__name__)
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
 BLOCK = {torch.float64: 512, torch.float32: 2560}  # rows at once (30 prompts of 77 tokens): bounds memory, and rounding
 PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
 SMALL = 384  # width of the text up to which a concept's statistics are kept whole (1.8 MB)
+TINY, WORST = 1e-8, 1e12  # ridge in place of λ0 = 0, relative to the mean eigenvalue; condition from which it is needed
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
 
 
@@ -125,17 +128,31 @@ def solve_refinement(
 ) -> Refinement:
     """R = (X + λ1 P + λ0 I) (G + λ1 P + λ0 I)⁻¹ (Eq. 2 without W), by Cholesky in float64.
 
-    X, G, P: (d, d). MaceError for a negative λ, for λ1 without P, and for a bracket that is not positive definite.
+    X, G, P: (d, d). Where λ0 is 0 and that breaks, both brackets get `tiny_ridge`. MaceError for a negative λ, for λ1
+    without P, and for a bracket that is not positive definite.
     """
     if lambda0 < 0 or lambda1 < 0 or (lambda1 and P is None):
         raise MaceError(f"λ0 = {lambda0:g} and λ1 = {lambda1:g} must not be negative, and λ1 needs a prior P.")
     prior = lambda1 * P.to(G) if lambda1 else 0.0
-    ridge = lambda0 * torch.eye(len(G), dtype=G.dtype, device=G.device)
+    ridge = (lambda0 or tiny_ridge(G + prior)) * torch.eye(len(G), dtype=G.dtype, device=G.device)
     right, left = G + prior + ridge, X + prior + ridge  # the brackets of Eq. 2
     L = cholesky(right)
     R = torch.cholesky_solve(left.T, L).T
     residual = (R @ right - left).norm() / left.norm()
     return Refinement(R.contiguous(), condition_number(right, L), float(residual))
+
+
+def tiny_ridge(S: Tensor) -> float:
+    """The ridge in place of λ0 = 0, with a warning: 1e-8 tr(S) / d where S has no Cholesky factor or condition > 1e12.
+
+    0 where S (d, d) needs none.
+    """
+    L, info = torch.linalg.cholesky_ex(S)
+    if not torch.isfinite(S).all() or (not info.item() and condition_number(S, L) <= WORST):
+        return 0.0
+    ridge = TINY * float(S.trace()) / len(S)
+    log.warning("λ0 is 0, and the token statistics leave directions empty: a ridge of %.3g is added.", ridge)
+    return ridge
 
 
 def cholesky(S: Tensor) -> Tensor:

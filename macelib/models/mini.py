@@ -103,13 +103,6 @@ def renderings() -> tuple[list[str], Tensor, Tensor]:
     return shown, tiles[:, :, :, :3], tiles[:, :, :, 3:]
 
 
-def judge_logits(judge, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Concept logits (n, concepts) and style logits (n, styles) of images (n, 3, 64, 64) in 0..1."""
-    logits = judge(pixel_values=(images * 2 - 1).to(judge.dtype)).logits.float()
-    count = sum(str(v).startswith("concept:") for v in judge.config.id2label.values())
-    return logits[:, :count], logits[:, count:]
-
-
 def crop_half(images: Tensor, side: int) -> Tensor:
     """The left (0) or right (1) subject's square of two-subject pictures (n, 3, 64, 64), enlarged to (n, 3, 64, 64)."""
     x, y = (0 if side == 0 else SIZE - HALF), (SIZE - HALF) // 2

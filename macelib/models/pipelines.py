@@ -15,11 +15,11 @@ from ..errors import MaceError
 from ..files import data_folder, hash_tensors, hash_text
 from .entrances import cross_attention, parameters, text_weights
 from .entrances import kv_weights as kv_weights  # known from here, too
+from .families import families, family_of
 from .threads import say_if_late
 
-SHIPPED = ("mini-sd",)  # models that come with the package
+SHIPPED = tuple(family.shipped for family in families() if family.shipped)  # models that come with the package
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-MINI_GUIDANCE = 7.5  # classifier-free guidance scale of mini-SD, Stable Diffusion's usual one
 
 
 def default_device() -> torch.device:
@@ -126,14 +126,9 @@ def load_pipeline(
     return pipe
 
 
-def is_mini(pipe) -> bool:
-    """Whether the pipeline is mini-SD, whose world has a judge and captions of its own."""
-    return "mini-sd" in str(pipe.config.get("_name_or_path", ""))
-
-
 def default_guidance(pipe) -> float | None:
-    """The guidance scale of a pipeline unless one is given; None: what its own call takes."""
-    return MINI_GUIDANCE if is_mini(pipe) else None
+    """The guidance scale of a pipeline unless one is given, as its family says; None: what its own call takes."""
+    return family_of(pipe).guidance
 
 
 def guidance_option(pipe, guidance: float | None) -> dict[str, float]:

@@ -96,10 +96,15 @@ def image_size(pipe, size: int | tuple[int, int] | None = None) -> tuple[int, in
     return height, width
 
 
-@torch.no_grad()
 def encode_images(pipe, images: Sequence[Image.Image], batch: int = 8) -> Tensor:
     """Latents (n, c, h, w), float32, as the UNet reads them: the mean of the VAE's posterior, scaled."""
-    vae, rows = pipe.vae, []
+    return posterior(pipe, images, batch)[0]
+
+
+@torch.no_grad()
+def posterior(pipe, images: Sequence[Image.Image], batch: int = 8) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's posterior, scaled as the UNet reads it: (n, c, h, w) each, float32."""
+    vae, means, deviations = pipe.vae, [], []
     config = vae.config
     upcast = getattr(config, "force_upcast", False) and vae.dtype == torch.float16  # SDXL's VAE overflows in float16
     dtype = vae.dtype
@@ -108,9 +113,12 @@ def encode_images(pipe, images: Sequence[Image.Image], batch: int = 8) -> Tensor
     try:
         for start in range(0, len(images), batch):
             pixels = pipe.image_processor.preprocess(list(images[start : start + batch]))  # (n, 3, H, W), -1..1
-            rows.append(vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode().float())
-            check_finite(pipe, "vae", "What the VAE reads in a picture", rows[-1])
+            found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            means.append(found.mode().float())
+            deviations.append(found.std.float())
+            check_finite(pipe, "vae", "What the VAE reads in a picture", means[-1])
     finally:
         if upcast:
             vae.to(dtype)
-    return (torch.cat(rows) - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return (torch.cat(means) - shift) * config.scaling_factor, torch.cat(deviations) * config.scaling_factor

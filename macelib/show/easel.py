@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .. import __version__
 from ..concepts import Concept
-from ..config import KINDS, EraseConfig
+from ..config import EraseConfig
 from ..erasure import Erasure
 from ..errors import MaceError
 from ..files import cache_folder, hash_text
@@ -61,9 +61,10 @@ def prepared(
 
     It is kept in `folder` (the cache), by the content of model, concepts and settings; a call cut short goes on.
     """
-    config, folder = config or EraseConfig(), Path(folder or cache_folder() / "studio")
-    captions = Path(config.prior.captions).read_bytes() if config.prior.captions else b""
-    key = hash_text(__version__, model_hash(pipe), list(concepts), config, KINDS, captions)[:16]
+    config, folder = (config or EraseConfig()).for_model(pipe, concepts), Path(folder or cache_folder() / "studio")
+    files = [Path(config.prior.captions or "")]
+    captions = [file.read_bytes() for file in files if file.is_file()]
+    key = hash_text(__version__, model_hash(pipe), list(concepts), config, captions)[:16]
     path, work, locks = folder / f"{key}.safetensors", folder / f"{key}-work", folder / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     with FileLock(locks / f"{key}.lock"):  # a second process waits, and then finds it made

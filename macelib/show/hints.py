@@ -4,8 +4,8 @@ import difflib
 import re
 from functools import cache
 
+from ..models.families import MINI, family_of
 from ..models.mini import captions, catalogue, world
-from ..models.pipelines import is_mini
 
 WORD = re.compile(r"[^\W\d_]+(?:['’-][^\W\d_]+)*")
 MOST = 3  # unknown words that are named
@@ -24,7 +24,7 @@ def hint(pipe, prompt: str) -> str:
     """A sentence about an empty prompt and, for mini-SD, about words that its world has not; empty if there is none."""
     if not prompt.strip():
         return "The prompt is empty: the model draws whatever comes."
-    if not is_mini(pipe):
+    if family_of(pipe) is not MINI:
         return ""
     unknown = [word for word in dict.fromkeys(WORD.findall(prompt.casefold())) if word not in vocabulary()]
     said = []

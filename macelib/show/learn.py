@@ -6,8 +6,8 @@ from collections.abc import Callable
 from ..concepts import Concept, check_concepts, parse_concept, with_synonyms
 from ..erasure import Erasure
 from ..job import prior_of
+from ..models.families import MINI, family_of
 from ..models.mini import find
-from ..models.pipelines import is_mini
 from .easel import alone, prepared
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def asked(pipe, text: str) -> Concept:
     MaceError where no anchor is given and none is known.
     """
     name = text.strip()
-    if "=" not in name and name and is_mini(pipe):
+    if "=" not in name and name and family_of(pipe) is MINI:
         return with_synonyms(Concept(name, find(name).anchor))
     return with_synonyms(parse_concept(name))
 

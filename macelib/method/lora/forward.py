@@ -17,25 +17,33 @@ class _Done(Exception):
     """The last cross-attention is reached: the rest of the UNet is not needed."""
 
 
-def attention_loss(A: Tensor, M: Tensor, S: Sequence[LongTensor], squared: bool = True) -> Tensor:
-    """Σ_{i∈S} ||A^i ⊙ M||_F² (Eq. 3) of one layer, per sample: (N,); unsquared: Σ_{i∈S} ||A^i ⊙ M||_F.
+def attention_loss(A: Tensor, M: Tensor, S: Sequence[LongTensor], loss: str = "squared") -> Tensor:
+    """Σ_{i∈S} ||A^i ⊙ M||_F² (Eq. 3) of one layer, per sample: (N,); loss "norm": the square root of that.
 
-    A: (N, heads, hw, T). M: (N, hw). S: token positions per sample. The norm runs over heads and hw.
+    A: (N, heads, hw, T). M: (N, hw). S: token positions per sample. The sums run over heads and hw. "norm" is what the
+    authors' code takes: one norm over all of S together, not one per token.
     """
     index = pad_sequence([s.to(A.device) for s in S], batch_first=True)  # (N, s)
     real = pad_sequence([torch.ones(len(s), device=A.device) for s in S], batch_first=True)
     chosen = A.gather(-1, index[:, None, None].expand(*A.shape[:3], -1))  # (N, heads, hw, s)
     masked = chosen * M[:, None, :, None] * real[:, None, None]
-    if squared:
+    if loss == "squared":
         return masked.square().sum((1, 2, 3))
-    return torch.linalg.vector_norm(masked, dim=(1, 2)).sum(1)
+    return torch.linalg.vector_norm(masked, dim=(1, 2, 3))
+
+
+def at_size(M: Tensor, size: tuple[int, int], mask: str = "soft") -> Tensor:
+    """A mask (1, H, W) at a layer's size, flat (hw,): "soft", means over areas; "nearest", the nearest pixel > 0.5."""
+    if mask == "soft":
+        return F.adaptive_avg_pool2d(M, size).flatten()
+    return (F.interpolate(M[None], size=size, mode="nearest") > 0.5).to(M).flatten()
 
 
 class PerSample:
     """Forward pass in which to_k and to_v of sample i add LoRA i, up to the last cross-attention; see `per_sample`."""
 
-    def __init__(self, unet, squared: bool, checkpointing: bool):
-        self.unet, self.squared = unet, squared
+    def __init__(self, unet, loss: str, mask: str, checkpointing: bool):
+        self.unet, self.loss, self.mask = unet, loss, mask
         self.names = list(cross_attention(unet))
         self.stops_inside = not checkpointing  # an exception must not pass through a checkpointed block
         self.losses: list[Tensor] | None = None  # None: not in the forward pass (a block is being recomputed)
@@ -56,10 +64,10 @@ class PerSample:
         raise MaceError("The UNet did not run its last cross-attention layer: its blocks are unknown here.")
 
     def masks(self, length: int) -> Tensor:
-        """M at the resolution of a layer that reads `length` positions: (N, hw), means over areas."""
+        """M at the resolution of a layer that reads `length` positions: (N, hw)."""
         if length not in self.at:
             size = grid(length, *self.hw)
-            self.at[length] = torch.stack([F.adaptive_avg_pool2d(M, size).flatten() for M in self.M])
+            self.at[length] = torch.stack([at_size(M, size, self.mask) for M in self.M])
         return self.at[length]
 
     def projected(self, attn, name: str, e: Tensor) -> Tensor:
@@ -75,7 +83,7 @@ class PerSample:
         def attend(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
             e = encoder_hidden_states
             A = attention_probs(attn, hidden_states, e, self.projected(attn, f"{name}.to_k", e), attention_mask)
-            loss = attention_loss(A, self.masks(A.shape[2]), self.S, self.squared)  # (N,); in a recomputation, too
+            loss = attention_loss(A, self.masks(A.shape[2]), self.S, self.loss)  # (N,); in a recomputation, too
             if self.losses is not None:
                 self.losses.append(loss)
                 if name == self.names[-1] and self.stops_inside:
@@ -93,9 +101,9 @@ class PerSample:
 
 
 @contextmanager
-def per_sample(unet, squared: bool = True, checkpointing: bool = False) -> Iterator[PerSample]:
+def per_sample(unet, loss: str = "squared", mask: str = "soft", checkpointing: bool = False) -> Iterator[PerSample]:
     """`PerSample` in place of the UNet's cross-attention, weights frozen; what was there comes back at the end."""
-    run = PerSample(unet, squared, checkpointing)
+    run = PerSample(unet, loss, mask, checkpointing)
     frozen = [p for p in unet.parameters() if p.requires_grad]
     training, before = unet.training, unet.is_gradient_checkpointing
     hook = None if run.stops_inside else unet.get_submodule(_holder(run.names[-1])).register_forward_hook(run.stop)

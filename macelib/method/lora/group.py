@@ -71,11 +71,13 @@ class Group:
         self.first, self.recent = torch.zeros(N), torch.zeros(N)  # mean loss of the first steps, and of late
 
     def _random(self, g: torch.Generator) -> Tensor:
-        """D ~ N(0, 1/d) of all layers: one row."""
-        r = self.config.rank
-        return torch.cat(
-            [torch.randn(r * d, generator=g) * d**-0.5 for _, d in (w.shape for w in self.weights.values())]
-        )
+        """D of all layers, N(0, 1/d) ("scaled") or N(0, 1/r²) ("unit"): one row."""
+        r, unit = self.config.rank, self.config.D == "unit"
+        return torch.cat([torch.randn(r * d, generator=g) * (1 / r if unit else d**-0.5) for _, d in self._shapes()])
+
+    def _shapes(self) -> list[tuple[int, int]]:
+        """(out, d) of every layer."""
+        return [tuple(w.shape) for w in self.weights.values()]
 
     def _own(self, example) -> Tensor:
         """D along the concept's own tokens, the same in all layers: one row."""
@@ -83,7 +85,7 @@ class Group:
 
     def views(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """B (N, out, r) and D (N, r, d) by layer, in the graph of `flat`."""
-        r, shapes = self.config.rank, [w.shape for w in self.weights.values()]
+        r, shapes = self.config.rank, self._shapes()
         rows = torch.cat([self.flat, self.fixed], 1).split(
             [r * n for column in zip(*shapes, strict=True) for n in column], 1
         )
@@ -115,20 +117,23 @@ class Group:
         for i, (example, g) in enumerate(zip(self.examples, self.generators, strict=True)):
             t = int(torch.multinomial(self._density(i), 1, generator=g))
             k = int(torch.randint(len(example.latents), (1,), generator=g))
+            j = int(torch.randint(len(example.embeddings), (1,), generator=g)) if example.free else k
             x = example.latents[k].float().cpu()  # (c, h, w)
+            if example.spread is not None:
+                x = x + example.spread[k].float().cpu() * torch.randn(x.shape, generator=g)
             noise = torch.randn(x.shape, generator=g)
             noisy.append(self.alphas[t].sqrt() * x + (1 - self.alphas[t]).sqrt() * noise)
             timesteps.append(t)
-            chosen.append(k)
+            chosen.append((k, j))
         pairs = list(zip(self.examples, chosen, strict=True))
         x, t = torch.stack(noisy).to(self.device, self.dtype), torch.tensor(timesteps)
-        e = torch.stack([ex.embeddings[k] for ex, k in pairs]).to(self.device, self.dtype)  # (N, T, d)
-        M = [ex.masks[k].float().to(self.device) for ex, k in pairs]  # (1, H, W) each
-        S = [ex.S(k, self.config.include_eos).to(self.device) for ex, k in pairs]
+        e = torch.stack([ex.embeddings[j] for ex, (_, j) in pairs]).to(self.device, self.dtype)  # (N, T, d)
+        M = [ex.masks[k].float().to(self.device) for ex, (k, _) in pairs]  # (1, H, W) each
+        S = [ex.S(j, self.config.S).to(self.device) for ex, (_, j) in pairs]
         added = None
         if pairs[0][0].added is not None:
             keys = pairs[0][0].added
-            added = {a: torch.stack([ex.added[a][k] for ex, k in pairs]).to(self.device, self.dtype) for a in keys}
+            added = {a: torch.stack([ex.added[a][j] for ex, (_, j) in pairs]).to(self.device, self.dtype) for a in keys}
         return t, (x, t.to(self.device), e, M, S, added)
 
     def _density(self, i: int) -> Tensor:
@@ -175,7 +180,8 @@ class Group:
         parts = [f"{f}={v}" for f, v in sorted(vars(self.config).items()) if f != "concepts_per_pass"]
         for e in self.examples:
             tensors = {"latents": e.latents, "masks": e.masks, "embeddings": e.embeddings, **(e.added or {})}
-            S = [e.S(k, self.config.include_eos).tolist() for k in range(len(e.latents))]
+            tensors |= {} if e.spread is None else {"spread": e.spread}
+            S = [e.S(j, self.config.S).tolist() for j in range(len(e.embeddings))]
             parts += [e.name, hash_tensors(tensors), S]
         return hash_text(hash_tensors(self.weights), *parts)
 

@@ -13,9 +13,10 @@ import torch
 from torch import LongTensor, Tensor
 
 from ...concepts import Concept, sample_prompt
+from ...concepts import prompts as filled
 from ...errors import MaceError
 from ...models.pipelines import AUTOCAST
-from ...models.sample import encode_images
+from ...models.sample import posterior
 from ...models.text import added_conditions, encode, tokenizers
 from ...models.tokens import token_spans, tokenize
 from .forward import per_sample
@@ -27,15 +28,18 @@ class TrainConfig:
     """How the LoRAs of stage 2 are trained."""
 
     rank: int = 1  # r of B (out, r) and D (r, d)
-    D: Literal["random", "own"] = "random"  # random: trained beside B; own: fixed, it answers the own tokens alone
+    D: Literal["unit", "scaled", "own"] = "scaled"  # start: N(0, 1/r²), N(0, 1/d); own: fixed on the own tokens
     steps: int = 50  # AdamW steps per concept
     lr: float = 1e-4  # learning rate
     timesteps: Literal["cfis", "uniform", "adaptive"] = "cfis"  # how the training timestep is drawn
     t1: int = 200  # Eq. 5, timestep 0-999
     t2: int = 400  # Eq. 5, timestep 0-999
     gamma: float = 0.05  # Eq. 5, steepness
-    squared: bool = True  # Eq. 3; False: the sum of unsquared norms
-    include_eos: bool = False  # [EOS] and padding belong to S in Eq. 3
+    loss: Literal["norm", "squared"] = "squared"  # Eq. 3; norm: one unsquared norm per layer over all of S
+    S: Literal["own", "own+tail"] = "own"  # Eq. 3: the phrase's tokens; with [EOS] and padding
+    prompt: Literal["sample", "template"] = "sample"  # of a step: the picture's own; one of the templates at random
+    mask: Literal["soft", "nearest"] = "soft"  # at a layer's size: means over areas; nearest pixel above 0.5
+    latents: Literal["mean", "sample"] = "mean"  # of the VAE's posterior; sample: drawn anew for each step
     clip: float = 1.0  # largest gradient norm of one concept's LoRA; 0: none
     concepts_per_pass: int = 8  # N
     autocast: Literal["bf16", "fp16"] | None = None  # precision of the forward pass; None: as loaded
@@ -43,7 +47,11 @@ class TrainConfig:
     seed: int = 0  # with the concept's name: of D, images, timesteps and noise
 
     def __post_init__(self):
-        allowed = {"timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST), "D": ("random", "own")}
+        allowed = {
+            "timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST), "D": ("unit", "scaled", "own"),
+            "loss": ("norm", "squared"), "S": ("own", "own+tail"), "prompt": ("sample", "template"),
+            "mask": ("soft", "nearest"), "latents": ("mean", "sample"),
+        }  # fmt: skip
         for field, values in allowed.items():
             if getattr(self, field) not in values:
                 raise MaceError(f"{field} is {getattr(self, field)!r}; allowed: {', '.join(map(str, values))}.")
@@ -63,19 +71,24 @@ def cfis(T: int, t1: float = 200, t2: float = 400, gamma: float = 0.05) -> Tenso
 
 @dataclass(eq=False)
 class Example:
-    """Training data of one concept, encoded once: n images with their masks and prompts."""
+    """Training data of one concept, encoded once: n images with their masks and prompts.
+
+    The prompts are the images' own, or (`free`) any number, of which each step takes one at random.
+    """
 
     name: str
     latents: Tensor  # (n, c, h, w), scaled as the UNet reads them
     masks: Tensor  # (n, 1, H, W), 0..1, any resolution
-    embeddings: Tensor  # (n, T, d)
-    positions: list[LongTensor]  # S per image: the phrase's token positions
-    tails: list[LongTensor] | None = None  # per image: positions of [EOS] and padding, for include_eos
-    added: dict[str, Tensor] | None = None  # SDXL: text_embeds (n, p), time_ids (n, 6)
+    embeddings: Tensor  # (m, T, d) of the prompts; m = n unless they are free
+    positions: list[LongTensor]  # S per prompt: the phrase's token positions
+    tails: list[LongTensor] | None = None  # per prompt: positions of [EOS] and padding, for S "own+tail"
+    added: dict[str, Tensor] | None = None  # SDXL, per prompt: text_embeds (m, p), time_ids (m, 6)
+    free: bool = False  # the prompts are not the images'
+    spread: Tensor | None = None  # (n, c, h, w), standard deviation of the latents; None: they are taken as they are
 
     def __post_init__(self):
-        n = len(self.latents)
-        if not n or {len(self.masks), len(self.embeddings), len(self.positions)} != {n}:
+        n, m = len(self.latents), len(self.embeddings)
+        if not n or not m or len(self.masks) != n or len(self.positions) != m or (m != n and not self.free):
             raise MaceError(
                 f"The example {self.name!r} needs as many masks, embeddings and positions as latents ({n})."
             )
@@ -84,12 +97,12 @@ class Example:
         if not self.masks.any():
             raise MaceError(f"The masks of {self.name!r} are empty: make them with another source, such as full.")
 
-    def S(self, i: int, include_eos: bool) -> LongTensor:
-        """Token positions of Eq. 3 of image i."""
-        if not include_eos:
+    def S(self, i: int, which: str) -> LongTensor:
+        """Token positions of Eq. 3 in prompt i: "own" or "own+tail"."""
+        if which == "own":
             return self.positions[i]
         if self.tails is None:
-            raise MaceError(f"include_eos needs the positions of [EOS] and padding: give {self.name!r} its tails.")
+            raise MaceError(f"S = own+tail needs the positions of [EOS] and padding: give {self.name!r} its tails.")
         return torch.cat([self.positions[i], self.tails[i]])
 
 
@@ -118,23 +131,36 @@ class Record:
     timesteps: Tensor  # (N,), 0-999
 
 
-def example(pipe, concept: Concept, images: Sequence, masks: Tensor, prompts: Sequence[str] | None = None) -> Example:
+def example(
+    pipe,
+    concept: Concept,
+    images: Sequence,
+    masks: Tensor,
+    prompts: Sequence[str] | None = None,
+    config: TrainConfig | None = None,
+) -> Example:
     """Encode images (PIL), masks (n, 1, H, W) and prompts (the sample prompt of the concept) of one concept, once.
 
+    config: `prompt` "template" takes the concept's templates for prompts, `latents` "sample" keeps their deviation.
     MaceError where a prompt does not name the concept.
     """
-    prompts = list(prompts or [sample_prompt(concept)] * len(images))
+    config = config or TrainConfig()
+    free = prompts is None and config.prompt == "template"
+    prompts = filled(concept) if free else list(prompts or [sample_prompt(concept)] * len(images))
     tokenizer = tokenizers(pipe)[0]
     own = {p: sorted({i for span in token_spans(tokenizer, p, concept.name) for i in span}) for p in set(prompts)}
     tails = {p: _tail(tokenizer, p) for p in own}
+    mean, spread = posterior(pipe, images)
     return Example(
         concept.name,
-        encode_images(pipe, images),
+        mean,
         masks,
         encode(pipe, prompts),
         [torch.tensor(own[p], dtype=torch.long) for p in prompts],
         [torch.tensor(tails[p], dtype=torch.long) for p in prompts],
         added_conditions(pipe, prompts, images[0].size[::-1]),
+        free,
+        spread if config.latents == "sample" else None,
     )
 
 
@@ -163,7 +189,8 @@ class Training:
         for group, path in zip(self.groups, self.paths, strict=True):
             if path is not None:
                 group.load(path)
-            with per_sample(self.pipe.unet, self.config.squared, self.config.gradient_checkpointing) as forward:
+            c = self.config
+            with per_sample(self.pipe.unet, c.loss, c.mask, c.gradient_checkpointing) as forward:
                 while group.step < self.config.steps:
                     losses, timesteps = group.train_step(forward)
                     if path is not None and (group.step % self.every == 0 or group.step == self.config.steps):

@@ -14,7 +14,7 @@ from ...files import hash_text, locked, name_of, read_cached, save_tensors
 from ...models.entrances import kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import Fusion, fused_weight
-from ..images import read_images, training_images
+from ..images import read_images, scheduled, training_images
 from ..masks import make_masks
 from .train import Example, TrainConfig, example, train
 
@@ -44,8 +44,8 @@ class Work:
 
     def pictures(self, concept: Concept) -> Path:
         """Folder of a concept's training pictures: one for each way to draw them, so that no two settings meet."""
-        images = self.config.images
-        how = images.steps, images.guidance, images.autocast, self.config.image_count(concept.kind)
+        images = self.config.of(concept.kind).images
+        how = images.steps, images.guidance, images.autocast, images.count, images.scheduler
         key = hash_text(self.base, self.drawn, concept.name, concept.kind, self.config.seed, *how)[:16]
         return self.folder / "images" / f"{name_of(concept.name)}-{key}"
 
@@ -103,13 +103,16 @@ def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
 
 def _example(pipe, concept: Concept, work: Work, look: Look | None) -> Example:
     """Training data of one concept: pictures by the original model (kept ones are used), masks, embeddings."""
-    config, folder, seed = work.config, work.pictures(concept), _seed(work.config, concept)
+    config, folder, seed = work.config.of(concept.kind), work.pictures(concept), _seed(work.config, concept)
     options = {name: getattr(config.images, name) for name in ("steps", "guidance", "batch", "autocast")}
-    training_images(pipe, concept, config.image_count(concept.kind), folder, seed, model=work.base, **options)
+    with scheduled(pipe, config.images.scheduler):
+        training_images(pipe, concept, config.images.count, folder, seed, model=work.base, **options)
     images, _ = read_images(folder)
     if look:
         look(concept, images)
-    return example(pipe, concept, images, make_masks(config.mask_source(concept.kind), pipe, concept, images))
+    source = work.config.mask_source(concept.kind)
+    masks = make_masks(source, pipe, concept, images, fallback=config.images.fallback)
+    return example(pipe, concept, images, masks, config=work.training)
 
 
 def _seed(config: EraseConfig, concept: Concept) -> int:
