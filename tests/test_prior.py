@@ -5,7 +5,7 @@ import torch
 from brute import relative
 
 import macelib.method.prior as module
-from macelib.concepts import Concept
+from macelib.concepts import Concept, check_kept
 from macelib.errors import MaceError
 from macelib.files import cache_folder
 from macelib.method.prior import captions_for, names, prior, read_captions
@@ -65,6 +65,21 @@ def test_of_names_to_keep_their_own_tokens_alone_count(pipe):
     assert whole.key != found.key and relative(whole.P, mean(pipe, CAPTIONS) + 2 * mean(pipe, captions)) <= 1e-6
     with pytest.raises(MaceError, match="'a red frog' has none of the names"):
         prior(pipe, CAPTIONS, domain=captions, names=["cat"])
+
+
+def test_a_kept_name_that_holds_an_erased_one_is_kept():
+    bear, texts = (
+        Concept("bear", "sea", synonyms=("cub",)),
+        ["a teddy bear", "a bear and a teddy bear", "a cub", "bears"],
+    )
+    assert names(texts, [bear]) == [True] * 4
+    assert names(texts, [bear], ["teddy bear"]) == [False, True, True, True]
+    assert names(texts, [bear], ["bear"]) == [True] * 4  # to be erased: never held
+    assert names(["a polar bear"], [Concept("polar bear", "sea")], ["bear"]) == [True]
+    notes = check_kept([bear], ["teddy bear", "Cub", "cat"])
+    assert len(notes) == 2 and "'teddy bear'" in notes[0] and "synonym" in notes[1]
+    with pytest.raises(MaceError, match="bear: to be erased and to be kept"):
+        check_kept([bear], ["Bear "])
 
 
 def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):

@@ -1,6 +1,8 @@
 """What a person writes is read as it was meant, or refused with file, line and cure: examples, then every reader."""
 
 import json
+import os
+import stat
 import string
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from macelib.batch.parameters import Parameter, from_text, parse_parameters, read_parameters
+from macelib.batch.runs import make_folder, write_text
 from macelib.batch.sweep import read_sweep
 from macelib.concepts import Concept, check_concepts, kept_names, paper_list, parse_concept, read_concepts, read_names
 from macelib.config import EraseConfig
 from macelib.errors import MaceError
+from macelib.files import check_writable, name_of
 from macelib.method.prior import read_captions
 from macelib.reading import Texts, Values, parse, phrase, read_entries, read_json, read_table, read_text, seeds
 
@@ -277,6 +281,26 @@ def test_a_notebook_that_is_cut_is_called_so(place):
     path.write_text(text.replace('"cells": [', '"cells": [3, '))
     with pytest.raises(MaceError, match="not a notebook"):
         read_parameters(path)
+
+
+def test_what_a_run_writes_has_the_usual_permissions_and_says_what_is_wrong(place):
+    usual = os.umask(0o027)
+    try:
+        write_text(place / "index.html", "x")
+    finally:
+        os.umask(usual)
+    assert stat.S_IMODE((place / "index.html").stat().st_mode) == 0o640
+    (place / "file").write_text("")
+    for folder, message in (
+        (place / "file" / "sweep", "a file stands"),
+        (place / ("x" * 300), "choose a shorter name"),
+    ):
+        for write in (lambda at: write_text(at / "a.txt", "x"), make_folder, check_writable):
+            with pytest.raises(MaceError, match=message):
+                write(folder)
+    check_writable(place / "new" / "below")
+    assert not (place / "new").exists() and not [p for p in place.iterdir() if p.name.startswith(".")]
+    assert len(name_of("word " * 500)) < 80 and name_of("船") != name_of("猫")
 
 
 def test_seeds():
