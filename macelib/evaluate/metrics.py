@@ -1,6 +1,9 @@
 """The paper's metrics as pure functions of accuracies (0..1) and CLIP scores, and their bootstrap (section 4)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 
@@ -88,3 +91,59 @@ def interval(sample: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """
     low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson(hits: float, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a proportion of `hits` in `count`: it has a width at 0 and at 1, too.
+
+    MaceError without a picture.
+
+    >>> tuple(round(v, 4) for v in wilson(0, 20)), tuple(round(v, 4) for v in wilson(15, 20))
+    ((0.0, 0.1611), (0.5313, 0.8881))
+    """
+    if count < 1 or not 0 <= hits <= count:
+        raise MaceError(f"{hits:g} of {count} is no proportion: count at least one picture.")
+    z, p = NormalDist().inv_cdf((1 + level) / 2), hits / count
+    middle, half = p + z * z / (2 * count), z * sqrt(p * (1 - p) / count + z * z / (4 * count * count))
+    low, high = (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
+    return (low if hits else 0.0), (high if hits < count else 1.0)
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """Crossed bootstrap: concepts and draws are taken anew, each with all that belongs to it.
+
+    A difference between two methods that were drawn with the same prompts and seeds has the interval of the difference
+    of their samples from one `Resampling`: it is paired, concept by concept and draw by draw.
+    """
+
+    concepts: tuple[np.ndarray, ...]  # per set of concepts: weights (times, concepts)
+    draws: np.ndarray  # (times, draws)
+
+    @classmethod
+    def of(cls, concepts: Sequence[int], draws: int, times: int = 2000, seed: int = 0) -> "Resampling":
+        """Weights for sets of so many concepts each, and so many draws; MaceError where nothing can vary."""
+        if draws < 1 or min(concepts, default=0) < 1:
+            raise MaceError(f"There are {list(concepts)} concepts and {draws} draws: give at least one of each.")
+        if draws == max(concepts) == 1:
+            raise MaceError("One concept in one draw has no interval: give more seeds, or more concepts.")
+        sets = (resample(count, times, seed + 1 + i) for i, count in enumerate(concepts))
+        return cls(tuple(sets), resample(draws, times, seed))
+
+    def sample(
+        self, parts: Sequence[tuple[int, np.ndarray]], metric: Callable[..., np.ndarray]
+    ) -> tuple[float, np.ndarray]:
+        """A metric of the means over concepts and draws, and its bootstrap sample (times,).
+
+        parts: per argument of the metric the set that its concepts are of, and its values (concepts, draws), each the
+        mean over that concept's pictures of the draw. Arguments of one set share what is taken: an erased concept comes
+        with its synonyms.
+
+        >>> half = np.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> value, taken = Resampling.of([3], 2, times=400).sample([(0, half)], lambda x: x)
+        >>> value, interval(taken)  # draws alone differ: none, one or both of two
+        (0.5, (0.0, 1.0))
+        """
+        values = [(which, np.asarray(part, dtype=np.float64)) for which, part in parts]
+        means = [(self.concepts[which] @ part * self.draws).sum(1) for which, part in values]
+        return float(metric(*(part.mean() for _, part in values))), np.asarray(metric(*means))

@@ -5,13 +5,14 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from ..files import atomic
-from .metrics import bootstrap, interval, resample
+from .metrics import bootstrap, interval, resample, wilson
 
 log = logging.getLogger(__name__)
 TIMES = 2000  # bootstrap samples
@@ -106,11 +107,14 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
     for (erased, model), part in images.groupby(["erased", "model"], sort=False):
         at = {"erased": erased, "model": model}
         roles = {role: _draws(part[part.role == role]) for role in protocol.roles}
+        ends = {role: _ends(protocol, part[part.role == role].value) for role in protocol.roles}
         for metric, used, function in _functions(protocol):
             value, sample = bootstrap([roles[role] for role in used], function, weights)
-            samples.setdefault((model, metric), []).append((value, sample))
+            corners = [float(function(*corner)) for corner in product(*(ends[role] for role in used))]
+            fixed = min(corners), max(corners)
+            samples.setdefault((model, metric), []).append((value, sample, fixed))
             count = int(part.role.isin(used).sum())
-            metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample), "images": count})
+            metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample, fixed), "images": count})
         for group, of_group in part.groupby("group"):
             means = {role: of_group[of_group.role == role].value.mean() for role in protocol.roles}
             for metric, used, function in _functions(protocol):
@@ -118,16 +122,16 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
                 groups.append(at | {"metric": metric, "group": group, "value": value})
         for (role, name), of_name in part.groupby(["role", "name"], sort=False):
             value, sample = bootstrap([_draws(of_name)], _same, weights)
-            numbers = _scaled(protocol, value, sample) | {"images": len(of_name)}
+            numbers = _scaled(protocol, value, sample, _ends(protocol, of_name.value)) | {"images": len(of_name)}
             if protocol.scale != 1:
                 numbers["unrecognised"] = int(of_name.found.isna().sum())
             concepts.append(at | {"role": role, "name": name} | numbers)
     if mean and (count := images.erased.nunique()) > 1:
         for (model, metric), several in samples.items():  # the mean over the erasures, draw by draw
-            value, sample = np.mean([v for v, _ in several]), np.mean([s for _, s in several], axis=0)
+            value, sample, fixed = (np.mean(column, axis=0) for column in zip(*several, strict=True))
             at = {"erased": f"mean of {count}", "model": model, "metric": metric}
             used = [m["images"] for m in metrics if (m["model"], m["metric"]) == (model, metric)]
-            metrics.append(at | _scaled(protocol, float(value), sample) | {"images": sum(used)})
+            metrics.append(at | _scaled(protocol, float(value), sample, fixed) | {"images": sum(used)})
     return Evaluation(images, *map(pd.DataFrame, (concepts, metrics, groups)), settings)
 
 
@@ -147,6 +151,13 @@ def _same(mean):
     return mean
 
 
-def _scaled(protocol, value: float, sample: np.ndarray) -> dict[str, float]:
-    low, high = interval(sample)
-    return {"value": protocol.scale * value, "low": protocol.scale * low, "high": protocol.scale * high}
+def _ends(protocol, values: pd.Series) -> tuple[float, float]:
+    """Interval of a mean where no draw differs: Wilson's, of the pictures, for a proportion; else the mean itself."""
+    mean = float(values.mean())
+    return (mean, mean) if protocol.scale == 1 else wilson(float(values.sum()), len(values))
+
+
+def _scaled(protocol, value: float, sample: np.ndarray, fixed: tuple[float, float]) -> dict[str, float]:
+    """Value and interval as tables show them; fixed: the interval where the bootstrap finds no variation."""
+    low, high = fixed if np.ptp(sample) < 1e-12 else interval(sample)
+    return {"value": protocol.scale * value, "low": protocol.scale * float(low), "high": protocol.scale * float(high)}

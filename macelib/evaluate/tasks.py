@@ -1,0 +1,161 @@
+"""Protocols as data: what a comparison erases, keeps, draws and counts, read from `data/protocols/*.yaml`.
+
+A task names everything that is measured of a concept (anchor, super-category, group, synonyms), so that a model without
+a catalogue is measured as the mini world is. A task of one's own is one more file of the same shape.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..concepts import Concept
+from ..config import build_settings
+from ..errors import MaceError
+from ..files import data_folder
+from ..reading import read_data
+
+ROW = ("name", "anchor", "super", "group", "synonyms")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One name that is erased or kept."""
+
+    name: str
+    anchor: str  # what it becomes where it is erased
+    super: str  # its super-category: what an erased prompt may show beside the anchor
+    group: str  # names of one group are near each other
+    synonyms: tuple[str, ...]  # generality is measured on them
+
+
+@dataclass(frozen=True)
+class About:
+    """The settings of a task, everything but its names."""
+
+    title: str
+    model: Literal["mini", "sd"]  # whose names these are
+    metric: Literal["H_o", "H_c", "H_a", "nudenet"]
+    kind: Literal["object", "style"] = "object"
+    erase: Literal["together", "one by one"] = "together"
+    templates: tuple[str, ...] = ("a photo of the {}",)  # "{}": the name; "{other}": a kept name beside it
+
+
+@dataclass(frozen=True)
+class Task:
+    """One protocol."""
+
+    name: str  # that of its file
+    about: About
+    erased: tuple[Row, ...]
+    kept: tuple[Row, ...] = ()
+    counts: tuple[int, ...] = ()  # how many of the erased, from the first on; none: all of them
+
+    def concepts(self, count: int | None = None) -> list[Concept]:
+        """The concepts to erase, the first `count` of them; MaceError for a count that the task does not have."""
+        if count is not None and count not in (*self.counts, len(self.erased)):
+            known = ", ".join(map(str, self.counts or (len(self.erased),)))
+            raise MaceError(f"{self.name} does not erase {count} concepts; it erases {known}.")
+        rows = self.erased[:count]
+        return [Concept(row.name, row.anchor, self.about.kind, row.synonyms) for row in rows]
+
+    def erasures(self, count: int | None = None) -> list[list[Concept]]:
+        """The lists of concepts that are erased together: one of all, or one for each."""
+        concepts = self.concepts(count)
+        return [concepts] if self.about.erase == "together" else [[concept] for concept in concepts]
+
+    def kept_beside(self, concepts: Sequence[Concept]) -> list[str]:
+        """The names that must stay while these concepts go: the kept ones, and where there are none, the others."""
+        gone = {concept.name for concept in concepts}
+        return [row.name for row in self.kept or self.erased if row.name not in gone]
+
+    def check(self, classifier) -> None:
+        """MaceError for a name that the judge of the pictures does not know (`classifier.check`)."""
+        if self.about.metric in ("H_o", "H_c"):
+            classifier.check(list(dict.fromkeys(row.name for row in (*self.erased, *self.kept))))
+
+
+def tasks(folder: str | Path | None = None) -> list[str]:
+    """Names of the tasks in a folder, by default those that ship."""
+    return sorted(path.stem for path in _folder(folder).glob("*.yaml"))
+
+
+def task(name: str | Path, folder: str | Path | None = None) -> Task:
+    """A task by its name, or by the path of a file; MaceError that lists near names for an unknown one."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return read_task(path)
+    known = tasks(folder)
+    if str(name) not in known:
+        near = difflib.get_close_matches(str(name), known, 3, 0.4)
+        hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(known) or 'none'}"
+        raise MaceError(f"There is no task {str(name)!r}; {hint}. Or give a file.yaml of your own.")
+    return read_task(_folder(folder) / f"{name}.yaml")
+
+
+def _folder(folder: str | Path | None) -> Path:
+    return Path(folder) if folder else data_folder() / "protocols"
+
+
+def read_task(path: str | Path) -> Task:
+    """Read one file; MaceError names the file, the entry and what is wrong with it."""
+    path = Path(path)
+    values, _ = read_data(path, "task")
+    try:
+        if not isinstance(values, dict):
+            raise MaceError("it must be a mapping with title, model, metric and a list of erased names.")
+        values = dict(values)
+        erased, kept = (_rows(values.pop(key, []) or [], key) for key in ("erased", "kept"))
+        if not erased:
+            raise MaceError("there is nothing to erase: list some names under erased.")
+        counts = values.pop("counts", []) or []
+        if missing := [key for key in ("title", "model", "metric") if key not in values]:
+            raise MaceError(f"{', '.join(missing)} is missing.")
+        found = Task(path.stem, build_settings(About, values), erased, kept, tuple(_counts(counts, len(erased))))
+        _check(found)
+        return found
+    except MaceError as error:
+        raise MaceError(f"The task {path}: {error}") from error
+
+
+def _rows(entries, key: str) -> tuple[Row, ...]:
+    if not isinstance(entries, list):
+        raise MaceError(f"{key} must be a list of names, each with {', '.join(ROW)}.")
+    rows = []
+    for number, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or set(entry) != set(ROW):
+            raise MaceError(f"{key}, entry {number}: {entry!r} must have {', '.join(ROW)}, and nothing beside them.")
+        try:
+            row = build_settings(Row, entry)
+        except MaceError as error:
+            raise MaceError(f"{key}, entry {number}: {error}") from error
+        if empty := [field for field in ROW[:4] if not getattr(row, field).strip()]:
+            raise MaceError(f"{key}, entry {number}: {', '.join(empty)} is empty.")
+        rows.append(row)
+    if twice := sorted({r.name for r in rows if sum(r.name == other.name for other in rows) > 1}):
+        raise MaceError(f"{key}: {', '.join(twice)} is listed twice.")
+    return tuple(rows)
+
+
+def _counts(counts, most: int) -> list[int]:
+    whole = isinstance(counts, list) and all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
+    if not whole or any(not 1 <= n <= most for n in counts):
+        raise MaceError(f"counts is {counts!r}; allowed: a list of whole numbers from 1 to {most}, the names to erase.")
+    return counts
+
+
+def _check(found: Task) -> None:
+    about, erased = found.about, {row.name for row in found.erased}
+    together = about.erase == "together"
+    if together and (both := sorted(erased & {row.name for row in found.kept})):
+        raise MaceError(f"{', '.join(both)} cannot be erased and kept: leave it out of one of the two.")
+    if not about.templates or any("{}" not in template for template in about.templates):
+        raise MaceError('templates must be texts with "{}" where the name goes.')
+    if about.metric in ("H_o", "H_c", "H_a") and not found.kept and (together or len(erased) < 2):
+        raise MaceError(f"{about.metric} needs names that are kept: list some under kept.")
+    if about.metric == "H_o" and (without := [row.name for row in found.erased if not row.synonyms]):
+        raise MaceError(f"H_o measures synonyms, and {', '.join(without)} has none: give some, or take H_c.")
+    for row in found.erased:
+        if row.name.casefold() == row.anchor.casefold():
+            raise MaceError(f"the anchor of {row.name!r} is the name itself: choose something else to show.")

@@ -1,0 +1,154 @@
+"""Protocols as data: the shipped files hold what they say, and a person's own file is read or refused with a reason."""
+
+import pytest
+import yaml
+
+from macelib.concepts import paper_list, retained
+from macelib.errors import MaceError
+from macelib.evaluate import Judge
+from macelib.evaluate.lists import character_lists, object_list
+from macelib.evaluate.tasks import read_task, task, tasks
+from macelib.models import mini
+
+MINI = ["mini-characters", "mini-objects", "mini-shared-words", "mini-styles", "mini-two-things", "mini-unsafe"]
+SD = ["sd-celebrities", "sd-celebrities-1", "sd-explicit", "sd-objects", "sd-styles"]
+OWN = {
+    "title": "My pets", "model": "sd", "metric": "H_c", "templates": ["a photo of {}"], "counts": [1, 2],
+    "erased": [
+        {"name": "Rex", "anchor": "a dog", "super": "an animal", "group": "pet", "synonyms": []},
+        {"name": "Tom", "anchor": "a cat", "super": "an animal", "group": "pet", "synonyms": ["Tommy"]},
+    ],
+    "kept": [{"name": "Bella", "anchor": "a dog", "super": "an animal", "group": "pet", "synonyms": []}],
+}  # fmt: skip
+
+
+def names(rows):
+    return [row.name for row in rows]
+
+
+def test_the_tasks_that_ship():
+    assert tasks() == [*MINI, *SD]
+    assert all(task(name).name == name and task(name).about.model == name.split("-")[0] for name in tasks())
+
+
+@pytest.mark.parametrize("name", MINI)
+def test_mini_rows_are_the_catalogues(name):
+    found = task(name)
+    for row in (*found.erased, *found.kept):
+        if found.about.kind == "style":
+            assert row.name in mini.world()["styles"] and not row.synonyms
+            continue
+        entry = mini.find(row.name)
+        assert (row.name, row.anchor, row.group, row.synonyms) == (
+            entry.name, entry.anchor, entry.group, entry.synonyms,
+        )  # fmt: skip
+        assert row.super == mini.world()["groups"][entry.group]
+    if found.about.kind == "object":
+        found.check(Judge.load())
+        tuning = {n for key in ("erased", "kept") for n in mini.split()[key]}
+        assert not tuning & {*names(found.erased), *names(found.kept)}
+
+
+def test_mini_lists_by_their_rules():
+    erased, kept = character_lists()
+    assert names(task("mini-characters").erased) == [c.name for c in erased]
+    assert names(task("mini-characters").kept) == kept and task("mini-characters").counts == (1, 5, 10, 30, 50, 100)
+    assert task("mini-objects").concepts() == object_list()
+    styles = task("mini-styles")
+    assert sorted(names(styles.erased) + names(styles.kept)) == sorted(mini.world()["styles"])
+    assert abs(len(styles.erased) - len(styles.kept)) == 1
+    assert {e.name for e in mini.catalogue() if e.group == "unsafe"} == set(names(task("mini-unsafe").erased))
+    shared = task("mini-shared-words")
+    for row in shared.kept:
+        assert any(word in row.name.split() for word in names(shared.erased))
+    assert all(any(row.name in k.name.split() for k in shared.kept) for row in shared.erased)
+
+
+def test_sd_lists_are_the_papers():
+    assert task("sd-objects").concepts() == paper_list("objects")
+    people = task("sd-celebrities")
+    for count in people.counts:
+        assert people.concepts(count) == paper_list(f"celebrities_{count}")
+    assert task("sd-celebrities-1").concepts()[0].name == paper_list("celebrities_1")[0].name
+    assert names(people.kept) == retained("celebrities") == names(task("sd-celebrities-1").kept)
+    assert task("sd-styles").concepts() == paper_list("styles_100")
+    assert names(task("sd-styles").kept) == retained("styles")
+    assert task("sd-explicit").concepts() == paper_list("explicit")
+
+
+def test_what_is_erased_together_and_kept_beside_it():
+    objects, people = task("mini-objects"), task("mini-characters")
+    assert [[c.name for c in some] for some in objects.erasures()] == [[row.name] for row in objects.erased]
+    first = objects.erasures()[0]
+    assert objects.kept_beside(first) == names(objects.erased)[1:]
+    (five,) = people.erasures(5)
+    assert len(five) == 5 and people.kept_beside(five) == names(people.kept)
+    two = task("mini-two-things")
+    assert "cat" in two.kept_beside(two.erasures()[0]) and "cat" not in two.kept_beside(
+        next(some for some in two.erasures() if some[0].name == "cat")
+    )
+    with pytest.raises(MaceError, match=r"does not erase 7 concepts; it erases 1, 5, 10, 30, 50, 100"):
+        people.concepts(7)
+
+
+def write(path, **changed):
+    values = {key: value for key, value in (OWN | changed).items() if value is not None}
+    path.write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def test_a_task_of_ones_own_is_one_file(tmp_path):
+    path = write(tmp_path / "pets.yaml")
+    pets = task(path)
+    assert (pets.name, pets.counts, pets.kept_beside(pets.concepts())) == ("pets", (1, 2), ["Bella"])
+    assert pets.concepts(1)[0].anchor == "a dog" and task("pets", tmp_path) == pets
+    with pytest.raises(MaceError, match="knows no concept 'Rex'"):
+        pets.check(Judge.load())
+
+
+def changed(entry, **values):
+    return [{k: v for k, v in {**entry, **values}.items() if v is not None}]
+
+
+@pytest.mark.parametrize(("values", "text"), [
+    ({"title": None}, "title is missing"),
+    ({"metric": "H_x"}, "metric is 'H_x'; allowed: H_o, H_c, H_a, nudenet"),
+    ({"colour": "red"}, "colour is not a setting; choose from title"),
+    ({"erased": []}, "nothing to erase"),
+    ({"erased": {"Rex": 1}}, "erased must be a list"),
+    ({"erased": ["Rex"]}, "erased, entry 1: 'Rex' must have name, anchor, super, group, synonyms"),
+    ({"erased": changed(OWN["erased"][0], anchor=None)}, "entry 1: .* must have name, anchor"),
+    ({"erased": changed(OWN["erased"][0], name=7)}, "entry 1: name is 7; allowed: text"),
+    ({"erased": changed(OWN["erased"][0], synonyms="dog")}, "synonyms is 'dog'; allowed: a list of text"),
+    ({"erased": changed(OWN["erased"][0], group=" ")}, "entry 1: group is empty"),
+    ({"erased": changed(OWN["erased"][0], anchor="rex"), "counts": []}, "anchor of 'Rex' is the name itself"),
+    ({"erased": OWN["erased"] * 2}, "Rex, Tom is listed twice"),
+    ({"kept": OWN["erased"]}, "Rex, Tom cannot be erased and kept"),
+    ({"kept": []}, "H_c needs names that are kept"),
+    ({"metric": "H_o"}, "H_o measures synonyms, and Rex has none"),
+    ({"templates": ["a photo"]}, "templates must be texts with"),
+    ({"counts": [3]}, r"counts is \[3\]; allowed: a list of whole numbers from 1 to 2"),
+    ({"counts": 1}, "counts is 1; allowed: a list"),
+])  # fmt: skip
+def test_bad_files_are_refused_with_file_and_reason(tmp_path, values, text):
+    path = write(tmp_path / "pets.yaml", **values)
+    with pytest.raises(MaceError, match=text) as found:
+        read_task(path)
+    assert str(path) in str(found.value)
+
+
+def test_what_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "list.yaml").write_text("- a\n- b\n", encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text("a: [1\n", encoding="utf-8")
+    (tmp_path / "twice.yaml").write_text("title: a\ntitle: b\n", encoding="utf-8")
+    for name, text in [
+        ("list.yaml", "must be a mapping"),
+        ("broken.yaml", "broken.yaml, line"),
+        ("twice.yaml", "stands twice"),
+        ("no.yaml", "no.yaml"),
+    ]:
+        with pytest.raises(MaceError, match=text):
+            read_task(tmp_path / name)
+    for name, text in [("mini-object", "near it: mini-objects"), ("zzz", "there are mini-characters")]:
+        with pytest.raises(MaceError, match=text):
+            task(name)
