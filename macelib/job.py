@@ -74,7 +74,7 @@ def erase(
         place = Path(folder or stack.enter_context(tempfile.TemporaryDirectory(prefix="macelib-")))
         stack.enter_context(untouched(pipe))
         # Statistics: what every concept's prompts say (X, G, C), and what has to stay as it is (P).
-        prior = prior or prior_of(pipe, concepts, config)
+        prior = prior or prior_of(pipe, concepts, config, tell)
         parts, exact = _statistics(pipe, concepts, config, tell)
         erasure = _begun(pipe, parts, prior, config)
         # Stage 1: one map R refines the keys and values of all concepts (Eq. 2).
@@ -259,7 +259,9 @@ def _pooled_note(erasure: Erasure) -> None:
         log.log(logging.WARNING if loud else logging.INFO, said, 100 * share, name, cure)
 
 
-def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.Prior | None:
+def prior_of(
+    pipe, concepts: Sequence[Concept], config: EraseConfig, tell: Progress = lambda *_: None
+) -> priors.Prior | None:
     """The prior that the settings ask for, without the captions that name a concept or a known synonym of one."""
     config = config.for_model(pipe, concepts)
     if not _needs_prior(concepts, config):
@@ -268,7 +270,12 @@ def prior_of(pipe, concepts: Sequence[Concept], config: EraseConfig) -> priors.P
     own = p.names if p.tokens == "own" else ()
     captions = priors.captions_for(pipe, p.captions)
     domain = {"domain": p.domain, "names": own, "lambda3": p.lambda3}
-    found = priors.prior(pipe, captions, **domain, exclude=excluded, named=p.named, repeats=p.repeats)
+
+    def read(done: int, total: int) -> None:
+        tell("captions", done, total, "read once, then kept")
+
+    how = {"named": p.named, "repeats": p.repeats, "progress": read}
+    found = priors.prior(pipe, captions, **domain, exclude=excluded, **how)
     if found.count < FEW:
         log.warning("The prior is made of %d captions: what none of them is about may go, too.", found.count)
     return found

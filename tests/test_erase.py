@@ -76,7 +76,7 @@ def test_end_to_end_leaves_the_pipeline_as_it_was(kind, config, tmp_path):
     assert same(weights(pipe), before)
     assert {n: type(p) for n, p in pipe.unet.attn_processors.items()} == processors
     assert erasure.concepts == CONCEPTS and all(p.B.abs().max() > 0 for p in erasure.parts)
-    for stage, total in [("statistics", 3), ("images", 3), ("train", 6)]:
+    for stage, total in [("captions", 3), ("statistics", 3), ("images", 3), ("train", 6)]:
         done = [d for s, d, t, _ in calls if s == stage and t == total]
         assert done == sorted(done) and done[-1] == total
     erasure.apply(pipe)

@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -64,6 +64,7 @@ def prior(
     names: Sequence[str] = (),
     named: str = "left out",
     repeats: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Prior:
     """P = P_general + λ3 P_domain per caption, so that λ1 means "as much as λ1 captions"; float64 on the CPU.
 
@@ -76,6 +77,7 @@ def prior(
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
     The pooled text has no tokens: all of it counts.
+    progress(done, total) is told how many general captions are read, where none were kept.
     MaceError where no caption is left, or a domain caption has none of the names.
     """
     if lambda3 < 0:
@@ -84,7 +86,8 @@ def prior(
     stay = {folded(name) for name in names}  # a known synonym that is kept does not go
     exclude = [replace(c, synonyms=tuple(s for s in c.synonyms if folded(s) not in stay)) for c in exclude]
     excluded = exclude if named == "left out" else ()
-    general, kept, count = _statistics(pipe, base, read_captions(captions), groups, excluded, repeats=repeats)
+    told = {"repeats": repeats, "progress": progress}
+    general, kept, count = _statistics(pipe, base, read_captions(captions), groups, excluded, **told)
     if not count:
         raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
     P, parts = general / count, [base, *kept]
@@ -204,7 +207,9 @@ def _pair(caption: str | tuple[str, Sequence[str]]) -> tuple[str, Sequence[str]]
     return (caption, ()) if isinstance(caption, str) else (caption[0], caption[1])
 
 
-def _statistics(pipe, base, captions, groups, exclude, own=(), repeats: bool = False) -> tuple[Tensor, list[str], int]:
+def _statistics(
+    pipe, base, captions, groups, exclude, own=(), repeats: bool = False, progress=None
+) -> tuple[Tensor, list[str], int]:
     """`_grams` over the distinct captions that name nothing excluded in one row, those captions, and their number.
 
     own: phrases whose tokens alone count; none: all tokens. repeats: a caption counts as often as it is there.
@@ -223,7 +228,7 @@ def _statistics(pipe, base, captions, groups, exclude, own=(), repeats: bool = F
         log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
     texts = ["\n".join((caption, *map(str, about[caption]))) for _, caption in pairs]
     named = {pair for pair, hit in zip(pairs, names(texts, exclude, own), strict=True) if hit}
-    rows, total, strays = _grams(pipe, base, pairs, own), 0.0, []
+    rows, total, strays = _grams(pipe, base, pairs, own, progress), 0.0, []
     for label, members in groupby(pairs, key=lambda pair: pair[0]):  # of one group, and as often there
         members = set(members)
         if members - named:  # else the whole group is left out
@@ -262,7 +267,13 @@ def _counted(pipe, captions: Sequence[str], own: Sequence[str]) -> Tensor:
     return counted
 
 
-def _grams(pipe, base: str, pairs: list[tuple[str, str]], own: Sequence[str] = ()) -> dict[str, Tensor]:
+def _grams(
+    pipe,
+    base: str,
+    pairs: list[tuple[str, str]],
+    own: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
     """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; cached.
 
     After it, in the same row, that of the pooled text (p (p + 1) / 2,), where the model reads one.
@@ -285,5 +296,7 @@ def _grams(pipe, base: str, pairs: list[tuple[str, str]], own: Sequence[str] = (
             some = list(members)
             e, u = text.tokens[some][counted[some].to(text.tokens.device)], text.pooled[some]  # (m, d), (m, p)
             sums[index[label]] += torch.cat([gram(e).cpu()[upper], gram(u).cpu()[beside]])
+        if progress:
+            progress(start + len(chunk), len(pairs))
     save_tensors(path, {"upper": sums}, {"key": key})
     return dict(zip(labels, sums, strict=True))
