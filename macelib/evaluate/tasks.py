@@ -1,7 +1,7 @@
 """Protocols as data: what a comparison erases, keeps, draws and counts, read from `data/protocols/*.yaml`.
 
 A task names everything that is measured of a concept (anchor, super-category, group, synonyms), so that a model without
-a catalogue is measured as the mini world is. A task of one's own is one more file of the same shape.
+a catalogue is measured like one that has it. A task of one's own is one more file of the same shape.
 """
 
 import difflib
@@ -35,9 +35,9 @@ class About:
     """The settings of a task, everything but its names."""
 
     title: str
-    model: Literal["mini", "sd"]  # whose names these are
+    model: str  # whose names these are, such as "sd"
     metric: Literal["H_o", "H_c", "H_a", "nudenet"]
-    kind: Literal["object", "style"] = "object"
+    kind: Literal["object", "style", "celebrity", "explicit"] = "object"
     erase: Literal["together", "one by one"] = "together"
     templates: tuple[str, ...] = ("a photo of the {}",)  # "{}": the name; "{other}": a kept name beside it
 
