@@ -171,7 +171,7 @@ def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
     assert not same(pictures(shown, "after"), before)
     parts = shown.easel.erasure.parts
     assert all(torch.equal(a.B, b.B) for a, b in zip(parts, erasure.parts, strict=False)), "the others' LoRAs stay"
-    for bad, said in (("dog=sky", "twice"), ("dog", "name=anchor"), ("a=a", "itself")):
+    for bad, said in (("dog=sky", "twice"), ("dog", "No anchor is known"), ("a=a", "itself")):
         shown.more.value = bad
         shown.learn.click()
         assert said in shown.error and shown.more.value == bad and len(shown.ticks) == 3
@@ -181,7 +181,7 @@ def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
 def test_mini_sds_catalogue_has_the_anchor(pipe, monkeypatch):  # noqa: F811
     monkeypatch.setattr(learn, "family_of", lambda pipe: MINI)
     assert learn.asked(pipe, " ship ") == Concept("ship", "the sea", synonyms=learn.asked(pipe, "ship=x").synonyms)
-    with pytest.raises(MaceError, match="near it"):
+    with pytest.raises(MaceError, match="Known names near it: ship"):
         learn.asked(pipe, "shipp")
 
 

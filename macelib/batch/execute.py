@@ -78,9 +78,9 @@ def _execute(run: Run, folder: Path) -> None:
         check_metrics(folder / METRICS)
     except Exception as error:
         status = {"status": "failed", **explain(error)}
-    progress.clear(folder)
     _save_figures(folder)
     make_readable(folder)
+    progress.clear(folder)
     start = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(begin))
     status |= {"started": start, "seconds": round(time.time() - begin, 3), "machine": platform.node()}
     write_json(folder / STATUS, status)

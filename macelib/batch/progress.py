@@ -13,13 +13,17 @@ VARIABLE = "MACELIB_PROGRESS"  # environment variable that tells a kernel's bars
 
 
 class Cells:
-    """Counts the code cells of a run as they begin; called by nbclient (`on_cell_execute`)."""
+    """Counts the code cells of a run as they begin, from 0 of `total`; called by nbclient (`on_cell_execute`)."""
 
     def __init__(self, folder: Path, total: int):
         self.folder, self.begun, self.total = folder, 0, total
+        self._write()
 
     def __call__(self, cell, cell_index: int) -> None:
         self.begun += 1
+        self._write()
+
+    def _write(self) -> None:
         (self.folder / BAR).unlink(missing_ok=True)  # of an earlier cell
         write_json(self.folder / CELL, {"cell": self.begun, "cells": max(self.begun, self.total)})
 
@@ -31,7 +35,7 @@ def clear(folder: Path) -> None:
 
 
 def begun(folder: Path, since: float) -> bool:
-    """Whether a cell of the run began after `since` (seconds of `time.time`): a killed run leaves its file behind."""
+    """Whether the run went on after `since` (seconds of `time.time`): one that was killed leaves its file behind."""
     try:
         return os.stat(folder / CELL).st_mtime >= since
     except OSError:
@@ -39,7 +43,7 @@ def begun(folder: Path, since: float) -> bool:
 
 
 def said(folder: Path) -> str:
-    """Cell and bar in words: "cell 7/14, train 120/300"; empty before the first cell."""
+    """Cell and bar in words: "cell 7/14, train 120/300"; "starts" before the first cell; empty where nothing runs."""
     cell, bar = read_json(folder / CELL), read_json(folder / BAR)
-    parts = [f"cell {cell['cell']}/{cell['cells']}"] if cell else []
+    parts = [f"cell {cell['cell']}/{cell['cells']}" if cell["cell"] else "starts"] if cell else []
     return ", ".join([*parts, *([f"{bar['stage']} {bar['done']}/{bar['total']}"] if bar else [])])

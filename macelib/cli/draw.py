@@ -66,6 +66,7 @@ def generate(
 
     tell(0)  # the folder is this call's from now on
     with Bars() as bars:
+        bars("pictures", 0, len(jobs))
         for start in range(0, len(jobs), batch):
             some = jobs[start : start + batch]
             pictures = draw(pipe, [p for p, _ in some], [s for _, s in some], steps=steps, batch=batch, **settings)

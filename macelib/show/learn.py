@@ -3,25 +3,21 @@
 import logging
 from collections.abc import Callable
 
-from ..concepts import Concept, check_concepts, parse_concept, with_synonyms
+from ..concepts import Concept, check_concepts, listed, with_synonyms
 from ..erasure import Erasure
 from ..job import prior_of
-from ..models.families import MINI, family_of
-from ..models.mini import find
+from ..models.families import family_of
 from .easel import alone, prepared
 
 log = logging.getLogger(__name__)
 
 
 def asked(pipe, text: str) -> Concept:
-    """ "castle=a hill" as a concept, with the synonyms that are known; mini-SD's catalogue has anchors for its names.
+    """ "castle=a hill" or a name of the model's own catalogue, which has its anchor; with the synonyms that are known.
 
     MaceError where no anchor is given and none is known.
     """
-    name = text.strip()
-    if "=" not in name and name and family_of(pipe) is MINI:
-        return with_synonyms(Concept(name, find(name).anchor))
-    return with_synonyms(parse_concept(name))
+    return with_synonyms(listed(text.strip(), family_of(pipe).catalogue or tuple)[0])
 
 
 def learned(pipe, erasure: Erasure, concept: Concept, progress: Callable[[str, int, int, str], None]) -> Erasure:
@@ -36,5 +32,5 @@ def learned(pipe, erasure: Erasure, concept: Concept, progress: Callable[[str, i
     with alone(lambda *_: progress("waiting", 0, 1, "")):
         prior = prior_of(pipe, both, erasure.config)
         new = prepared(pipe, [concept], erasure.config, progress=progress)
-    P, key = (prior.P, prior.key) if prior else (None, "")
-    return erasure.with_prior(P, key) + new.with_prior(P, key)
+    common = (prior.P, prior.key, prior.pooled) if prior else (None, "")
+    return erasure.with_prior(*common) + new.with_prior(*common)
