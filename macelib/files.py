@@ -128,7 +128,7 @@ def read_tensors(path: str | Path) -> tuple[dict, dict[str, Tensor], bool]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, aligned in memory
     except (OSError, SafetensorError, ValueError) as error:
         raise MaceError(
             f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again."

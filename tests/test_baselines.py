@@ -17,6 +17,7 @@ from macelib.baselines.esd import ESD, esd_target, train, trained
 from macelib.baselines.registry import _METHODS
 from macelib.config import ImagesConfig, TrainOptions
 from macelib.evaluate import characters
+from macelib.files import read_tensors, save_tensors
 from macelib.method.refine import gram
 from macelib.models.pipelines import kv_weights, model_hash
 from macelib.models.sample import generate
@@ -240,8 +241,8 @@ def test_other_bases_and_bad_files_are_refused(pipe, edits, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(data[:-5])
     (tmp_path / "flipped.safetensors").write_bytes(data[:-5] + bytes([data[-5] ^ 1]) + data[-4:])
     erasure = small_erasure(pipe, "mace-without-prior").save(tmp_path / "erasure.safetensors")
-    unknown = data.replace(b'\\"change\\": \\"TextMap\\"', b'\\"change\\": \\"TextPam\\"')
-    (tmp_path / "unknown.safetensors").write_bytes(unknown)
+    about, tensors, _ = read_tensors(path)
+    save_tensors(tmp_path / "unknown.safetensors", tensors, {**about, "change": "TextPam"})
     for file, text in [
         ("cut.safetensors", "cut short"),
         ("flipped.safetensors", "checksum"),

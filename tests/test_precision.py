@@ -10,7 +10,7 @@ from macelib.models.attention import trace
 from macelib.models.entrances import cross_attention, kv_names
 from macelib.models.pipelines import cast
 from macelib.models.sample import generate
-from macelib.models.swap import write
+from macelib.models.swap import originals, write
 from macelib.models.text import encode
 from macelib.models.tiny import tiny_pipeline
 
@@ -43,7 +43,7 @@ def test_keys_and_values_are_those_of_float32(kind, autocast):
     if autocast == "fp16" and kind == "sdxl":
         pytest.skip("one layout is enough for float16 on a CPU")
     pipe = tiny_pipeline(kind)
-    W, new = magnified(pipe, 20.0) if kind == "sd" else (weights(pipe), weights(pipe))
+    W, new = magnified(pipe, 20.0) if kind == "sd" else (originals(pipe.unet), originals(pipe.unet))
     write(pipe.unet, W, new)
     exact, fast = keys_and_values(pipe, None), keys_and_values(pipe, autocast)
     assert max(relative(fast[name], exact[name]) for name in exact) < 1e-5
