@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from macelib import Concept, EraseConfig, erase
-from macelib.config import PriorConfig
 from macelib.lessons import fusion, interference
 from macelib.method.prior import GENERAL, prior
 from macelib.models.mini import names
@@ -90,7 +89,9 @@ def test_prompts_that_approach(pipe, erasure, E):
 def test_told_to_keep_changes_the_prior_alone(pipe, erasure, tmp_path, monkeypatch):
     monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
     assert fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0).P is None  # it was erased without a prior
-    erasure = erasure.with_config(dataclasses.replace(erasure.config, prior=PriorConfig()))
+    erasure = erasure.with_config(
+        dataclasses.replace(erasure.config, prior=dataclasses.replace(erasure.config.prior, use=True))
+    )
     told = fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0)
     assert [c.name for c in told.concepts] == ["frog", "dog"] and told.parts == erasure.without("ship").parts
     captions = [text for text in GENERAL if "dog" not in text]

@@ -59,6 +59,11 @@ class Edit:
         held = ", ".join(c.name for c in self.concepts[:8])
         return f"<{self.method} on {len(self.concepts)} concepts: {held}{', ...' if len(self.concepts) > 8 else ''}>"
 
+    @property
+    def title(self) -> str:
+        """What tables say of its settings: the method's name."""
+        return self.method
+
     @cached_property
     def key(self) -> str:
         """Hash of the change: two edits with the same key draw the same pictures."""

@@ -57,6 +57,11 @@ class Erasure:
     # --- what is erased -------------------------------------------------------------------------------------------
 
     @property
+    def title(self) -> str:
+        """What tables say of its settings: their preset, and where they are not its own."""
+        return self.config.title
+
+    @property
     def concepts(self) -> list[Concept]:
         """The erased concepts."""
         return [part.concept for part in self.parts]

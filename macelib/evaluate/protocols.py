@@ -268,7 +268,7 @@ class _Work:
                 "seeds": list(self.seeds),
                 "among": self.among,
             }
-        presets = list(dict.fromkeys(erasure.config.title for erasure in erasures))
+        presets = list(dict.fromkeys(erasure.title for erasure in erasures))
         settings |= {"preset": " | ".join(presets)}
         settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
         labels = _distinct([label(erasure.concepts) for erasure in erasures] if self.labels is None else self.labels)
