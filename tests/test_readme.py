@@ -111,7 +111,8 @@ def installed(place: Path) -> str:
     programs = " ".join(
         str(Path(sys.executable).parent / name) for name in ("jupyter", "jupyter-lab", "pytest", "ruff")
     )
-    return f"echo {sysconfig.get_path('purelib')} > {site}/packages.pth; ln -sf {programs} {place}/.venv/bin"
+    share = f"ln -sfn {sys.prefix}/share {place}/.venv/share"  # nbconvert's templates are there
+    return f"echo {sysconfig.get_path('purelib')} > {site}/packages.pth; ln -sf {programs} {place}/.venv/bin; {share}"
 
 
 def served(clone: Path, environment: dict[str, str]) -> dict:
