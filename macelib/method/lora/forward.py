@@ -1,5 +1,6 @@
 """The forward pass of stage 2: sample i of a batch reads its prompt through its own LoRA; no layer runs in vain."""
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -73,7 +74,7 @@ class PerSample:
     def projected(self, attn, name: str, e: Tensor) -> Tensor:
         """W e + B_i D_i e of sample i: (N, T, inner), Eq. 4; without autocast, as large entries of W R cancel in it."""
         B, D = self.B[name], self.D[name]  # (N, out, r), (N, r, d)
-        with torch.autocast(e.device.type, enabled=False):
+        with contextlib.nullcontext() if e.is_meta else torch.autocast(e.device.type, enabled=False):
             plain = attn.get_submodule(name.rsplit(".", 1)[1])(e)
             return plain + ((e.to(D) @ D.transpose(1, 2)) @ B.transpose(1, 2)).to(plain)
 
