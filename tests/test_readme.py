@@ -1,4 +1,4 @@
-"""The README: what stands on its first screen, the files it names, and its commands and code, each run as printed.
+"""The README: what stands on its first screen, the files it names, its set-up and its code, each run as printed.
 
 They run in a copy of the checkout, on small random models in place of mini-SD and its judge.
 """
@@ -135,8 +135,8 @@ def served(clone: Path, environment: dict[str, str]) -> dict:
 
 
 @pytest.mark.slow
-def test_commands_run_as_printed(clone, environment):
-    install, make, commands, runs = SHELL
+def test_install_and_make_run_as_printed(clone, environment):
+    install, make, *_ = SHELL
     lines = install.splitlines()
     assert lines[0].startswith("python3 -m venv .venv")
     run("\n".join([lines[0], installed(clone), *lines[1:]]), clone, environment)
@@ -155,11 +155,6 @@ def test_commands_run_as_printed(clone, environment):
     assert lab.split()[:2] == ["make", "lab"]
     assert Path(served(clone, environment)["root_dir"]) == clone
     assert "passed" in run(test, clone, environment)
-
-    run(commands, clone, environment)
-    assert len(list((clone / "runs").rglob("*.safetensors"))) >= 3
-    run(runs, clone, environment)
-    assert (clone / "papermill_runs" / "first" / "index.html").exists()
     changed = run("git status --porcelain", ROOT, environment)
     assert "runs/" not in changed, changed
 
