@@ -449,7 +449,7 @@ def test_stage_1_alone_is_one_text_map(pipe):
 def test_mace_and_its_ablations(pipe):
     before = everything(pipe)
     full = small_erasure(pipe, "mace")
-    assert isinstance(full, Erasure) and full.config.train.timesteps is None
+    assert isinstance(full, Erasure) and full.config.train.timesteps == "cfis"
     naive, uniform, no_prior = (small_erasure(pipe, f"mace-{n}") for n in ("added-up", "without-cfis", "without-prior"))
     assert naive.config.stages == "1+2" and uniform.config.train.timesteps == "uniform" and no_prior.P is None
     values = small_erasure(pipe, "mace-values-only")

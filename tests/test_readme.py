@@ -1,4 +1,4 @@
-"""The README: what stands on its first screen, the files it names, its set-up and its code, each run as printed.
+"""The README: what stands on its first screen, the files it names, its commands and its code, each run as printed.
 
 They run in a copy of the checkout, on small random models in place of mini-SD and its judge.
 """
@@ -86,8 +86,9 @@ def clone(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(clone) -> dict[str, str]:
-    """Small models, no network for models, one thread, and the `python3` that runs this test."""
-    own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MACELIB_RUN_FOLDER")}
+    """Small models, no network for models, one thread, no outer `make`, and the `python3` that runs this test."""
+    outer = ("PYTHONPATH", "MACELIB_RUN_FOLDER", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+    own = {name: value for name, value in os.environ.items() if name not in outer}
     captions = clone / "notebooks" / "lists" / "captions.txt"
     return own | {
         "PATH": os.pathsep.join([str(clone / ".venv" / "bin"), str(Path(sys.executable).parent), own["PATH"]]),
