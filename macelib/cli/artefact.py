@@ -15,6 +15,13 @@ def export(
     out: Annotated[Path, typer.Option("--out", "-o", help="a new folder")] = ...,
     model: Model = "mini-sd",
     format: Annotated[str, typer.Option("--format", "-f", help="pipeline, weights or lora")] = "pipeline",
+    rank: Annotated[
+        str | None, typer.Option(help="of lora_standalone: a number, or full; unless given, an error of 1 % at most")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="whose picture shows what a LoRA leaves out; the first concept's unless given")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="denoising steps of that picture")] = 20,
     force: Force = False,
     revision: Revision = None,
     local_files_only: Local = False,
@@ -24,14 +31,19 @@ def export(
     """Write the erased model for other programs: a diffusers folder, the changed weights, or LoRA files."""
     from ..erasure import Erasure
     from ..erasure.export import check_folder, check_format
+    from ..erasure.standalone import check_rank
     from ..files import check_writable
 
     check_format(format)
+    budget = int(rank) if rank and rank.isdecimal() else rank
+    check_rank(budget)
     check_folder(out)
     check_writable(out)
     chosen = Erasure.load(erasure)
     pipe = pipeline(model, revision, local_files_only, device, dtype)
-    typer.echo(chosen.export(pipe, out, format, force))
+    typer.echo(chosen.export(pipe, out, format, force, rank=budget, prompt=prompt, steps=steps))
+    if format == "lora":
+        typer.echo((out / "README.txt").read_text(encoding="utf-8").rstrip())
 
 
 def info(
@@ -96,7 +108,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog=example(
             "mace export ship.safetensors --model mini-sd --format pipeline --out erased",
-            "mace export ship.safetensors --model CompVis/stable-diffusion-v1-4 --format lora --out for-comfyui",
+            "mace export ship.safetensors --model CompVis/stable-diffusion-v1-4 --format lora --rank 64 --out for-comfyui",
         )
     )(export)
     app.command(epilog=example("mace info ship.safetensors", "mace info ship.safetensors --json"))(info)

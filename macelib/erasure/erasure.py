@@ -318,9 +318,9 @@ class Erasure:
         """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
         return cls(**store.load(path))
 
-    def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
+    def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False, **options) -> Path:
         """Write the erased model for other programs: "pipeline", "weights" or "lora" (see `macelib.erasure.export`)."""
-        return export(self, pipe, folder, format, force)
+        return export(self, pipe, folder, format, force, **options)
 
 
 def _mean(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:

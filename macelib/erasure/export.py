@@ -6,17 +6,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..concepts import sample_prompt
 from ..errors import MaceError
 from ..files import atomic
-from ..method.fuse import Fusion, fused_weight, less_identity
+from ..method.fuse import Fusion, fused_weight
 from ..models.entrances import pooled_columns
-from ..models.swap import originals, untouched
+from ..models.sample import generate
+from ..models.swap import originals, untouched, write
+from .standalone import Standalone, check_rank, module_names, standalone
 
-LABEL = "lora_unet_label_emb_0_0"  # what other programs call the layer that reads SDXL's pooled text
 FORMATS = {
     "pipeline": "The erased pipeline: DiffusionPipeline.from_pretrained(FOLDER).",
     "weights": "unet.safetensors holds the changed weights: "
@@ -33,13 +34,27 @@ def check_format(format: str) -> None:
         raise MaceError(f"There is no export format {format!r}; choose from {', '.join(FORMATS)}.")
 
 
-def export(erasure, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
+def export(
+    erasure,
+    pipe,
+    folder: str | Path,
+    format: str = "pipeline",
+    force: bool = False,
+    rank: int | str | None = None,
+    prompt: str | None = None,
+    steps: int = 20,
+) -> Path:
     """Write the erased model into a new folder, with a README.txt on loading it; the pipeline is left as it was.
 
+    rank: of lora_standalone.safetensors, see `standalone`; what it leaves out is measured on a picture of the `prompt`
+    (None: the first concept's) in `steps`, and said in README.txt.
     MaceError: unknown format, a folder that holds something, a pipeline of another base (unless `force`), no LoRA for
-    "lora".
+    "lora", a rank for another format.
     """
     check_format(format)
+    check_rank(rank)
+    if rank is not None and format != "lora":
+        raise MaceError(f"A rank goes with the format lora, not with {format}: leave it out.")
     check_folder(folder)
     if not erasure.parts:
         raise MaceError("This erasure holds no concept: there is nothing to export.")
@@ -47,7 +62,11 @@ def export(erasure, pipe, folder: str | Path, format: str = "pipeline", force: b
         raise MaceError("This erasure is of stage 1 alone and has no LoRA: export it as pipeline or weights.")
     erasure.check(pipe, force)
     with new_folder(folder, format) as temporary:
-        _WRITERS[format](erasure, pipe, temporary)
+        if format == "lora":
+            said = _lora(erasure, pipe, temporary, rank, prompt or sample_prompt(erasure.concepts[0]), steps)
+            (temporary / "README.txt").write_text(f"{FORMATS[format]}\n\n{said}\n", encoding="utf-8")
+        else:
+            _WRITERS[format](erasure, pipe, temporary)
     return Path(folder)
 
 
@@ -66,8 +85,8 @@ def new_folder(folder: str | Path, format: str) -> Iterator[Path]:
         Path(folder).rmdir()
     with atomic(folder) as temporary, torch.no_grad():
         temporary.mkdir(parents=True)
-        yield temporary
         (temporary / "README.txt").write_text(FORMATS[format] + "\n", encoding="utf-8")
+        yield temporary
 
 
 def _pipeline(erasure, pipe, folder: Path) -> None:
@@ -80,37 +99,40 @@ def _weights(erasure, pipe, folder: Path) -> None:
     _save(dict(erasure.weights(originals(pipe.unet))), folder / "unet.safetensors")
 
 
-def _lora(erasure, pipe, folder: Path) -> None:
+def _lora(erasure, pipe, folder: Path, rank: int | str | None, prompt: str, steps: int) -> str:
+    """Write both ways to use a LoRA; what is to be said of the standalone one."""
     W, fusion = originals(pipe.unet), erasure.fusion
-    left, right = low_rank(fusion.R_tilde - torch.eye(erasure.width, dtype=fusion.R_tilde.dtype))
-    base, kohya = {}, {}
-    for name, (B, D) in erasure.lora.items():
-        base[name] = fused_weight(W[name], Fusion(fusion.R_tilde, []), [], name, torch.float32)  # W R̃
-        up = torch.cat([W[name].cpu().double() @ left, B.double()], 1)  # (out, ρ + Σr): W R̃ = W + (W left) right
-        down = torch.cat([right, D.double()])  # (ρ + Σr, d)
-        key = "lora_unet_" + name.replace(".", "_")
-        kohya |= {f"{key}.lora_up.weight": up.float(), f"{key}.lora_down.weight": down.float()}
-        kohya[f"{key}.alpha"] = torch.tensor(float(len(down)))  # alpha = rank: scale 1
-    for name, p in erasure.pooled.items():
-        base[name] = pooled_columns(W[name], erasure.pooled_refinement.R)
-        left, right = low_rank(less_identity(erasure.pooled_refinement.R))
-        up, down = W[name][:, :p].cpu().double() @ left, F.pad(right, (0, W[name].shape[1] - p))
-        kohya |= {f"{LABEL}.lora_up.weight": up.float(), f"{LABEL}.lora_down.weight": down.float()}
-        kohya[f"{LABEL}.alpha"] = torch.tensor(float(len(down)))
+    folded = Fusion(fusion.R_tilde, [])
+    base = {name: fused_weight(W[name], folded, [], name, torch.float32) for name in erasure.layers}  # W R̃
+    base |= {name: pooled_columns(W[name], erasure.pooled_refinement.R) for name in erasure.pooled}
     _save(base, folder / "base.safetensors")
     save_peft(folder / "lora.safetensors", *({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1)))
-    save_file(kohya, folder / "lora_standalone.safetensors")
+    found = standalone(erasure, W, rank)
+    save_file(found.kohya(module_names(found.B, pipe.unet)), folder / "lora_standalone.safetensors")
+    said = found.said(sum(W[name].numel() * W[name].element_size() for name in found.B))
+    if not found.whole:
+        gap = _largest_difference(erasure, pipe, found, prompt, steps)
+        said += f"\nOf 256 levels, a picture of {prompt!r} ({steps} steps) differs by {gap:.1f} at most from apply's."
+    if erasure.pooled:
+        said += (
+            "\nThe pooled text's map is lora_unet_label_emb_0_0: a program that does not know this key leaves it out."
+        )
+    return said
 
 
-_WRITERS = {"pipeline": _pipeline, "weights": _weights, "lora": _lora}
+def _largest_difference(erasure, pipe, found: Standalone, prompt: str, steps: int) -> float:
+    """Between a picture by the applied erasure and one by the standalone LoRA: 0 to 255."""
+    pictures = []
+    with untouched(pipe):
+        W = originals(pipe.unet)
+        for new in (dict(erasure.weights(W)), found.weights(W)):
+            write(pipe.unet, W, new)
+            (picture,) = generate(pipe, prompt, [0], steps)
+            pictures.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int())
+    return float((pictures[0] - pictures[1]).abs().max())
 
 
-def low_rank(M: Tensor, tolerance: float = 1e-5) -> tuple[Tensor, Tensor]:
-    """M (d, d) as (d, ρ) times (ρ, d) with the smallest ρ for a relative Frobenius error of `tolerance`; ρ >= 1."""
-    U, S, Vh = torch.linalg.svd(M)
-    tail = S.square().flip(0).cumsum(0).flip(0).sqrt()  # error if cut before this direction
-    rank = max(1, int((tail > tolerance * tail[0]).sum()))
-    return U[:, :rank] * S[:rank], Vh[:rank]
+_WRITERS = {"pipeline": _pipeline, "weights": _weights}
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
