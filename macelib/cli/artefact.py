@@ -108,7 +108,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         epilog=example(
             "mace export ship.safetensors --model mini-sd --format pipeline --out erased",
-            "mace export ship.safetensors --model CompVis/stable-diffusion-v1-4 --format lora --rank 64 --out for-comfyui",
+            "mace export ship.safetensors --model CompVis/stable-diffusion-v1-4 --format lora --rank 64 --out comfyui",
         )
     )(export)
     app.command(epilog=example("mace info ship.safetensors", "mace info ship.safetensors --json"))(info)
