@@ -5,6 +5,9 @@ PIP := $(BIN)/pip install -q --no-compile -c constraints.txt
 CPU := https://download.pytorch.org/whl/cpu
 DEMO ?= -p images 3
 
+# Python keeps what it has compiled: pip leaves that to the first import, and each process anew would take 15 s for it.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test fast lab notebooks picture world setup
 
 # Everything but what the tests need. On Linux without an NVIDIA GPU, PyTorch comes without CUDA, a tenth of the size.

@@ -1,6 +1,9 @@
 """The house: which package of macelib may import which, imports inside functions included."""
 
 import ast
+import os
+import shutil
+import subprocess
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -109,3 +112,12 @@ def test_packages_say_what_is_in_them():
     for path in ROOT.rglob("__init__.py"):
         text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert "import" in text, f"{path.parent.name} does not say what it may import"
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
+def test_what_make_starts_keeps_what_python_compiles():
+    """Libraries are installed uncompiled; where nothing is kept, every process compiles them anew, for 15 s."""
+    rule = "include Makefile\nshown: ; @printenv PYTHONDONTWRITEBYTECODE || true\n"
+    options = {"cwd": ROOT.parent, "env": {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, "input": rule, "text": True}
+    shown = subprocess.run(["make", "-s", "-f", "-", "shown"], capture_output=True, check=True, **options)
+    assert shown.stdout.strip() == "" and shown.stderr == ""
