@@ -205,6 +205,16 @@ class EraseConfig:
         """
         return self.of(kind).refine.weight if self.prior.domain else 1.0
 
+    def low_memory(self) -> "EraseConfig":
+        """These settings with what saves memory where that is open: one picture and one concept at once, checkpoints.
+
+        >>> EraseConfig().low_memory().training("object").gradient_checkpointing
+        True
+        """
+        train = {"gradient_checkpointing": True, "concepts_per_pass": 1}
+        images = dataclasses.replace(self.images, batch=1)
+        return dataclasses.replace(presets.into(self, {"train": train}), images=images)
+
     def training(self, kind: str):
         """`TrainConfig` of one kind of concept."""
         from .method.lora.train import TrainConfig

@@ -50,7 +50,7 @@ def mace(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["erase", "generate", "evaluate", "study", "export", "info", "bench", "concepts", "notebooks"]
+    "command", ["erase", "plan", "generate", "evaluate", "study", "export", "info", "bench", "concepts", "notebooks"]
 )
 def test_help_has_examples(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])

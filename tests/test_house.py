@@ -12,17 +12,18 @@ import pytest
 import macelib
 
 ROOT = Path(macelib.__file__).parent
-ABOVE = ("baselines", "attacks", "job", "erasure", "show", "evaluate", "batch", "lessons", "cli", "bench")
+ABOVE = ("baselines", "attacks", "job", "erasure", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench")
 FORBIDDEN = {
     "reading": ("models", "method", "concepts", "config", "files", *ABOVE),
     "presets": ("config", "models", "method", *ABOVE),
     "models": ("method", "concepts", "config", "presets", *ABOVE),
     "method": ABOVE,
-    "erasure": ("job", "show", "evaluate", "batch", "lessons", "cli", "bench"),
+    "erasure": ("job", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench"),
+    "plan": ("evaluate", "show", "batch", "lessons", "cli", "bench"),
     "show": ("evaluate", "batch", "lessons", "cli", "bench"),
     "evaluate": ("show", "batch", "lessons", "cli", "bench"),
     "baselines": ("show", "evaluate", "batch", "lessons", "cli", "bench"),
-    "batch": ("models", "method", "erasure", "show", "evaluate", "lessons", "cli", "job"),
+    "batch": ("models", "method", "erasure", "show", "evaluate", "lessons", "cli", "job", "plan"),
     "lessons": ("batch", "cli"),
 }
 MOST = 8  # modules directly in macelib, beside __init__

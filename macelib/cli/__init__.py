@@ -1,12 +1,11 @@
 """The command line `mace`. Here: the app and `erase`.
 
-`draw` has generate, `measure` evaluate, study and bench, `artefact` export and info, `world` concepts and notebooks,
-`macelib.batch.cli` run, batch, params and runs.
+`draw` has generate, `measure` evaluate, study and bench, `artefact` export and info, `plan` plan, `world` concepts and
+notebooks, `macelib.batch.cli` run, batch, params and runs.
 Exit codes: 0 done; 1 a MaceError, whose sentence is on standard error; 2 wrong usage. All of macelib may be imported,
 inside the commands, so that `--help` does not wait for it.
 """
 
-import dataclasses
 import logging
 import sys
 from pathlib import Path
@@ -18,11 +17,12 @@ from .. import __version__
 from ..batch import cli as batch
 from ..errors import MaceError, explained
 from ..show.progress import Bars
-from . import artefact, draw, measure, world
+from . import artefact, draw, measure, plan, world
 from .draw import _seeds, _strengths
-from .options import Device, Dtype, Local, Model, Revision, counted, example, pipeline
+from .options import Device, Dtype, Local, LowMemory, Model, Revision, counted, example, pipeline
+from .settings import Captions, Concepts, Config, Keep, Kind, List, Preset, Seed, Task, _by_preset, settled
 
-__all__ = ["_seeds", "_strengths", "app", "erase", "main"]
+__all__ = ["_by_preset", "_seeds", "_strengths", "app", "erase", "main"]
 
 app = typer.Typer(
     name="mace",
@@ -58,28 +58,17 @@ def about(
     )
 )
 def erase(
-    concepts: Annotated[list[str] | None, typer.Argument(help='"name=anchor", as many as you like')] = None,
+    concepts: Concepts = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasure.safetensors, training images, LoRAs")] = ...,
     model: Model = "mini-sd",
-    list_: Annotated[Path | None, typer.Option("--list", "-l", help="concepts in a .yaml, .csv, .json or .txt")] = None,
-    kind: Annotated[
-        str, typer.Option(help="kind of the concepts given as arguments: object, style, celebrity or explicit")
-    ] = "object",
-    preset: Annotated[
-        str | None, typer.Option(help="paper, mini or untested: fills what is open; the model's own by default")
-    ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="settings for all concepts as for objects, celebrities, styles or explicit, whatever kind"),
-    ] = None,
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
-    seed: Annotated[int | None, typer.Option(help="instead of the settings' seed")] = None,
-    captions: Annotated[
-        str | None, typer.Option(help="captions to preserve: builtin, or a .txt, .json (COCO) or .csv")
-    ] = None,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="a name that must stay, or a .txt with one a line; as many as you like")
-    ] = None,
+    list_: List = None,
+    kind: Kind = "object",
+    preset: Preset = None,
+    task: Task = None,
+    config: Config = None,
+    seed: Seed = None,
+    captions: Captions = None,
+    keep: Keep = None,
     engine: Annotated[
         str | None,
         typer.Option(help="local or ray: groups of concepts train in processes of their own, here or on a cluster"),
@@ -92,35 +81,27 @@ def erase(
     local_files_only: Local = False,
     device: Device = None,
     dtype: Dtype = None,
+    low_memory: LowMemory = False,
 ) -> None:
-    """Erase concepts: stages 1-3. Cut short, the same command goes on where it stopped."""
+    """Erase concepts: stages 1-3. Cut short, the same command goes on where it stopped.
+
+    It first says what it will take, as `mace plan` does.
+    """
     from ..batch.engines import make_engine
-    from ..concepts import parse_concept, read_concepts
-    from ..config import EraseConfig
+    from ..files import locked
     from ..job import check
     from ..job import erase as run
+    from ..plan import plan as planned
 
-    chosen = [parse_concept(text, kind) for text in concepts or ()]
-    chosen += read_concepts(list_) if list_ else []
-    settings = EraseConfig.load(config) if config else EraseConfig()
-    if seed is not None:
-        settings = dataclasses.replace(settings, seed=seed)
-    settings = _by_preset(settings, preset, task)
-    if captions is not None:
-        settings = dataclasses.replace(settings, prior=dataclasses.replace(settings.prior, captions=captions))
-    if keep:
-        if settings.prior.domain:
-            raise MaceError(f"prior.domain in {config} and --keep both say what must stay: give one of them.")
-        settings = settings.keeping(_kept(keep, [concept.name for concept in chosen]))
+    chosen, settings = settled(concepts, list_, kind, config, seed, preset, task, captions, keep, low_memory)
     check(chosen, settings, out)  # before the model is loaded
     if engine is None and (jobs, threads, gpus, address) != (None,) * 4:
         raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
     options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address}
     where = make_engine(engine, **options) if engine else None
-    from ..files import locked
-
     with locked(out / ".lock", str(out), wait=False):
-        pipe = pipeline(model, revision, local_files_only, device, dtype)
+        pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
+        typer.echo(planned(pipe, chosen, settings, out), err=True)
         with Bars() as bars:
             erasure = run(pipe, chosen, settings, progress=bars, folder=out, engine=where)
         path = erasure.save(out / "erasure.safetensors")
@@ -128,25 +109,7 @@ def erase(
     typer.echo(f"{path}: {counted(chosen)}, {size}; {erasure.config.title}")
 
 
-def _by_preset(settings, preset: str | None, task: str | None):
-    """The settings with a preset to fill them, and a row of it for all concepts; MaceError where there is none such."""
-    if preset is None and task is None:
-        return settings
-    chosen = type(settings).preset(preset or settings.preset_name or "mini", task)  # says what is wrong with either
-    row = settings.defaults if task is None else chosen.defaults
-    return dataclasses.replace(settings, preset_name=preset or settings.preset_name, defaults=row)
-
-
-def _kept(values: list[str], erased: list[str]) -> list[str]:
-    """Names to keep, from the command line and from files of names; MaceError where one is to be erased."""
-    from ..concepts import kept_names, refuse_both
-
-    names = kept_names(values)
-    refuse_both(erased, names)
-    return names
-
-
-for commands in (draw, measure, artefact, world, batch):
+for commands in (draw, measure, plan, artefact, world, batch):
     commands.register(app)
 
 

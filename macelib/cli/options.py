@@ -27,6 +27,12 @@ Guidance = Annotated[
 Force = Annotated[bool, typer.Option(help="use the erasure on a base model it was not made for")]
 
 
+LowMemory = Annotated[
+    bool,
+    typer.Option("--low-memory", help="for cards of 8 GB: one part of the model at a time is on the device; slower"),
+]
+
+
 def example(*lines: str) -> str:
     """Epilog of a command: examples that can be copied."""
     return "Examples:\n\n" + "\n\n".join(f"`{line}`" for line in lines)
@@ -37,7 +43,7 @@ def counted(things: list) -> str:
     return f"{len(things)} concept{'s' * (len(things) != 1)}"
 
 
-def pipeline(model, revision, local_files_only, device, dtype):
+def pipeline(model, revision, local_files_only, device, dtype, low_memory=False):
     """The pipeline that a command's options ask for; MaceError for a dtype that there is not."""
     import torch
 
@@ -52,4 +58,5 @@ def pipeline(model, revision, local_files_only, device, dtype):
         reason = str(error).strip().splitlines()[0][:200]
         raise MaceError(f"--device is {device!r}, which is not there ({reason}): give cuda, mps or cpu.") from error
     extra = {"revision": revision, "local_files_only": local_files_only, "device": device}
+    extra |= {"low_memory": True} if low_memory else {}
     return load_pipeline(model, dtype=kinds[dtype], **extra)

@@ -17,6 +17,7 @@ from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..models.attention import resize, trace
 from ..models.finite import check_finite
+from ..models.offload import runs_on
 from ..models.sample import encode_images
 from ..models.text import added_conditions, encode, tokenizers
 from ..models.tokens import token_spans
@@ -121,19 +122,19 @@ def attention_maps(
     spans = [sorted({i for s in token_spans(tokenizers(pipe)[0], p, phrase) for i in s}) for p in prompts]
     if not all(spans):
         raise MaceError(f"The prompt {prompts[spans.index([])]!r} does not name {phrase!r}: give prompts that do.")
-    alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod
+    alphas, place = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod, runs_on(pipe.unet)
     g, unet, heats = torch.Generator().manual_seed(seed), pipe.unet, []
     added = added_conditions(pipe, list(prompts), images[0].size[::-1])
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
         x = encode_images(pipe, images[some]).cpu()  # (m, c, h, w)
-        e = encode(pipe, list(prompts[some])).to(unet.device, unet.dtype)
-        extra = added and {name: value[some].to(unet.device, unet.dtype) for name, value in added.items()}
+        e = encode(pipe, list(prompts[some])).to(place, unet.dtype)
+        extra = added and {name: value[some].to(place, unet.dtype) for name, value in added.items()}
         with trace(pipe, guided=False) as maps:
             for level in sorted(NOISE_LEVELS, reverse=True):
                 t = int(level * len(alphas))
                 noisy = alphas[t].sqrt() * x + (1 - alphas[t]).sqrt() * torch.randn(x.shape, generator=g)
-                unet(noisy.to(unet.device, unet.dtype), t, encoder_hidden_states=e, added_cond_kwargs=extra)
+                unet(noisy.to(place, unet.dtype), t, encoder_hidden_states=e, added_cond_kwargs=extra)
         heats += [maps.map(positions, image=i).cpu() for i, positions in enumerate(spans[some])]
     check_finite(pipe, "unet", f"The attention of {phrase!r}", torch.stack(heats))
     return torch.stack(heats)

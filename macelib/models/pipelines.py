@@ -16,6 +16,7 @@ from ..files import data_folder, hash_tensors, hash_text
 from .entrances import cross_attention, parameters, text_weights
 from .entrances import kv_weights as kv_weights  # known from here, too
 from .families import families, family_of
+from .offload import offload, runs_on
 from .threads import say_if_late
 
 SHIPPED = tuple(family.shipped for family in families() if family.shipped)  # models that come with the package
@@ -46,7 +47,7 @@ def cast(pipe, autocast: str | None) -> Iterator[None]:
     with ExitStack() as stack:
         for module in exact:
             stack.enter_context(_as_loaded(module))
-        stack.enter_context(torch.autocast(pipe.device.type, AUTOCAST[autocast]))
+        stack.enter_context(torch.autocast(runs_on(pipe.unet).type, AUTOCAST[autocast]))
         yield
 
 
@@ -57,7 +58,7 @@ def _as_loaded(module: nn.Module) -> Iterator[None]:
 
     def exact(*args, **kwargs):
         args = [a.to(weight.dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
-        with torch.autocast(weight.device.type, enabled=False):
+        with torch.autocast(runs_on(module).type, enabled=False):
             return forward(*args, **kwargs)
 
     module.forward = exact
@@ -74,7 +75,7 @@ def fast_precision(pipe) -> str | None:
 
     None elsewhere: weights in half precision are fast as they are, and few processors gain from it.
     """
-    return "bf16" if pipe.unet.dtype == torch.float32 and gains_from_bf16(pipe.device.type) else None
+    return "bf16" if pipe.unet.dtype == torch.float32 and gains_from_bf16(runs_on(pipe.unet).type) else None
 
 
 def gains_from_bf16(device: str) -> bool:
@@ -98,15 +99,18 @@ def load_pipeline(
     dtype: torch.dtype | None = None,
     device: str | torch.device | None = None,
     local_files_only: bool = False,
+    low_memory: bool = False,
     **kw,
 ) -> DiffusionPipeline:
     """A Stable Diffusion 1, 2 or XL pipeline: "mini-sd", a folder, or a hub id; without a safety checker.
 
-    dtype: float32 unless given. Safetensors only. MaceError: unknown model, or one that is no such pipeline.
+    dtype: float32 unless given. low_memory: its parts wait in the machine's memory, one at a time is on the device (see
+    `offload`). Safetensors only. MaceError: unknown model, or one that is no such pipeline.
     """
     source, hub = _locate(model)
     dtype = dtype or torch.float32
     options = {"revision": revision, "local_files_only": local_files_only, "dtype": dtype, "device": device, **kw}
+    options |= {"low_memory": True} if low_memory else {}
     again = (str(model) if hub or str(model) in SHIPPED else str(Path(source).resolve()), options)
     kw = {"use_safetensors": True, **kw}
     where = {"revision": revision, "local_files_only": local_files_only} if hub else {"local_files_only": True}
@@ -121,8 +125,9 @@ def load_pipeline(
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
     pipe._macelib_source = again  # for processes that load it, too
-    pipe = pipe.to(device or default_device())
-    say_if_late(pipe.device.type, torch.get_num_threads())
+    device = device or default_device()
+    pipe = offload(pipe, device) if low_memory else pipe.to(device)
+    say_if_late(runs_on(pipe.unet).type, torch.get_num_threads())
     return pipe
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import MaceError
 from .finite import check_finite, not_finite
+from .offload import runs_on
 from .pipelines import guidance_option
 from .text import encode, tokenizers
 from .tokens import tokenize
@@ -113,7 +114,7 @@ def posterior(pipe, images: Sequence[Image.Image], batch: int = 8) -> tuple[Tens
     try:
         for start in range(0, len(images), batch):
             pixels = pipe.image_processor.preprocess(list(images[start : start + batch]))  # (n, 3, H, W), -1..1
-            found = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist
+            found = vae.encode(pixels.to(runs_on(vae), vae.dtype)).latent_dist
             means.append(found.mode().float())
             deviations.append(found.std.float())
             check_finite(pipe, "vae", "What the VAE reads in a picture", means[-1])

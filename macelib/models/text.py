@@ -13,6 +13,7 @@ from ..errors import MaceError
 from ..files import hash_tensors, hash_text
 from .entrances import pooled_weights
 from .finite import check_finite
+from .offload import runs_on
 from .tokens import tokenize
 
 
@@ -122,7 +123,7 @@ def encode(pipe, prompts: list[str], batch: int = 64) -> Tensor:
 
 def _hidden(encoder, ids: Tensor, penultimate: bool) -> tuple[Tensor, Tensor | None]:
     """Hidden states (n, T, d) of one encoder, as its Stable Diffusion pipeline takes them, and its vectors (n, p)."""
-    ids = ids.to(encoder.device)
+    ids = ids.to(runs_on(encoder))
     if penultimate:
         out = encoder(ids, output_hidden_states=True)
         return out.hidden_states[-2], out[0] if _projects(encoder) else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...errors import MaceError
 from ...files import hash_tensors, hash_text, read_tensors, save_tensors
 from ...models.entrances import kv_weights
+from ...models.offload import runs_on
 from ...models.pipelines import AUTOCAST
 from .forward import PerSample
 
@@ -55,7 +56,7 @@ class Group:
             raise MaceError(f"Images of one pass must have one size; these latents have {sorted(shapes)}.")
         self.examples, self.config, self.density, self.step = examples, config, density, 0
         self.weights = kv_weights(pipe.unet)
-        self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
+        self.device, self.dtype = runs_on(pipe.unet), pipe.unet.dtype
         self.alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod  # ᾱ_t (T,)
         self.generators = [generator(config.seed, e.name) for e in examples]
         own = config.D == "own"  # then B alone is trained
