@@ -4,6 +4,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --no-compile -c constraints.txt
 CPU := https://download.pytorch.org/whl/cpu
 DEMO ?= -p images 3
+PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 # Python keeps what it has compiled: pip leaves that to the first import, and each process anew would take 15 s for it.
 export PYTHONDONTWRITEBYTECODE :=
@@ -32,10 +33,10 @@ demo: setup
 test: $(VENV)/.tested
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pytest
+	$(PYTEST)
 
 fast: $(VENV)/.tested
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lab: setup
 	$(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --config=macelib/batch/lab.py \

@@ -1,8 +1,14 @@
 """For all tests: macelib is imported before PyTorch, so that it can say how threads wait (`macelib.models.threads`),
-and property tests draw the same examples on every machine, in bounded time.
+and property tests draw the same examples on every machine, in bounded time. Workers of pytest-xdist share the cores:
+each has one thread.
 """
 
+import os
+
 from hypothesis import HealthCheck, settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import macelib  # noqa: F401
 

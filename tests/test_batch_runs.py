@@ -243,6 +243,7 @@ def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):
     assert thumbnail(tmp_path / "t" / f"{0:012x}" / "grid.png")[1:] == (360, 120)
 
 
+@pytest.mark.slow
 def test_refresh_keeps_results_and_leaves_a_failing_notebook_alone(tmp_path):
     good, bad = tools.notebook(tmp_path), tmp_path / "bad.ipynb"
     text = good.read_text()

@@ -196,6 +196,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
     assert mace(capsys, "paint")[0] == 2
 
 
+@pytest.mark.slow
 def test_no_traceback_from_the_real_program(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "macelib.cli", "erase", "--out", str(tmp_path)], capture_output=True, text=True

@@ -136,6 +136,7 @@ def test_killed_half_way_goes_on_where_it_stopped(pipe, config, tmp_path, monkey
     assert equal(erase(pipe, CONCEPTS, config, folder=tmp_path / "run"), whole) and len(trained) == 1
 
 
+@pytest.mark.slow
 def test_groups_in_processes_of_their_own_give_the_same(pipe, config, tmp_path):
     with pytest.raises(MaceError, match="load_pipeline"):
         erase(pipe, CONCEPTS, config, engine=make_engine("local", jobs=2))
@@ -200,6 +201,27 @@ def test_bad_concepts_end_before_any_picture(pipe, config, concepts, sentence, t
     with pytest.raises(MaceError, match=sentence):
         erase(pipe, concepts, config, folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("captions", "place", "cached", "sentence"),
+    [
+        ("none.txt", "run", "cache", "none.txt"),
+        (None, "file/run", "cache", "file/run could not be written"),
+        (None, "run", "file/cache", "file/cache cannot be made"),
+    ],
+)
+def test_what_can_be_known_at_once_ends_before_any_work(
+    pipe, config, captions, place, cached, sentence, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / cached))
+    if captions:
+        config = dataclasses.replace(config, prior=PriorConfig(captions=str(tmp_path / captions)))
+    begun = []
+    with pytest.raises(MaceError, match=sentence):
+        erase(pipe, CONCEPTS[:1], config, folder=tmp_path / place, progress=lambda *told: begun.append(told))
+    assert not begun
 
 
 def test_overlapping_concepts_are_said_and_erased(pipe, config, caplog):

@@ -88,7 +88,7 @@ def clone(tmp_path_factory) -> Path:
 def environment(clone) -> dict[str, str]:
     """Small models, no network for models, one thread, no outer `make`, and the `python3` that runs this test."""
     outer = ("PYTHONPATH", "MACELIB_RUN_FOLDER", "MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    own = {name: value for name, value in os.environ.items() if name not in outer}
+    own = {name: value for name, value in os.environ.items() if name not in outer and "PYTEST" not in name}
     captions = clone / "notebooks" / "lists" / "captions.txt"
     return own | {
         "PATH": os.pathsep.join([str(clone / ".venv" / "bin"), str(Path(sys.executable).parent), own["PATH"]]),

@@ -54,12 +54,14 @@ def test_too_late_is_said_once_and_only_where_it_matters():
     assert LATE not in said.stderr
 
 
+@pytest.mark.slow
 def test_loading_a_pipeline_says_it():
     code = "import torch, macelib; from macelib.models import pipelines; macelib.load_pipeline('mini-sd', device='cpu')"
     assert LATE in python(code).stderr
     assert LATE not in python(code.replace("import torch, ", "import ")).stderr
 
 
+@pytest.mark.slow
 def test_pictures_are_read_without_torchvision_and_without_a_word():
     code = "import transformers; transformers.CLIPImageProcessor, transformers.SiglipImageProcessor; print('read')"
     assert "torchvision" in python(code).stderr  # else this test holds nothing
