@@ -11,9 +11,35 @@ from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, exa
 
 
 def evaluate(
-    erasure: Annotated[Path, typer.Argument(help="an erasure file")],
+    erasure: Annotated[Path | None, typer.Argument(help="an erasure file; with --prompts none: the original")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the results")] = ...,
     model: Model = "mini-sd",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="instead of the objects protocol: a CSV with prompt, seed and maybe guidance, such as I2P"),
+    ] = None,
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            help="a folder or hub id (CLIP, an image classifier), nudenet, or module:function; the model's own"
+        ),
+    ] = None,
+    counting: Annotated[str, typer.Option(help="top1, or paper: the authors' way, for a table beside theirs")] = "top1",
+    among: Annotated[
+        list[str] | None, typer.Option(help="of --prompts: a name to choose among, as many as there are")
+    ] = None,
+    wanted: Annotated[str | None, typer.Option(help="of --prompts: the column with what a picture should show")] = None,
+    scorer: Annotated[str | None, typer.Option(help="of --prompts: the CLIP that scores; the model's own")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="of --prompts: FID, KID and CMMD to a folder's pictures, or to the original's")
+    ] = None,
+    features: Annotated[
+        str | None, typer.Option(help="of --against: another CLIP than the scorer; inception: what that needs")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="of --prompts: local or ray, to draw over GPUs or a cluster")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="of an engine: processes at once", min=1)] = None,
     images: Annotated[int, typer.Option(help="pictures per class", min=3)] = 50,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
@@ -24,23 +50,43 @@ def evaluate(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row."""
+    """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row.
+
+    With --prompts, every row of a CSV is drawn by both models: the CLIP score, what a classifier sees, distances. Cut
+    short, the same command goes on.
+    """
+    from ..batch.engines import make_engine
     from ..erasure import Erasure
+    from ..evaluate import listed, plugged, protocols, read_prompts
+    from ..evaluate.distances import INCEPTION, ClipFeatures
     from ..files import check_writable
 
-    try:
-        from ..evaluate import protocols
-    except ImportError as error:
-        raise MaceError(
-            f'The evaluation cannot be loaded ({error}): install it with pip install "macelib[evaluate]".'
-        ) from error
-    chosen = Erasure.load(erasure)
+    of_list = {"among": among, "wanted": wanted, "scorer": scorer, "against": against, "features": features}
+    of_list |= {"engine": engine, "jobs": jobs}
+    if prompts is None and (alone := [name for name, value in of_list.items() if value]):
+        raise MaceError(f"--{alone[0]} belongs to a list of prompts: give one with --prompts.")
+    if prompts is None and erasure is None:
+        raise MaceError("There is nothing to measure: give an erasure file, or prompts with --prompts.")
+    if features == "inception":
+        raise MaceError(INCEPTION)
+    rows = None if prompts is None else read_prompts(prompts)
+    where = make_engine(engine, jobs=jobs) if engine else None
+    chosen = None if erasure is None else Erasure.load(erasure)
     check_writable(out)
+    who = None if classifier is None else plugged(classifier)
+    if rows is not None:
+        of_list |= {"features": features and ClipFeatures(plugged(features)), "engine": where}
+        of_list.pop("jobs")
     pipe = pipeline(model, revision, local_files_only, device, dtype)
-    chosen.check(pipe, force)
-    drawing = {"steps": steps, "guidance": guidance, "batch": batch}
+    if chosen is not None:
+        chosen.check(pipe, force)
+    drawing = {"steps": steps, "batch": batch} | ({} if guidance is None else {"guidance": guidance})
     with Bars() as bars:
-        result = protocols.objects(pipe, chosen, images=images, folder=out, force=force, progress=bars, **drawing)
+        common = {"classifier": who, "force": force, "progress": bars, **drawing}
+        if rows is None:
+            result = protocols.objects(pipe, chosen, images=images, folder=out, counting=counting, **common)
+        else:
+            result = listed.measure_prompts(pipe, rows, out, chosen, **of_list, **common)
     typer.echo(result)
 
 
@@ -129,9 +175,13 @@ def bench(
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an app."""
-    app.command(epilog=example("mace evaluate runs/ship/erasure.safetensors --images 50 --out runs/ship/evaluation"))(
-        evaluate
-    )
+    app.command(
+        epilog=example(
+            "mace evaluate runs/ship/erasure.safetensors --images 50 --out runs/ship/evaluation",
+            "mace evaluate nudity.safetensors -m MODEL --prompts i2p.csv --classifier nudenet --engine local --out i2p",
+            "mace evaluate nudity.safetensors -m MODEL --prompts coco_30k.csv --against coco/val2014 --out coco",
+        )
+    )(evaluate)
     app.command(
         epilog=example(
             "mace study objects --images 50 --out runs/objects",

@@ -4,26 +4,43 @@ It may import all that erases, `job` too; nothing of `show`, `batch` or `lessons
 """
 
 from ..concepts import with_synonyms
-from .judge import ClipClassifier, Judge, classifier_for
+from .classifiers import Classifier, ImageClassifier, classifier_for, load_classifier, plugged
+from .distances import ClipFeatures, distances
+from .explicit import NudeNet
+from .judge import ClipClassifier, Judge
+from .listed import Listed, measure_prompts
 from .lists import character_lists, object_list, tuning_lists
+from .prompts import Prompt, draw_prompts, read_prompts
 from .protocols import Evaluation, celebrities, characters, label, objects, styles
 from .studies import ablation_study, characters_study, objects_study, tuning_study
 from .verdict import verdicts
 
 __all__ = [
+    "Classifier",
     "ClipClassifier",
+    "ClipFeatures",
     "Evaluation",
+    "ImageClassifier",
     "Judge",
+    "Listed",
+    "NudeNet",
+    "Prompt",
     "ablation_study",
     "celebrities",
     "character_lists",
     "characters",
     "characters_study",
     "classifier_for",
+    "distances",
+    "draw_prompts",
     "label",
+    "load_classifier",
+    "measure_prompts",
     "object_list",
     "objects",
     "objects_study",
+    "plugged",
+    "read_prompts",
     "styles",
     "tuning_lists",
     "tuning_study",

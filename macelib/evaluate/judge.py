@@ -1,8 +1,7 @@
 """Classifiers of pictures: a judge that was trained on what a model draws, CLIP zero-shot for all that has a name."""
 
 import difflib
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
 
 from ..errors import MaceError
 from ..files import data_folder
-from ..models.families import SHIPPED, family_of
+from ..models.families import SHIPPED
 from ..models.pipelines import _quiet, default_device
 
 BATCH = 64  # pictures looked at at once
@@ -68,6 +67,11 @@ class Judge:
         logits = self.logits(images)[kind == "style"][:, [known.index(name) for name in among]]
         return [among[i] for i in logits.argmax(1).tolist()]
 
+    def probabilities(self, images: Sequence[Image.Image], among: Sequence[str]) -> Tensor:
+        """Softmax over the names (n, names)."""
+        self.check(among)
+        return self.logits(images)[0][:, [self.concepts.index(name) for name in among]].softmax(1)
+
     def check(self, names: Sequence[str], kind: str = "concept") -> None:
         """MaceError that lists near names where one is unknown."""
         known = {"concept": self.concepts, "style": self.styles}[kind]
@@ -105,8 +109,15 @@ class ClipClassifier:
         if not among:
             raise MaceError("CLIP compares with names: say among which (the judge alone has a list of its own).")
         among = list(among)
-        cosine = self.image_vectors(images) @ self.text_vectors([self.template.format(n) for n in among]).T
-        return [among[i] for i in cosine.argmax(1).tolist()]
+        return [among[i] for i in self._cosine(images, among).argmax(1).tolist()]
+
+    def probabilities(self, images: Sequence[Image.Image], among: Sequence[str]) -> Tensor:
+        """Softmax over the names at CLIP's own temperature (n, names)."""
+        return (self.model.logit_scale.exp().cpu() * self._cosine(images, among)).softmax(1).detach()
+
+    def _cosine(self, images: Sequence[Image.Image], among: Sequence[str]) -> Tensor:
+        """Cosines of pictures and names in the template (n, names)."""
+        return self.image_vectors(images) @ self.text_vectors([self.template.format(n) for n in among]).T
 
     def check(self, names: Sequence[str], kind: str = "concept") -> None:
         """Every name can be compared with."""
@@ -137,25 +148,6 @@ class ClipClassifier:
             raise MaceError(f"{text!r} has {ids.shape[1]} tokens, CLIP reads {longest}: shorten it.")
         hidden = self.model.text_model(input_ids=ids).pooler_output
         return F.normalize(self.model.text_projection(hidden).float(), dim=-1)[0].cpu()
-
-
-def classifier_for(pipe, kind: str = "objects"):
-    """Who looks at a model's pictures, as its family says: the judge, or (kind "styles") who takes the CLIP score."""
-    family = family_of(pipe)
-    return load_classifier(family.scorer if kind == "styles" else family.judge)
-
-
-def load_classifier(source: str | Path | Callable):
-    """A classifier: made by the caller's function, or read from what comes with macelib, a folder, or a hub id."""
-    if callable(source):
-        return source()
-    shipped = data_folder() / source
-    place = shipped if (shipped / "config.json").is_file() else Path(source)
-    try:
-        kind = json.loads((place / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except OSError:
-        kind = "clip"  # on the hub, or nowhere: CLIP says so
-    return (Judge if kind == "resnet" else ClipClassifier).load(place if place.is_dir() else source)
 
 
 def _finite(seen: Tensor, name: str) -> Tensor:

@@ -73,14 +73,17 @@ def bootstrap(
 
     parts: per argument of the metric the value of every draw (draws,), its mean over the prompts. A draw is one seed
     (or template and seed) with all its prompts, which are taken together: their pictures begin with the same noise.
+    A part (2, draws) is a ratio: the mean of its first row over that of its second, where pictures are left out.
 
     >>> value, sample = bootstrap([np.array([0.0, 1.0, 1.0])], lambda x: x, resample(3, 200, 0))
     >>> round(value, 3), bool(sample.min() >= 0), bool(sample.max() <= 1)
     (0.667, True, True)
     """
     parts = [np.asarray(part, dtype=np.float64) for part in parts]
-    value = metric(*(part.mean() for part in parts))
-    return float(value), np.asarray(metric(*(weights @ part for part in parts)))
+    value = metric(*(part.mean() if part.ndim == 1 else part[0].mean() / part[1].mean() for part in parts))
+    with np.errstate(invalid="ignore"):  # a resample without a picture is NaN, and left out of intervals
+        means = [weights @ part if part.ndim == 1 else (weights @ part[0]) / (weights @ part[1]) for part in parts]
+    return float(value), np.asarray(metric(*means))
 
 
 def interval(sample: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -89,7 +92,7 @@ def interval(sample: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     >>> tuple(round(v, 3) for v in interval(np.linspace(0, 1, 1001)))
     (0.025, 0.975)
     """
-    low, high = np.quantile(sample, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(sample, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from filelock import FileLock
 from PIL import Image
 
 from ..errors import MaceError
@@ -41,7 +42,7 @@ class Drawing:
         settings; prompt and seed of each); pictures that are there already are read.
         """
         about = self.about(pipe)
-        place = Path(folder) / f"{state}-{hash_text(json.dumps(about))[:12]}" if folder else None
+        place = self.place(pipe, folder, state) if folder else None
         known = _read(place, about) if place else {}
         for start in range(0, len(jobs), self.batch):
             some = list(jobs[start : start + self.batch])
@@ -59,6 +60,14 @@ class Drawing:
                     _write(place, about, known)
             yield some, images
 
+    def place(self, pipe, folder: str | Path, state: str = "pictures") -> Path:
+        """The sub-folder that keeps the pictures of the pipeline as it is now."""
+        return Path(folder) / f"{state}-{hash_text(json.dumps(self.about(pipe)))[:12]}"
+
+    def kept(self, pipe, folder: str | Path, state: str = "pictures") -> set[Job]:
+        """The jobs whose pictures are in the folder."""
+        return set(_read(self.place(pipe, folder, state), self.about(pipe)))
+
     def about(self, pipe) -> dict:
         """Everything that the pictures depend on besides prompt and seed."""
         values = asdict(self) | {"size": list(image_size(pipe, self.size))}
@@ -71,24 +80,26 @@ class Drawing:
         return about | {"scheduler": type(pipe.scheduler).__name__, **values}
 
 
-def _name(job: Job) -> str:
-    """File of a picture."""
+def file_of(job: Job) -> str:
+    """Name of a picture's file."""
     return f"{hash_text(*job)[:16]}.png"
 
 
 def _save(place: Path, job: Job, image: Image.Image) -> str:
     """Write a picture; its checksum."""
-    with atomic(place / _name(job)) as temporary:
+    with atomic(place / file_of(job)) as temporary:
         image.save(temporary)
-    return hash_file(place / _name(job))
+    return hash_file(place / file_of(job))
 
 
 def _write(place: Path, about: dict, known: dict[Job, str]) -> None:
     """manifest.json; what another process has drawn meanwhile stays in it."""
-    known = _read(place, about) | known
-    entries = [{"file": _name(job), "prompt": job[0], "seed": job[1], "sha256": s} for job, s in known.items()]
-    with atomic(place / "manifest.json") as temporary:
-        temporary.write_text(json.dumps({**about, "images": entries}, indent=1, ensure_ascii=False), encoding="utf-8")
+    with FileLock(place / ".manifest.lock"):
+        known = _read(place, about) | known
+        entries = [{"file": file_of(job), "prompt": job[0], "seed": job[1], "sha256": s} for job, s in known.items()]
+        text = json.dumps({**about, "images": entries}, indent=1, ensure_ascii=False)
+        with atomic(place / "manifest.json") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _read(place: Path, about: dict) -> dict[Job, str]:
@@ -104,7 +115,7 @@ def _read(place: Path, about: dict) -> dict[Job, str]:
 
 def _open(place: Path | None, job: Job, checksum: str | None) -> Image.Image | None:
     """A kept picture; None where there is none, or one that is not as it was written."""
-    if place is None or checksum is None or hash_file(place / _name(job)) != checksum:
+    if place is None or checksum is None or hash_file(place / file_of(job)) != checksum:
         return None
-    with Image.open(place / _name(job)) as image:
+    with Image.open(place / file_of(job)) as image:
         return image.convert("RGB")

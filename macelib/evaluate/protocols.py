@@ -2,6 +2,9 @@
 
 A protocol asks for three roles: erased names, their synonyms, and names that are kept. The original model's row is
 always there: the same prompts and seeds. Accuracy is top-1; tables are in percent (CLIP scores in points).
+
+`counting="paper"` counts as the authors did, for a table beside theirs: CLIP B/32 where CLIP judges; of objects the
+mean probability among the classes, which is no accuracy; of people, pictures without a face are left out.
 """
 
 import logging
@@ -17,7 +20,7 @@ from ..errors import MaceError
 from ..files import locked
 from ..models.swap import untouched
 from ..templates import fill
-from .judge import classifier_for
+from .classifiers import classifier_for, plugged
 from .made import made_with
 from .metrics import h_a, h_c, h_o
 from .pictures import Drawing
@@ -70,6 +73,7 @@ def objects(
     classifier=None,
     classes: Sequence[str] | None = None,
     among: Literal["known", "classes"] = "known",
+    counting: Literal["top1", "paper"] = "top1",
     images: int = 50,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -83,14 +87,16 @@ def objects(
     classes: the paper's ten and the erased ones, unless given. among: what a picture is taken for: the best of all
     that the classifier knows, or, as in the paper, of the classes alone, where a lawn has to be one of them (a frog,
     it is as green). CLIP has no list of its own and always chooses among the classes.
-    images: per class and per synonym, of seeds seed, seed + 1, ... classifier: `classifier_for(pipe)` unless given.
+    counting: "paper" takes the mean probability among the classes for an accuracy.
+    images: per class and per synonym, of seeds seed, seed + 1, ... classifier: `classifier_for(pipe)` unless given, or
+    what `plugged` takes: an object with top1(pictures, among), a function, or text to load it by.
     folder: keeps pictures and tables, and goes on from them. drawing: steps, guidance, size, batch, autocast. The
     pipeline is left as it was. labels: what the tables call the erasures, their concepts unless given: other ways to
     erase the same, of which no mean is taken.
     MaceError: fewer images than seed groups, a name the judge does not know, an erasure without known synonyms.
     """
     erasures = _list(erasures)
-    classifier = classifier or classifier_for(pipe)
+    classifier = _who(pipe, classifier, counting)
     classes = list(classes or [c.name for c in paper_list("objects")])
     classes += [n for n in dict.fromkeys(c.name for e in erasures for c in e.concepts) if n not in classes]
     classifier.check(classes)
@@ -112,11 +118,20 @@ def objects(
         )
     if among not in ("known", "classes"):
         raise MaceError(f"among is {among!r}; allowed: known, classes.")
-    options = None if among == "known" and getattr(classifier, "concepts", None) else classes
+    if counting == "paper" and not hasattr(classifier, "probabilities"):
+        raise MaceError(f"{classifier.name} gives no probabilities, which the paper's counting needs: count top1.")
+    every = among == "known" and counting == "top1" and getattr(classifier, "concepts", None)
+    options = None if every else classes
     seeds = range(seed, seed + images)
     work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if options is None else "classes", labels=labels)
-    return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, options))
+    work = replace(work, among="known" if options is None else "classes", labels=labels, counting=counting)
+
+    def look(pictures, _):
+        if counting == "top1":
+            return classifier.top1(pictures, options)
+        return [dict(zip(classes, row, strict=True)) for row in classifier.probabilities(pictures, classes).tolist()]
+
+    return work.run(pipe, erasures, asks, look)
 
 
 def characters(
@@ -125,6 +140,7 @@ def characters(
     kept: Sequence[str],
     *,
     classifier=None,
+    counting: Literal["top1", "paper"] = "top1",
     templates: Sequence[str] = CHARACTER_TEMPLATES,
     seeds: Sequence[int] = range(5),
     folder: str | Path | None = None,
@@ -136,17 +152,25 @@ def characters(
     """Acc_e, Acc_s and H_c of erased characters: five prompts x five seeds each, top-1 among all that the judge knows.
 
     kept: names to retain. A classifier that finds no face in a picture returns None for it: not recognised; the share
-    of these is in `Evaluation.concepts`. CLIP chooses among the erased and the kept. Otherwise as `objects`.
+    of these is in `Evaluation.concepts`. counting: "paper" leaves these pictures out. CLIP chooses among the erased and
+    the kept. Otherwise as `objects`.
     """
     erasures = _list(erasures)
-    classifier = classifier or classifier_for(pipe)
+    classifier = _who(pipe, classifier, counting)
     everyone = list(dict.fromkeys([*(c.name for e in erasures for c in e.concepts), *kept]))
     classifier.check(everyone)
     among = None if getattr(classifier, "concepts", None) else everyone
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
     work = _Work(CHARACTERS, templates, seeds, classifier, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if among is None else "classes", labels=labels)
+    work = replace(work, among="known" if among is None else "classes", labels=labels, counting=counting)
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, among))
+
+
+def _who(pipe, classifier, counting: str):
+    """The classifier that is given, or the model's own; MaceError for a way of counting that there is not."""
+    if counting not in ("top1", "paper"):
+        raise MaceError(f"counting is {counting!r}; allowed: top1, paper.")
+    return classifier_for(pipe, counting=counting) if classifier is None else plugged(classifier)
 
 
 def celebrities(pipe, erasures, kept, *, templates: Sequence[str] = PERSON_TEMPLATES, **options) -> Evaluation:
@@ -236,9 +260,10 @@ class _Work:
     progress: Progress | None
     among: str = "known"
     labels: Sequence[str] | None = None  # of the erasures; None: their concepts
+    counting: str = "top1"
 
     def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
-        """look(pictures, jobs): per picture a name, None (nothing recognised) or a score.
+        """look(pictures, jobs): per picture a name, None (nothing recognised), a score, or probabilities by name.
 
         MaceError: fewer seeds than seed groups, a folder in which another process is at work.
         """
@@ -267,6 +292,7 @@ class _Work:
                 "classifier": self.classifier.name,
                 "seeds": list(self.seeds),
                 "among": self.among,
+                "counting": self.counting,
             }
         presets = list(dict.fromkeys(erasure.title for erasure in erasures))
         settings |= {"preset": " | ".join(presets)}
@@ -292,11 +318,20 @@ class _Work:
         rows = []
         for ask in asks:
             for draw, (i, prompt, seed) in enumerate(self._draws(ask.word)):
-                verdict = found[prompt, seed]
-                scored = isinstance(verdict, float)
+                seen, value = self._counted(found[prompt, seed], ask.name)
                 rows.append({
                     "erased": erased, "model": model, "role": ask.role, "name": ask.name, "word": ask.word,
                     "prompt": prompt, "seed": seed, "draw": draw, "group": i % GROUPS,
-                    "found": None if scored else verdict, "value": verdict if scored else float(verdict == ask.name),
+                    "found": seen, "value": value,
                 })  # fmt: skip
         return rows
+
+    def _counted(self, verdict, name: str) -> tuple[str | None, float]:
+        """What is seen in a picture, and what it counts for a name; NaN: it is left out."""
+        if isinstance(verdict, float):
+            return None, verdict
+        if isinstance(verdict, dict):
+            return max(verdict, key=verdict.get), verdict[name]
+        if verdict is None and self.counting == "paper":
+            return None, float("nan")
+        return verdict, float(verdict == name)

@@ -136,8 +136,11 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
 
 
 def _draws(part: pd.DataFrame) -> np.ndarray:
-    """Mean over the prompts of every draw: (draws,)."""
-    return part.groupby("draw").value.mean().sort_index().to_numpy()
+    """Mean over the prompts of every draw: (draws,); where pictures are left out (NaN), sums and counts: (2, draws)."""
+    values = part.groupby("draw").value
+    if part.value.isna().any():
+        return np.stack([values.sum().sort_index(), values.count().sort_index()]).astype(float)
+    return values.mean().sort_index().to_numpy()
 
 
 def _functions(protocol):
@@ -154,7 +157,7 @@ def _same(mean):
 def _ends(protocol, values: pd.Series) -> tuple[float, float]:
     """Interval of a mean where no draw differs: Wilson's, of the pictures, for a proportion; else the mean itself."""
     mean = float(values.mean())
-    return (mean, mean) if protocol.scale == 1 else wilson(float(values.sum()), len(values))
+    return (mean, mean) if protocol.scale == 1 else wilson(float(values.sum()), int(values.count()))
 
 
 def _scaled(protocol, value: float, sample: np.ndarray, fixed: tuple[float, float]) -> dict[str, float]:

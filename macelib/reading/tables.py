@@ -16,6 +16,8 @@ BREAKS = 20  # line breaks in one field from which on a quote must have been lef
 def read_table(path: str | Path, what: str, *columns: tuple[str, ...]) -> list[Item]:
     """Rows as mappings from column (lower case) to text; a line break in a field is a space, blank rows are left out.
 
+    A first column without a name, in which pandas writes row numbers, is left out.
+
     columns: those that the first line must name, or alternatives to them, the first that fits counts; the line also
     tells what separates the fields. MaceError: other columns, one twice, more fields than columns, an open quote.
     """
@@ -65,7 +67,8 @@ def _rows(path, text: str, delimiter: str, header: list[str], above: int) -> lis
         cells = [_cell(cell) for cell in cells]
         if not any(cells):
             continue
-        if any(cell for name, cell in zip_longest(header, cells, fillvalue="") if not name):
+        index = 1 if not header[0] and len(header) > 1 else 0
+        if any(cell for name, cell in zip_longest(header[index:], cells[index:], fillvalue="") if not name):
             raise MaceError(
                 f"{path}, line {line}: {len(cells)} fields under {len(header)} columns: put a field that holds "
                 f"{delimiter!r} in quotes."

@@ -1,0 +1,110 @@
+"""Distances between two sets of pictures: FID and KID by torchmetrics, CMMD. All look at vectors of features.
+
+FID: Heusel et al. 2017; KID: Bińkowski et al. 2018; CMMD: Jayasumana et al. 2024. With another feature module than
+theirs the numbers are comparable among themselves alone.
+"""
+
+import warnings
+from collections.abc import Iterable
+from itertools import groupby, islice
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import MaceError, need
+from .judge import BATCH
+
+SIGMA, SCALE = 10.0, 1000.0  # of CMMD: width of its Gaussian kernel, and what the result is multiplied by
+SUBSET, SUBSETS = 1000, 100  # of KID: pictures of a subset at most, and how many subsets
+ROWS = 1024  # of a kernel's matrix at once
+INCEPTION = (
+    "FID and KID in their usual form read Inception v3 as torch-fidelity packs it: install torch-fidelity, whose first "
+    "use downloads the weights (pt_inception-2015-12-05-6726825d.pth, 95 MB), and give features="
+    'torchmetrics.image.fid.NoTrainInceptionV3("inception-v3-compat", ["2048"]). Without it: a CLIP, or a module of '
+    "your own from pictures (n, 3, h, w), uint8, to vectors (n, w)."
+)
+
+
+class ClipFeatures(nn.Module):
+    """CLIP's image vectors as a feature module: pictures (n, 3, h, w), uint8, to unit vectors (n, w)."""
+
+    def __init__(self, clip):
+        super().__init__()
+        self.clip, self.name = clip, clip.name
+        self.num_features = int(clip.model.config.projection_dim)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.clip.image_vectors([Image.fromarray(p.permute(1, 2, 0).cpu().numpy()) for p in pictures])
+
+
+class _Given(nn.Module):
+    """Features that are computed already."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+
+@torch.no_grad()
+def vectors(pictures: Iterable[Image.Image], features) -> Tensor:
+    """Features (n, w) of pictures of one or several sizes, float32 on the CPU.
+
+    features: a module (see `ClipFeatures`). MaceError for the name "inception": what that needs.
+    """
+    if features == "inception":
+        raise MaceError(INCEPTION)
+    rows, left = [], iter(pictures)
+    while some := list(islice(left, BATCH)):
+        for _, same in groupby(some, key=lambda picture: picture.size):
+            pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in same]))
+            found = features(pixels.permute(0, 3, 1, 2))  # of (m, 3, h, w)
+            rows.append((found[0] if isinstance(found, (tuple, list)) else found).float().cpu().flatten(1))
+    return torch.cat(rows)
+
+
+def distances(real: Tensor, made: Tensor, seed: int = 0) -> dict[str, float]:
+    """FID, KID (mean and deviation over subsets) and CMMD of two sets of features (n, w) and (m, w).
+
+    CMMD is defined on CLIP's unit vectors, which `ClipFeatures` gives. MaceError: fewer than two vectors on a side,
+    widths that differ, torchmetrics not installed.
+    """
+    if min(len(real), len(made)) < 2:
+        raise MaceError(f"There are {len(real)} and {len(made)} pictures: a distance needs at least two on each side.")
+    if real.shape[1] != made.shape[1]:
+        raise MaceError(f"Features of {real.shape[1]} and {made.shape[1]} numbers: use one feature module for both.")
+    need("torchmetrics", "evaluate")
+    from torchmetrics.image.fid import FrechetInceptionDistance
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    given, size = _Given(real.shape[1]), min(SUBSET, len(real), len(made))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # KID's note on the memory of its features
+        torch.manual_seed(seed)  # of KID's subsets
+        fid = FrechetInceptionDistance(feature=given).set_dtype(torch.float64)
+        kid = KernelInceptionDistance(feature=given, subsets=SUBSETS, subset_size=size)
+        for part, is_real in ((real, True), (made, False)):
+            fid.update(part.double(), real=is_real)
+            kid.update(part.double(), real=is_real)
+        mean, deviation = kid.compute()
+        found = {"FID": float(fid.compute()), "KID": float(mean), "KID deviation": float(deviation)}
+    return found | {"CMMD": cmmd(real, made)}
+
+
+def cmmd(x: Tensor, y: Tensor) -> float:
+    """CMMD of unit vectors (n, w) and (m, w): 1000 times the squared MMD with the kernel exp(−‖a − b‖² / 2σ²), σ = 10.
+
+    The estimate is the one of least variance: the mean over all pairs, each vector with itself included.
+    """
+    x, y = x.double(), y.double()
+    return SCALE * (_kernel(x, x) + _kernel(y, y) - 2 * _kernel(x, y))
+
+
+def _kernel(a: Tensor, b: Tensor) -> float:
+    """Mean of the kernel over all pairs."""
+    total = sum(torch.exp(-torch.cdist(part, b).square() / (2 * SIGMA**2)).sum() for part in a.split(ROWS))
+    return float(total) / (len(a) * len(b))

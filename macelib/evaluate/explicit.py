@@ -1,0 +1,55 @@
+"""NudeNet, the detector of the protocol on explicit content: how often each class is seen, above a threshold."""
+
+from collections import Counter
+from collections.abc import Sequence
+from importlib import metadata
+
+import numpy as np
+from PIL import Image
+
+from ..errors import MaceError, need
+from ..files import data_folder
+from ..reading import read_json
+
+
+class NudeNet:
+    """Counts what is exposed in pictures. `model`: an object with NudeNet's `detect`."""
+
+    def __init__(self, model, version: str, threshold: float | None = None):
+        about = read_json(data_folder() / "protocols" / "explicit.json", "protocol")
+        self.concepts: list[str] = about["nudenet_classes"]  # those that the protocol counts
+        self.threshold = about["nudenet_threshold"] if threshold is None else threshold
+        self.detector, self.version, self.name = model, version, f"nudenet {version} at {self.threshold:g}"
+        if not 0 <= self.threshold <= 1:
+            raise MaceError(f"threshold is {self.threshold!r}; allowed: 0 to 1.")
+
+    @classmethod
+    def load(cls, threshold: float | None = None) -> "NudeNet":
+        """The detector in the package's wheel; threshold: the protocol's 0.6 unless given. MaceError: not installed."""
+        return cls(need("nudenet", "explicit").NudeDetector(), metadata.version("nudenet"), threshold)
+
+    def detections(self, images: Sequence[Image.Image]) -> list[list[tuple[str, float]]]:
+        """(class, score) of all that is detected in each picture with a score of at least the threshold."""
+        found = []
+        for image in images:
+            pixels = np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])  # as OpenCV reads a file
+            seen = ((d["class"], float(d["score"])) for d in self.detector.detect(pixels))
+            found.append([(name, score) for name, score in seen if score >= self.threshold])
+        return found
+
+    def counts(self, images: Sequence[Image.Image]) -> list[dict[str, int]]:
+        """How often each of the protocol's classes is detected in each picture."""
+        counted = [Counter(name for name, _ in seen) for seen in self.detections(images)]
+        return [{name: counter[name] for name in self.concepts} for counter in counted]
+
+    def top1(self, images: Sequence[Image.Image], among: Sequence[str] | None = None, kind: str = "concept"):
+        """Of the protocol's classes (or those in `among`) the surest in each picture; None where there is none."""
+        wanted = set(self.concepts if among is None else among)
+        self.check(wanted)
+        surest = [max(((s, n) for n, s in seen if n in wanted), default=(0, None)) for seen in self.detections(images)]
+        return [name for _, name in surest]
+
+    def check(self, names: Sequence[str], kind: str = "concept") -> None:
+        """MaceError for what the protocol does not count."""
+        if unknown := [name for name in names if name not in self.concepts]:
+            raise MaceError(f"NudeNet counts no {unknown[0]!r}; it counts {', '.join(self.concepts)}.")
