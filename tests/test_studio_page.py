@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 from test_studio import CONFIG, PROMPT, SEEDS, count_draws, erasure, folder, page, pictures, pipe, same  # noqa: F401
 from tiny_data import tiny_clip, tiny_judge
 
@@ -17,7 +19,7 @@ from macelib.models.families import MINI
 from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
-from macelib.show import hints, learn
+from macelib.show import hints, learn, past
 from macelib.show.easel import Easel, alone
 from macelib.show.studio import Studio
 from macelib.show.worker import Worker
@@ -94,9 +96,24 @@ def test_a_page_waits_for_others_and_still_hears_stop(page):  # noqa: F811
     page.prompt.unobserve_all(), setattr(page.prompt, "value", "a dog")
     page.update(stop)
     assert "stopped" in page.status.value
-    release.set(), other.join(20)
-    page.update()
-    assert "ready" in page.status.value
+    said = []
+    page.status.observe(lambda change: said.append(change["new"]), "value")
+    page.update(Later(release, said))
+    other.join(20)
+    waited = [i for i, text in enumerate(said) if "waiting for another" in text]
+    assert waited and "drawing …" in said[waited[-1] + 1] and "ready" in said[-1]
+
+
+class Later:
+    """Nobody clicks Stop; the others let go as soon as the page has said that it waits."""
+
+    def __init__(self, release, said):
+        self.release, self.said = release, said
+
+    def is_set(self) -> bool:
+        if any("waiting" in text for text in self.said):
+            self.release.set()
+        return False
 
 
 def test_steps_and_guidance(page, pipe, monkeypatch):  # noqa: F811
@@ -115,6 +132,67 @@ def test_a_larger_view_draws_nothing(page, monkeypatch):  # noqa: F811
     drawn = count_draws(page, monkeypatch)
     page.side.value = page.side.options["huge"]
     assert not drawn and "512px" in page.picture.value
+
+
+def test_an_earlier_state_is_chosen_and_comes_back_undrawn(page, monkeypatch):  # noqa: F811
+    first, html = page.past.value, page.picture.value
+    assert PROMPT in first and "frog × 1" in first and "seeds 0, 1" in first
+    page.ticks["frog"].value, page.sliders["ship"].value, page.seeds.value = False, 0.5, "3"
+    assert page.past.value == page.past.options[0] and "erased: ship × 0.5; seeds 3" in page.past.value
+    assert len(page.past.options) == 4 and page.picture.value != html
+    drawn = count_draws(page, monkeypatch)
+    page.past.value = first
+    assert not drawn and page.picture.value == html and page.past.options[0] == first and len(page.past.options) == 4
+    assert page.strengths == {"ship": 1.0, "frog": 1.0} and page.seeds.value == "0, 1" and not page.error
+    monkeypatch.setattr(past, "MOST", 2)
+    page.seeds.value = "4"
+    assert len(page.past.options) == 2
+
+
+def test_a_second_prompt_stands_beside_the_first(page, pipe, erasure):  # noqa: F811
+    other = "a photo of the dog"
+    page.beside.value = other
+    assert page.settings["beside"] == other and f"and “{other}”" in page.past.value
+    with untouched(pipe):
+        assert same(pictures(page, f"before: {other}"), generate(pipe, other, SEEDS, 2))
+        erasure.apply(pipe)
+        assert same(pictures(page, f"after: {other}"), generate(pipe, other, SEEDS, 2))
+    page.beside.value = "dog " * 90
+    assert "shorten it" in page.error
+    page.beside.value = " "
+    assert not page.error and not pictures(page, f"before: {other}") and "beside" not in page.settings
+
+
+def test_before_and_after_lie_one_over_the_other(page, monkeypatch):  # noqa: F811
+    drawn = count_draws(page, monkeypatch)
+    assert "<input" not in page.picture.value
+    page.wipe.value = True
+    for seed in SEEDS:
+        both = re.search(
+            rf'<figure class="wipe"><img alt="before, seed {seed}, wiped" src="([^"]+)">'
+            rf'<img alt="after, seed {seed}, wiped" src="([^"]+)">'
+            rf'<input type="range" value="50" aria-label="before to after, seed {seed}" oninput="([^"]+)">',
+            page.picture.value,
+        )
+        for row, source in zip(("before", "after"), both.groups(), strict=False):
+            assert f'<img alt="{row}, seed {seed}" src="{source}">' in page.picture.value
+        assert "previousElementSibling.style.clipPath" in both[3]
+    assert not drawn
+
+
+def test_another_cell_that_runs_is_said(pipe, erasure):  # noqa: F811
+    shell = InteractiveShell.instance()
+    try:
+        shown = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS)
+        assert shown.elsewhere.value == ""
+        shell.user_ns["shown"] = shown
+        shell.run_cell("seen = shown.elsewhere.value")
+        assert "Another cell of the notebook is running" in shell.user_ns["seen"] and shown.elsewhere.value == ""
+        shown.close()
+        shell.run_cell("seen = shown.elsewhere.value")
+        assert shell.user_ns["seen"] == ""
+    finally:
+        InteractiveShell.clear_instance()
 
 
 def test_the_judges_verdict_stands_under_each_picture(pipe, erasure, tmp_path):  # noqa: F811
@@ -171,7 +249,13 @@ def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
     assert not same(pictures(shown, "after"), before)
     parts = shown.easel.erasure.parts
     assert all(torch.equal(a.B, b.B) for a, b in zip(parts, erasure.parts, strict=False)), "the others' LoRAs stay"
-    for bad, said in (("dog=sky", "twice"), ("dog", "No anchor is known"), ("a=a", "itself")):
+    at_first = pictures(shown, "after")
+    shown.more.value = "dog=art"
+    shown.learn.click()
+    assert not shown.error and list(shown.ticks) == ["ship", "frog", "dog"] and len(shown.lines.children) == 3
+    assert shown.ticks["dog"].description == "dog → art" and not same(pictures(shown, "after"), at_first)
+    assert [c.anchor for c in shown.easel.erasure.concepts] == ["sea", "grass", "art"]
+    for bad, said in (("Dog=sky", "twice"), ("dog", "No anchor is known"), ("a=a", "itself")):
         shown.more.value = bad
         shown.learn.click()
         assert said in shown.error and shown.more.value == bad and len(shown.ticks) == 3

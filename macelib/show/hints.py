@@ -20,13 +20,18 @@ def vocabulary() -> frozenset[str]:
     return frozenset(word for text in texts for word in WORD.findall(text.casefold()))
 
 
-def hint(pipe, prompt: str) -> str:
-    """A sentence about an empty prompt and, for mini-SD, about words that its world has not; empty if there is none."""
+def hint(pipe, prompt: str, *more: str) -> str:
+    """A sentence about an empty prompt and, for mini-SD, about words that its world has not; empty if there is none.
+
+    more: texts whose words are looked at, too; they may be empty.
+    """
     if not prompt.strip():
         return "The prompt is empty: the model draws whatever comes."
     if family_of(pipe) is not MINI:
         return ""
-    unknown = [word for word in dict.fromkeys(WORD.findall(prompt.casefold())) if word not in vocabulary()]
+    unknown = [
+        word for word in dict.fromkeys(WORD.findall(" ".join((prompt, *more)).casefold())) if word not in vocabulary()
+    ]
     said = []
     for word in unknown[:MOST]:
         near = difflib.get_close_matches(word, sorted(vocabulary()), 3, 0.6)

@@ -21,11 +21,13 @@ def asked(pipe, text: str) -> Concept:
 
 
 def learned(pipe, erasure: Erasure, concept: Concept, progress: Callable[[str, int, int, str], None]) -> Erasure:
-    """The erasure with this concept beside the others, with its settings.
+    """The erasure with this concept beside the others, with its settings; in place of one of the same name.
 
     The new LoRA is trained with stage 1 of its own concept alone, unlike one of concepts that are erased together; the
     prior is that of all of them. MaceError where they cannot be erased together.
     """
+    if concept.name in erasure.strengths:
+        erasure = erasure.without(concept.name)
     both = [*erasure.concepts, concept]
     for note in check_concepts(both):
         log.warning(note)

@@ -15,6 +15,9 @@ STYLE = f"""<style>
 .macelib-studio .pictures figure {{ margin: 0; }}
 .macelib-studio .pictures figcaption {{ font-size: 11px; line-height: 1.25; white-space: pre-line; }}
 .macelib-studio .pictures img {{ width: 100%; display: block; border-radius: 3px; }}
+.macelib-studio .wipe {{ position: relative; }}
+.macelib-studio .wipe img + img {{ position: absolute; top: 0; left: 0; clip-path: inset(0 0 0 50%); }}
+.macelib-studio .wipe input {{ width: 100%; margin: 2px 0 0; }}
 .macelib-studio .scroll {{ overflow-x: auto; }}
 .macelib-studio .pictures, .macelib-studio .status {{ color: var(--jp-ui-font-color1, inherit); }}
 .macelib-studio .error {{ color: var(--jp-error-color0, #b71c1c); font-weight: 600; }}
@@ -24,6 +27,7 @@ STYLE = f"""<style>
 .macelib-studio .macelib-busy {{ opacity: 0.5; }}
 .macelib-studio .macelib-old {{ opacity: 0.3; filter: grayscale(1); }}
 </style>"""
+WIPE = "this.previousElementSibling.style.clipPath = `inset(0 0 0 ${this.value}%)`"
 # The widgets' sliders have no accessible name of their own: each gets the text of its label, now and when rows join.
 NAMES = """(() => {
   const name = () => document.querySelectorAll(".macelib-studio .widget-slider").forEach((slider) => {
@@ -42,12 +46,23 @@ def gallery(
     columns: Sequence[str],
     captions: Mapping[str, Sequence[str]] | None = None,
     side: int = SIZES["small"],
+    wipe: Sequence[str] = (),
 ) -> str:
     """Pictures by row label, a column each, with the captions of rows that have them; `side` pixels wide at most.
 
-    Every picture says row, column and caption to those who cannot see it.
+    wipe: labels of two rows that are shown above all, one over the other, with a handle that moves the border between
+    them. Every picture says row, column and caption to those who cannot see it.
     """
     cells = ["<span></span>", *(f"<span>{html.escape(column)}</span>" for column in columns)]
+    if wipe:
+        cells.append(f"<span>{html.escape(' | '.join(wipe))}</span>")
+        for pair, column in zip(zip(*(rows[label] for label in wipe), strict=True), columns, strict=True):
+            both = "".join(
+                _img(image, f"{label}, {column}, wiped", side) for label, image in zip(wipe, pair, strict=True)
+            )
+            name = html.escape(f"{' to '.join(wipe)}, {column}", quote=True)
+            handle = f'<input type="range" value="50" aria-label="{name}" oninput="{WIPE}">'
+            cells.append(f'<figure class="wipe">{both}{handle}</figure>')
     for label, images in rows.items():
         cells.append(f"<span>{html.escape(label)}</span>")
         texts = (captions or {}).get(label, [""] * len(images))
@@ -59,11 +74,15 @@ def gallery(
     return f'<div class="scroll">{grid}</div>'
 
 
-def message(text: str, error: bool = False, note: str = "") -> str:
+def message(text: str, error: bool = False, odd: str = "") -> str:
     """A line about what is going on, read out when it changes, and a note below it."""
     role = 'class="status error" role="alert"' if error else 'class="status" role="status"'
-    below = f'<div class="status" role="note">{html.escape(note)}</div>' if note else ""
-    return f"<span {role}>{'⚠ ' if error else ''}{html.escape(text)}</span>{below}"
+    return f"<span {role}>{'⚠ ' if error else ''}{html.escape(text)}</span>{note(odd)}"
+
+
+def note(text: str) -> str:
+    """A line of its own; of an empty text, nothing."""
+    return f'<div class="status" role="note">{html.escape(text)}</div>' if text else ""
 
 
 def _img(image: Image.Image, label: str, side: int) -> str:

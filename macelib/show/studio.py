@@ -21,18 +21,21 @@ from ..errors import MaceError, explained
 from ..models.tokens import occurrences
 from ..reading import seeds as read_seeds
 from . import viz
+from .cells import Cells
 from .controls import Controls
 from .easel import MOST, Easel
 from .hints import hint
 from .keep import keep
 from .learn import asked, learned
-from .page import gallery, message
+from .page import gallery, message, note
+from .past import Past
 from .worker import Stopped, Worker
 
 log = logging.getLogger(__name__)
 PAUSE = 0.08  # seconds of rest before drawing, in which further changes are gathered
 BATCH = "MACELIB_RUN_FOLDER"  # environment variable of a batch run, which has no page
 SEEN = ("before", "after")  # rows whose pictures are judged
+WAITING = message("waiting for another drawing or training …")
 _open: "weakref.WeakSet[Studio]" = weakref.WeakSet()
 Judge = Callable[[Sequence[Image.Image], Sequence[str], Sequence[str]], list[dict[str, float]]]
 
@@ -63,11 +66,13 @@ class Studio(Controls):
         _open.add(self)
         super().__init__(prompt, seeds, easel.steps, easel.guidance, saves=folder is not None)
         self.easel, self.judge, self.folder = easel, judge, Path(folder) if folder is not None else None
-        self.error, self.seconds, self.worker = "", 0.0, Worker()
+        self.error, self.seconds, self.worker, self.history = "", 0.0, Worker(), Past(self.past)
         self._timer, self._quiet, self._closed, self._learning = None, None, False, False
         for part in easel.erasure.parts:
             self._watch(*self.add_line(part.concept, part.strength))
-        self._watch(self.prompt, self.seeds, self.steps, self.guidance, self.word, self.side)
+        self._watch(self.prompt, self.beside, self.seeds, self.steps, self.guidance, self.word, self.side, self.wipe)
+        self.past.observe(self._back, "value")
+        self.cells = Cells(lambda text: setattr(self.elsewhere, "value", note(text)))
         for button, action in (
             (self.others, self._next_seeds), (self.all, self._tick), (self.none, self._tick),
             (self.halt, self._halt), (self.save, self._save), (self.learn, self._learn),
@@ -85,6 +90,7 @@ class Studio(Controls):
         """What the page says; MaceError for seeds that are none."""
         found = {"prompt": self.prompt.value, "seeds": list(parse_seeds(self.seeds.value))}
         found |= {"steps": self.steps.value, "guidance": self.guidance.value, "autocast": self.easel.autocast}
+        found |= {"beside": self.beside.value} if self.beside.value.strip() else {}
         return {**found, "strengths": {name: s for name, s in self.strengths.items() if s}, "word": self.word.value}
 
     def update(self, stop: threading.Event | None = None) -> None:
@@ -97,14 +103,19 @@ class Studio(Controls):
     def _draw(self, tell: Callable[[int, int], None]) -> str:
         self._offer(self.easel.words(self.prompt.value))
         rows, seeds = self._rows(tell), parse_seeds(self.seeds.value)
-        captions = {row: self._captions(rows[row]) for row in SEEN}
-        self.picture.value = gallery(rows, [f"seed {seed}" for seed in seeds], captions, self.side.value)
-        return "erased: " + (", ".join(f"{n} × {s:g}" for n, s in self.strengths.items() if s) or "nothing")
+        captions, columns = {row: self._captions(rows[row]) for row in SEEN}, [f"seed {seed}" for seed in seeds]
+        self.picture.value = gallery(rows, columns, captions, self.side.value, SEEN if self.wipe.value else ())
+        erased = ", ".join(f"{n} × {s:g}" for n, s in self.strengths.items() if s) or "nothing"
+        self.history.add(self.settings, erased, self.state(), self._together())
+        return f"erased: {erased}"
 
     def _rows(self, tell=None) -> dict[str, list[Image.Image]]:
         s = self.settings
         how = {"steps": s["steps"], "guidance": s["guidance"]}
-        return self.easel.rows(s["prompt"], s["seeds"], self.strengths, s["word"], tell, **how)
+        rows = self.easel.rows(s["prompt"], s["seeds"], self.strengths, s["word"], tell, **how)
+        for row, some in zip(SEEN, (None, self.strengths), strict=True) if "beside" in s else ():
+            rows[f"{row}: {s['beside']}"] = self.easel.draw(s["beside"], s["seeds"], some, tell, **how).images
+        return rows
 
     def _captions(self, images: Sequence[Image.Image]) -> list[str]:
         """What the judge takes each picture for, and for how much each concept of the prompt; without one, nothing."""
@@ -125,12 +136,12 @@ class Studio(Controls):
         """
         if self._closed:
             return
-        start, self._timer, self.error, done, note = time.perf_counter(), None, "", "", ""
-        self.status.value = message(what)
+        start, self._timer, self.error, done, odd = time.perf_counter(), None, "", "", ""
+        self._doing, self.status.value = what, message(what)
         self.busy(True)
         try:
             with explained():
-                note = hint(self.easel.pipe, self.prompt.value)
+                odd = hint(self.easel.pipe, self.prompt.value, self.beside.value)
                 done = work()
         except MaceError as error:
             self.error = str(error)
@@ -144,7 +155,7 @@ class Studio(Controls):
         if draws:
             self.old(not done)
         said = f"ready in {self.seconds:.1f} s; {done}" if done else "stopped"
-        self.status.value = message(self.error or said, bool(self.error), note)
+        self.status.value = message(self.error or said, bool(self.error), odd)
 
     def figure(self, title: str | None = None) -> viz.Figure:
         """What the page shows, as a figure for paper; MaceError where the page shows an error."""
@@ -157,6 +168,7 @@ class Studio(Controls):
         """Take the page away; its controls do nothing any more."""
         self._closed = True
         self.worker.stop()
+        self.cells.close()
         if self._timer:
             self._timer.cancel()
         for widget in [*self.widgets()]:
@@ -233,6 +245,14 @@ class Studio(Controls):
                     self.sliders[name].value = 1.0
         self._changed()
 
+    def _back(self, _) -> None:
+        """Show the chosen earlier state again; concepts that were learned since are off in it."""
+        if self._quiet == threading.get_ident():
+            return
+        with self._together():
+            self.history.back(self.state(), {f"tick {name}": False for name in self.ticks})
+        self._changed()
+
     def _next_seeds(self, _) -> None:
         try:
             seeds = parse_seeds(self.seeds.value)
@@ -270,15 +290,19 @@ class Studio(Controls):
             self.more.value = ""
             return f"{concept.name} is learned"
 
-        before, self._learning, self.learn.disabled, self.save.disabled = len(self.ticks), True, True, True
+        before, self._learning, self.learn.disabled, self.save.disabled = self.easel.erasure, True, True, True
         try:
             self._do(f"learning {self.more.value} …", work)
         finally:
             self._learning = self.learn.disabled = self.save.disabled = False
-        if len(self.ticks) > before:
+        if self.easel.erasure is not before:
             self.update(stop)
 
     def _tell(self, stop: threading.Event | None, done: int, total: int) -> None:
         if stop is not None and stop.is_set():
             raise Stopped
         self.bar.max, self.bar.value = total, done
+        if not done:
+            self.status.value = WAITING
+        elif self.status.value == WAITING:
+            self.status.value = message(self._doing)
