@@ -162,7 +162,7 @@ def test_low_memory_is_loaded_by_name_and_known_to_other_processes():
     assert pipe._macelib_source[1]["low_memory"] is True
 
 
-def test_the_plan_as_json(tmp_path, capsys):
+def test_the_plan_as_json_and_pictures_with_low_memory(tmp_path, capsys):
     from typer.testing import CliRunner
 
     from macelib import cli
@@ -171,3 +171,9 @@ def test_the_plan_as_json(tmp_path, capsys):
     words = ["plan", "ship=sea", "--model", str(tmp_path / "tiny"), "--device", "cpu"]
     result = CliRunner().invoke(cli.app, [*words, "--json", "--low-memory"])
     assert result.exit_code == 0 and json.loads(result.stdout)["pictures"] == 8
+    words = ["generate", "a ship", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--steps", "1"]
+    pictures = []
+    for extra in ([], ["--low-memory"]):
+        assert CliRunner().invoke(cli.app, [*words, *extra, "--out", str(tmp_path / f"o{len(extra)}")]).exit_code == 0
+        pictures.append((tmp_path / f"o{len(extra)}" / "0000.png").read_bytes())
+    assert pictures[0] == pictures[1]

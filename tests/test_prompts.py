@@ -2,6 +2,9 @@
 
 import json
 import logging
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -153,6 +156,33 @@ def test_processes_share_a_folder(tmp_path):
     how, engine = Drawing(steps=1, batch=1), make_engine("local", jobs=2)
     done = [i for n, _, _ in draw_prompts(pipe, rows, tmp_path / "out", how, engine=engine) for i in n]
     assert done == list(range(8)) and how.kept(pipe, tmp_path / "out", "original") == {("a ship", i) for i in range(8)}
+
+
+@pytest.mark.slow
+def test_a_command_that_was_killed_goes_on(clip, tmp_path):
+    tiny_pipeline("sd").save_pretrained(tmp_path / "tiny")
+    clip.model.save_pretrained(tmp_path / "clip")
+    clip.processor.save_pretrained(tmp_path / "clip")
+    rows = csv(tmp_path, "prompt,seed\n" + "".join(f"a ship,{i}\n" for i in range(120)))
+    words = ["evaluate", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--prompts", str(rows), "--steps", "3"]
+    words += ["--scorer", str(tmp_path / "clip"), "--engine", "local", "--jobs", "2", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "macelib.cli", *words, "--batch", "2"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    manifest = tmp_path / "out"
+    while len(list(manifest.rglob("*.png"))) < 8:
+        assert first.poll() is None
+        time.sleep(0.05)
+    first.kill()
+    first.wait()
+    time.sleep(8)  # its workers end with it
+    there = {path: path.stat().st_mtime_ns for path in manifest.rglob("*.png")}
+    assert 8 <= len(there) < 120
+    kept = {e["file"] for e in json.loads(next(manifest.rglob("manifest.json")).read_text())["images"]}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(manifest / "images.csv")
+    assert list(table.seed) == list(range(120)) and table["CLIP score"].notna().all()
+    assert len(kept) >= 6 and all(t == p.stat().st_mtime_ns for p, t in there.items() if p.name in kept)
 
 
 def test_tables_of_a_list(pipe, ship, clip, tmp_path):

@@ -9,7 +9,7 @@ import typer
 from ..errors import MaceError
 from ..reading import seeds as read_seeds
 from ..show.progress import Bars
-from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, example, pipeline
+from .options import Device, Dtype, Force, Guidance, Local, LowMemory, Model, Revision, example, pipeline
 
 MOST = 1_000_000  # pictures of one call
 
@@ -31,6 +31,7 @@ def generate(
     local_files_only: Local = False,
     device: Device = None,
     dtype: Dtype = None,
+    low_memory: LowMemory = False,
 ) -> None:
     """Draw pictures, with or without an erasure. The same call into the same folder draws the same again."""
     from ..erasure import Erasure, versions
@@ -51,7 +52,7 @@ def generate(
     from ..models.about import about
     from ..models.sample import generate as draw
 
-    pipe = pipeline(model, revision, local_files_only, device, dtype)
+    pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
     if chosen is not None:
         chosen.apply(pipe, force)
     settings = {} if guidance is None else {"guidance": guidance}

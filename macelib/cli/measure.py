@@ -7,7 +7,7 @@ import typer
 
 from ..errors import MaceError
 from ..show.progress import Bars
-from .options import Device, Dtype, Force, Guidance, Local, Model, Revision, example, pipeline
+from .options import Device, Dtype, Force, Guidance, Local, LowMemory, Model, Revision, example, pipeline
 
 
 def evaluate(
@@ -49,6 +49,7 @@ def evaluate(
     local_files_only: Local = False,
     device: Device = None,
     dtype: Dtype = None,
+    low_memory: LowMemory = False,
 ) -> None:
     """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row.
 
@@ -77,7 +78,7 @@ def evaluate(
     if rows is not None:
         of_list |= {"features": features and ClipFeatures(plugged(features)), "engine": where}
         of_list.pop("jobs")
-    pipe = pipeline(model, revision, local_files_only, device, dtype)
+    pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
     if chosen is not None:
         chosen.check(pipe, force)
     drawing = {"steps": steps, "batch": batch} | ({} if guidance is None else {"guidance": guidance})

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..concepts import Concept, listed, with_synonyms
+from ..concepts import Concept, listed, with_synonyms, with_templates
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import _groups, _layers, _needs_prior, _suggestions
@@ -60,7 +60,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """Most memory, in bytes."""
-        return max(self.memory.values())
+        return max(self.memory.values(), default=0)
 
     @property
     def total(self) -> float:
@@ -69,15 +69,12 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan in words."""
-        largest = max(self.memory, key=self.memory.get)
-        parts = [f"{WORDS[name]} {_time(s)}" for name, s in self.seconds.items() if s >= 0.5]
         kept = f" ({self.kept} more are there)" if self.kept else ""
         lines = [
             f"{_many(self.concepts, 'concept')} on {self.device}; {self.title}",
             f"  to draw: {_many(self.pictures, 'picture')}{kept}; {self.calls:,} passes of the denoiser, and "
             f"{_many(self.steps, 'training step')}",
-            f"  time: about {_time(self.total)}" + (f": {', '.join(parts)}" if parts else ""),
-            f"  memory: about {_size(self.peak)} at most ({WORDS[largest]}); {_size(self.free)} are there",
+            *self._reckoned(),
             f"  disk: about {_size(sum(self.disk.values()))}, of which the erasure takes "
             f"{_size(self.disk['erasure'])}" + ("" if self.space is None else f"; {_size(self.space)} are free"),
         ]
@@ -89,6 +86,17 @@ class Plan:
             lines.append("  The disk may not do: choose another folder.")
         return [*lines, *(f"  {sentence}" for sentence in self.missing)]
 
+    def _reckoned(self) -> list[str]:
+        """Time and memory in words; none where they are not known."""
+        if not self.memory:
+            return []
+        parts = [f"{WORDS[name]} {_time(s)}" for name, s in self.seconds.items() if s >= 0.5]
+        largest = max(self.memory, key=self.memory.get)
+        return [
+            f"  time: about {_time(self.total)}" + (f": {', '.join(parts)}" if parts else ""),
+            f"  memory: about {_size(self.peak)} at most ({WORDS[largest]}); {_size(self.free)} are there",
+        ]
+
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
@@ -97,46 +105,77 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
     """What `erase` with these arguments will take. It draws nothing, and trains nothing; a few passes are timed.
 
     Pictures that the folder has already are not counted again. What is missing is said, where `erase` refuses it.
-    MaceError: concepts or settings that `erase` would refuse, and a pipeline without a UNet.
+    Time and memory are reckoned for models with a UNet; of others it is said that they are not.
+    MaceError: concepts or settings that `erase` would refuse.
     """
     check_pipeline(pipe)
     concepts = listed(concepts, lambda: _suggestions(pipe))
     named, config = (config or EraseConfig()), (config or EraseConfig()).for_model(pipe, concepts)
-    missing = []
+    concepts, missing = [with_templates(concept, config.templates) for concept in concepts], []
     captions = 0 if prior else _captions(pipe, concepts, config, missing)
     config = _masked(concepts, config, named, missing)
     wanted, kept = _pictures(pipe, concepts, config, folder)
-    first = config.of(concepts[0].kind)
-    guided = 2 if (first.images.guidance or default_guidance(pipe) or 7.5) > 1 else 1
-    at_once = guided * min(config.images.batch, max([*wanted.values(), 1]))
-    pace = clock.pace(pipe, concepts[0], at_once, config.images.autocast)
-    base, size, trains = clock.held(pipe), image_size(pipe), config.stages != "1"
-    T, training = tokenizers(pipe)[0].model_max_length, config.training(concepts[0].kind)
-    cost = passes(pipe, size, T, training.gradient_checkpointing, training.rank)
-    looks = len(NOISE_LEVELS) * sum(n for kind, n in wanted.items() if config.mask_source(kind) == "attention")
-    draws = sum(guided * config.of(kind).images.steps * n for kind, n in wanted.items())
-    steps = sum(config.training(c.kind).steps for c in concepts) if trains else 0
-    rate = pace.call / max(cost.denoise.flop, 1)  # seconds per operation
-    pictures = sum(wanted.values())
-    seconds = {
-        "captions": captions * pace.prompt,
-        "statistics": len(concepts) * pace.concept,
-        "drawing": draws * pace.call + pictures * cost.decode.flop * rate,
-        "masks": looks * pace.call + 2 * trains * pictures * cost.encode.flop * rate,
-        "training": steps * cost.train.flop * rate,
-    }
-    counts = {
-        "device": str(runs_on(pipe.unet)), "title": config.title, "concepts": len(concepts), "pictures": pictures,
-        "kept": kept, "calls": draws + looks, "steps": steps, "captions": captions, "missing": tuple(missing),
-    }  # fmt: skip
-    return Plan(
-        **counts,
-        seconds=seconds,
-        memory=_memory(pipe, concepts, config, cost, guided, base, wanted),
-        free=clock.free(pipe) + base,
-        disk=_disk(pipe, concepts, config, size, pictures),
-        space=None if folder is None else shutil.disk_usage(_existing(Path(folder))).free,
+    guided = 2 if (config.of(concepts[0].kind).images.guidance or default_guidance(pipe) or 7.5) > 1 else 1
+    work = _Done(
+        captions=captions,
+        pictures=sum(wanted.values()),
+        draws=sum(guided * config.of(kind).images.steps * n for kind, n in wanted.items()),
+        looks=len(NOISE_LEVELS) * sum(n for kind, n in wanted.items() if config.mask_source(kind) == "attention"),
+        steps=0 if config.stages == "1" else sum(config.training(c.kind).steps for c in concepts),
     )
+    if getattr(pipe, "unet", None) is None:
+        missing.append(
+            "Time and memory are reckoned for models with a UNet alone: try one concept and few steps first."
+        )
+        seconds, memory, free, device = {}, {}, 0, pipe.device
+    else:
+        seconds, memory, base = _reckoned(pipe, concepts, config, work, guided)
+        free, device = clock.free(pipe) + base, runs_on(pipe.unet)
+    return Plan(
+        device=str(device),
+        title=config.title,
+        concepts=len(concepts),
+        pictures=work.pictures,
+        kept=kept,
+        calls=work.draws + work.looks,
+        steps=work.steps,
+        captions=captions,
+        seconds=seconds,
+        memory=memory,
+        free=free,
+        disk=_disk(pipe, concepts, config, image_size(pipe), work.pictures),
+        space=None if folder is None else shutil.disk_usage(_existing(Path(folder))).free,
+        missing=tuple(missing),
+    )
+
+
+@dataclass(frozen=True)
+class _Done:
+    """How often what is done."""
+
+    captions: int
+    pictures: int  # drawn
+    draws: int  # passes of the denoiser, for one sample each
+    looks: int  # the same, to read its attention
+    steps: int  # of training, for one concept each
+
+
+def _reckoned(pipe, concepts, config: EraseConfig, work: _Done, guided: int) -> tuple[dict, dict, int]:
+    """Seconds and bytes by part of the work, and the bytes that the process holds."""
+    images, training = config.of(concepts[0].kind).images, config.training(concepts[0].kind)
+    pace = clock.pace(pipe, concepts[0], guided * min(images.batch, max(work.pictures, 1)), images.autocast)
+    base, size, T = clock.held(pipe), image_size(pipe), tokenizers(pipe)[0].model_max_length
+    cost = passes(pipe, size, T, training.gradient_checkpointing, training.rank)
+    rate = pace.call / max(cost.denoise.flop, 1)  # seconds per operation
+    encodes = 2 * work.pictures if work.steps else 0  # for the masks, and to train on
+    seconds = {
+        "captions": work.captions * pace.prompt,
+        "statistics": len(concepts) * pace.concept,
+        "drawing": work.draws * pace.call + work.pictures * cost.decode.flop * rate,
+        "masks": work.looks * pace.call + encodes * cost.encode.flop * rate,
+        "training": work.steps * cost.train.flop * rate,
+    }
+    return seconds, _memory(pipe, concepts, config, cost, guided, base), base
 
 
 class _Unread(Exception):
@@ -215,14 +254,14 @@ def _pictures(pipe, concepts, config: EraseConfig, folder) -> tuple[dict[str, in
     return wanted, kept
 
 
-def _memory(pipe, concepts, config: EraseConfig, cost: Passes, guided: int, base: int, wanted) -> dict[str, int]:
+def _memory(pipe, concepts, config: EraseConfig, cost: Passes, guided: int, base: int) -> dict[str, int]:
     """Bytes at the peak of each part, the largest kind and group of concepts counting."""
     d, layers = embedding_size(pipe), _layers(pipe)
     own = 4 * d * sum(layers.values())  # one more copy of what reads the text, while it is changed
     most = min(config.images.batch, max((config.image_count(c.kind) for c in concepts), default=1))
     sliced = getattr(pipe.vae, "use_slicing", False)
     memory = {"statistics": base + 6 * 8 * d * d}
-    if wanted:
+    if config.stages != "1":
         decoded, read = (1 if sliced else most), (1 if sliced else min(ENCODED, most))
         drawn = max(guided * most * cost.denoise.bytes, decoded * cost.decode.bytes)
         looked = max(most * cost.denoise.bytes, read * cost.encode.bytes)
