@@ -194,6 +194,7 @@ def test_tables_of_a_list(pipe, ship, clip, tmp_path):
     assert list(table.model) == ["original"] * 4 + ["erased"] * 4 and list(table["class"][:4]) == [
         row.columns["class"] for row in LIST
     ]
+    assert list(table.guidance[4:].isna()) == [True, False, True, True]  # this model has no scale of its own
     for row in table.itertuples():
         picture = Image.open(tmp_path / row.file)
         assert clip.score([picture], [row.prompt])[0] == pytest.approx(table["CLIP score"][row.Index], abs=1e-3)

@@ -101,7 +101,7 @@ def measure_prompts(
     module = (ClipFeatures(scorer) if features is None else features) if against is not None else None
     real = vectors(_pictures(against), module) if against not in (None, "original") else None
     own = Drawing(**{"guidance": _preset_guidance(pipe, change), **drawing})
-    look = _Look(prompts, classifier, among, wanted, scorer, module)
+    look = _Look(prompts, classifier, among, wanted, scorer, module, own.guidance)
     states = STATES if change is not None else STATES[:1]
     with locked(Path(folder) / ".lock", str(folder), wait=False) if folder else nullcontext():
         rows, seen, done = [], {}, 0
@@ -139,6 +139,7 @@ class _Look:
     wanted: str | None
     scorer: object
     features: object
+    guidance: float | None  # of a row that has none
 
     def at(self, state: str, drawn: Iterator, folder: str | Path) -> tuple[list[dict], torch.Tensor | None]:
         """A row per prompt, in their order, and the features of the pictures (n, w)."""
@@ -149,7 +150,12 @@ class _Look:
             columns = {"CLIP score": scores, **self._seen(pictures)}
             for place, (i, file) in enumerate(zip(numbers, files, strict=True)):
                 row = self.prompts[i]
-                asked = {"model": state, "prompt": row.prompt, "seed": row.seed, "guidance": row.guidance}
+                asked = {
+                    "model": state,
+                    "prompt": row.prompt,
+                    "seed": row.seed,
+                    "guidance": self.guidance if row.guidance is None else row.guidance,
+                }
                 there = {"file": file.relative_to(folder).as_posix()}
                 rows[i] = asked | row.columns | there | {name: values[place] for name, values in columns.items()}
             if self.features is not None:
