@@ -73,6 +73,7 @@ class TrainOptions:
     prompt: Literal["sample", "template"] | None = None  # of a step: the picture's own; one of the templates at random
     mask: Literal["soft", "nearest"] | None = None  # at a layer's size: means over areas; nearest pixel above 0.5
     latents: Literal["mean", "sample"] | None = None  # of the VAE's posterior; sample: drawn anew for each step
+    shift: Literal["own", "none"] = "own"  # of a flow's noise levels: its scheduler's; or none
     clip: float | None = None  # largest gradient norm of one concept's LoRA
     concepts_per_pass: int | None = None  # concepts trained in one forward pass
     autocast: Literal["bf16", "fp16"] | None = None  # precision of the forward pass; None: as loaded

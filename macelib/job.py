@@ -21,12 +21,11 @@ from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
 from .method.masks import check_grounding
 from .method.refine import compress, concept_sums, concept_texts, difference, solve_refinement, stored_rank
-from .models.entrances import kv_weights, pooled_weights
+from .models.entrances import denoiser, kv_weights, pooled_weights
 from .models.families import Entry, family_of
 from .models.pipelines import check_pipeline, drawing_hash, load_pipeline, model_hash
 from .models.swap import untouched
-from .models.text import embedding_size, pooled_size, tokenizers
-from .models.tokens import tokenize
+from .models.text import check_prompt, embedding_size, missing_text, pooled_size
 from .show.progress import Bars, watched
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ def erase(
     config = _filled(pipe, concepts, config, prior is not None)
     concepts = [with_templates(concept, config.templates) for concept in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
-        tokenize(tokenizers(pipe)[0], text)  # refuses one that is too long before the first is read
+        check_prompt(pipe, text)  # refuses one that is too long before the first is read
     with contextlib.ExitStack() as stack:
         tell = progress or (lambda *_: None)
         if progress is None and watched():
@@ -144,7 +143,7 @@ def _filled(pipe, concepts: Sequence[Concept], config: EraseConfig, has_prior: b
     """The settings, filled and marked where they are not the preset's; MaceError for what is missing."""
     named = config.preset_name is not None and config.rows is None
     config = config.for_model(pipe, concepts)
-    marks = [] if has_prior else [_captions(pipe, concepts, config)]
+    marks = [missing_text(pipe)] + ([] if has_prior else [_captions(pipe, concepts, config)])
     if missing := _detector(concepts, config, named):
         config = dataclasses.replace(config, images=dataclasses.replace(config.images, masks="attention"))
         marks.append(missing)
@@ -196,12 +195,12 @@ def _needs_prior(concepts: Sequence[Concept], config: EraseConfig) -> bool:
 
 def _layers(pipe) -> dict[str, int]:
     """Out features of every to_k and to_v."""
-    return {name: w.shape[0] for name, w in kv_weights(pipe.unet).items()}
+    return {name: w.shape[0] for name, w in kv_weights(denoiser(pipe)).items()}
 
 
 def _pooled(pipe) -> dict[str, int]:
     """The width of the pooled text by the layer that reads it; empty where none does."""
-    return dict.fromkeys(pooled_weights(pipe.unet), pooled_size(pipe))
+    return dict.fromkeys(pooled_weights(denoiser(pipe)), pooled_size(pipe))
 
 
 def _statistics(
@@ -343,7 +342,7 @@ def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[
     yield from ((work, found[work.key]) for work in works if work.key not in waiting)
     done, failed = sum(len(w.concepts) for w in works if w.key not in waiting), []
     total = sum(len(work.concepts) for work in works)
-    how = source, pipe.scheduler, pipe.unet.dtype
+    how = source, pipe.scheduler, denoiser(pipe).dtype
     for outcome in engine.run(Job(key, train_elsewhere, (*how, work)) for key, work in waiting.items()):
         work = waiting[outcome.key]
         names = ", ".join(concept.name for concept in work.concepts)

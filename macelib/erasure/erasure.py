@@ -24,7 +24,7 @@ from ..errors import MaceError
 from ..method.fuse import Fusion, changed, finite, fuse_sums, less_identity
 from ..method.pooled import pooled_map, pooled_sums, share_left
 from ..method.refine import Refinement, solve_refinement
-from ..models.entrances import pooled_columns, text_weights
+from ..models.entrances import denoiser, pooled_columns, text_weights
 from ..models.swap import base_hash, originals, remove, take_back, write
 from . import store
 from .export import export
@@ -272,10 +272,10 @@ class Erasure:
         """
         self.check(pipe, force)
         take_back(pipe)
-        weights, W = text_weights(pipe.unet), originals(pipe.unet)
+        weights, W = text_weights(denoiser(pipe)), originals(denoiser(pipe))
         new = dict(self.weights({name: w.to(weights[name].device) for name, w in W.items()}))
-        write(pipe.unet, W, new)
-        if pipe.unet.dtype == torch.bfloat16 and (growth := _norm(new) / _norm(W)) > GROWTH:
+        write(denoiser(pipe), W, new)
+        if denoiser(pipe).dtype == torch.bfloat16 and (growth := _norm(new) / _norm(W)) > GROWTH:
             log.warning(
                 "The erased weights are %.1f times as large as the original ones, and bfloat16 keeps eight bits of "
                 "them: names that stay may be drawn worse. Load the model in float32.",
@@ -292,7 +292,7 @@ class Erasure:
 
     def check(self, pipe, force: bool = False) -> None:
         """MaceError where the pipeline is not the one it was made for; with `force`, only where shapes differ."""
-        shapes = {name: tuple(w.shape) for name, w in text_weights(pipe.unet).items()}
+        shapes = {name: tuple(w.shape) for name, w in text_weights(denoiser(pipe)).items()}
         tokens = {name: shapes.pop(name, None) for name in self.layers}
         fits = all(name in shapes and shapes.pop(name)[1] >= p for name, p in self.pooled.items()) and not shapes
         if not fits or tokens != {name: (out, self.width) for name, out in self.layers.items()}:

@@ -13,15 +13,15 @@ from ..concepts import sample_prompt
 from ..errors import MaceError
 from ..files import atomic
 from ..method.fuse import Fusion, fused_weight
-from ..models.entrances import pooled_columns
+from ..models.entrances import denoiser, part_of, pooled_columns
 from ..models.sample import generate
 from ..models.swap import originals, untouched, write
 from .standalone import Standalone, check_rank, module_names, standalone
 
 FORMATS = {
     "pipeline": "The erased pipeline: DiffusionPipeline.from_pretrained(FOLDER).",
-    "weights": "unet.safetensors holds the changed weights: "
-    "pipe.unet.load_state_dict(safetensors.torch.load_file(FILE), strict=False).",
+    "weights": "PART.safetensors (unet or transformer) holds the changed weights: "
+    "pipe.PART.load_state_dict(safetensors.torch.load_file(FILE), strict=False).",
     "lora": "ComfyUI, A1111: lora_standalone.safetensors on the original model, strength 1 (UNet only).\n"
     "diffusers: load base.safetensors into pipe.unet (load_state_dict, strict=False), then "
     'pipe.load_lora_weights(FOLDER, weight_name="lora.safetensors").',
@@ -60,6 +60,8 @@ def export(
         raise MaceError("This erasure holds no concept: there is nothing to export.")
     if format == "lora" and not any(D.numel() for _, D in erasure.lora.values()):
         raise MaceError("This erasure is of stage 1 alone and has no LoRA: export it as pipeline or weights.")
+    if format == "lora" and part_of(pipe) == "transformer":
+        raise MaceError(f"A LoRA of {type(pipe).__name__} is not written: export it as pipeline or weights.")
     erasure.check(pipe, force)
     with new_folder(folder, format) as temporary:
         if format == "lora":
@@ -96,19 +98,19 @@ def _pipeline(erasure, pipe, folder: Path) -> None:
 
 
 def _weights(erasure, pipe, folder: Path) -> None:
-    _save(dict(erasure.weights(originals(pipe.unet))), folder / "unet.safetensors")
+    _save(dict(erasure.weights(originals(denoiser(pipe)))), folder / f"{part_of(pipe)}.safetensors")
 
 
 def _lora(erasure, pipe, folder: Path, rank: int | str | None, prompt: str, steps: int) -> str:
     """Write both ways to use a LoRA; what is to be said of the standalone one."""
-    W, fusion = originals(pipe.unet), erasure.fusion
+    W, fusion = originals(denoiser(pipe)), erasure.fusion
     folded = Fusion(fusion.R_tilde, [])
     base = {name: fused_weight(W[name], folded, [], name, torch.float32) for name in erasure.layers}  # W R̃
     base |= {name: pooled_columns(W[name], erasure.pooled_refinement.R) for name in erasure.pooled}
     _save(base, folder / "base.safetensors")
     save_peft(folder / "lora.safetensors", *({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1)))
     found = standalone(erasure, W, rank)
-    save_file(found.kohya(module_names(found.B, pipe.unet)), folder / "lora_standalone.safetensors")
+    save_file(found.kohya(module_names(found.B, denoiser(pipe))), folder / "lora_standalone.safetensors")
     said = found.said(sum(W[name].numel() * W[name].element_size() for name in found.B))
     if not found.whole:
         gap = _largest_difference(erasure, pipe, found, prompt, steps)
@@ -124,9 +126,9 @@ def _largest_difference(erasure, pipe, found: Standalone, prompt: str, steps: in
     """Between a picture by the applied erasure and one by the standalone LoRA: 0 to 255."""
     pictures = []
     with untouched(pipe):
-        W = originals(pipe.unet)
+        W = originals(denoiser(pipe))
         for new in (dict(erasure.weights(W)), found.weights(W)):
-            write(pipe.unet, W, new)
+            write(denoiser(pipe), W, new)
             (picture,) = generate(pipe, prompt, [0], steps)
             pictures.append(torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).int())
     return float((pictures[0] - pictures[1]).abs().max())

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import MaceError
 from ..files import atomic, hash_file, hash_tensors, hash_text
-from ..models.entrances import text_weights
+from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash
 from ..models.sample import generate, image_size
 from ..models.swap import applied_edit, base_hash
@@ -73,7 +73,7 @@ class Drawing:
         values = asdict(self) | {"size": list(image_size(pipe, self.size))}
         values.pop("batch")
         values["guidance"] = default_guidance(pipe) if self.guidance is None else self.guidance
-        weights = hash_tensors(text_weights(pipe.unet))
+        weights = hash_tensors(text_weights(denoiser(pipe)))
         about = {"model": base_hash(pipe), "weights": weights, "drawn_by": drawing_hash(pipe)}
         if (edit := applied_edit(pipe)) is not None:  # its hooks are in no weights
             about["edit"] = edit.key

@@ -12,7 +12,8 @@ from PIL import Image
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..files import atomic, hash_file, hash_tensors, locked
-from ..models.entrances import text_weights
+from ..models.denoise import is_flow
+from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import cast, default_guidance, drawing_hash, model_hash
 from ..models.sample import generate, image_size
 from ..models.swap import applied_edit
@@ -26,6 +27,11 @@ def scheduled(pipe, scheduler: str) -> Iterator[None]:
     own = pipe.scheduler
     try:
         if scheduler == "dpm++":
+            if is_flow(own):
+                raise MaceError(
+                    f"DPM-Solver++ on a noise schedule does not fit {type(own).__name__}, which goes along a flow: set "
+                    "images.scheduler to own."
+                )
             pipe.scheduler = DPMSolverMultistepScheduler.from_config(own.config)
         yield
     finally:
@@ -62,8 +68,8 @@ def training_images(
     made_by |= {"guidance": guidance, "size": list(image_size(pipe, size))}
     if (edit := applied_edit(pipe)) is not None:
         made_by["edit"] = edit.key
-    elif hasattr(pipe.unet, "_macelib_originals"):
-        made_by["erased"] = hash_tensors(text_weights(pipe.unet))
+    elif hasattr(denoiser(pipe), "_macelib_originals"):
+        made_by["erased"] = hash_tensors(text_weights(denoiser(pipe)))
     wanted = [{"file": f"{i:04d}.png", "prompt": prompt, "seed": seed + i, **made_by} for i in range(n)]
     (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     with locked(folder / ".lock", f"the pictures in {folder}"):

@@ -9,18 +9,18 @@ from urllib.request import urlopen
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..models.attention import resize, trace
+from ..models.denoise import Levels, denoise
+from ..models.entrances import denoiser, part_of
 from ..models.finite import check_finite
 from ..models.offload import runs_on
 from ..models.sample import encode_images
-from ..models.text import added_conditions, encode, tokenizers
-from ..models.tokens import token_spans
+from ..models.text import added_conditions, encode, spans
 
 log = logging.getLogger(__name__)
 SOURCES = ("attention", "grounding", "alpha", "full")
@@ -115,28 +115,29 @@ def _attention(pipe, concept: Concept, images, prompts: Sequence[str], seed: int
 def attention_maps(
     pipe, phrase: str, images: Sequence[Image.Image], prompts: Sequence[str], seed: int = 0, batch: int = 8
 ) -> Tensor:
-    """The phrase's cross-attention (n, h, w) in given images, on the CPU: read while the UNet denoises them a little.
+    """The phrase's cross-attention (n, h, w) in given images, on the CPU: read while the model denoises them a little.
 
     Mean over layers, heads, NOISE_LEVELS and the phrase's tokens. MaceError where a prompt does not hold the phrase.
     """
-    spans = [sorted({i for s in token_spans(tokenizers(pipe)[0], p, phrase) for i in s}) for p in prompts]
-    if not all(spans):
-        raise MaceError(f"The prompt {prompts[spans.index([])]!r} does not name {phrase!r}: give prompts that do.")
-    alphas, place = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod, runs_on(pipe.unet)
-    g, unet, heats = torch.Generator().manual_seed(seed), pipe.unet, []
+    own = [spans(pipe, p, phrase) for p in prompts]
+    if not all(own):
+        raise MaceError(f"The prompt {prompts[own.index([])]!r} does not name {phrase!r}: give prompts that do.")
+    place = runs_on(denoiser(pipe))
+    g, model, heats = torch.Generator().manual_seed(seed), denoiser(pipe), []
     added = added_conditions(pipe, list(prompts), images[0].size[::-1])
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
         x = encode_images(pipe, images[some]).cpu()  # (m, c, h, w)
-        e = encode(pipe, list(prompts[some])).to(place, unet.dtype)
-        extra = added and {name: value[some].to(place, unet.dtype) for name, value in added.items()}
+        e = encode(pipe, list(prompts[some])).to(place, model.dtype)
+        extra = added and {name: value[some].to(place, model.dtype) for name, value in added.items()}
+        levels = Levels(pipe, tuple(x.shape[-2:]))
         with trace(pipe, guided=False) as maps:
             for level in sorted(NOISE_LEVELS, reverse=True):
-                t = int(level * len(alphas))
-                noisy = alphas[t].sqrt() * x + (1 - alphas[t]).sqrt() * torch.randn(x.shape, generator=g)
-                unet(noisy.to(place, unet.dtype), t, encoder_hidden_states=e, added_cond_kwargs=extra)
-        heats += [maps.map(positions, image=i).cpu() for i, positions in enumerate(spans[some])]
-    check_finite(pipe, "unet", f"The attention of {phrase!r}", torch.stack(heats))
+                t = int(level * len(levels))
+                noisy = levels.noised(x, torch.randn(x.shape, generator=g), t)
+                denoise(model, noisy.to(place, model.dtype), levels.timesteps[t], e, extra)
+        heats += [maps.map(positions, image=i).cpu() for i, positions in enumerate(own[some])]
+    check_finite(pipe, part_of(pipe), f"The attention of {phrase!r}", torch.stack(heats))
     return torch.stack(heats)
 
 

@@ -16,8 +16,8 @@ from ..concepts import Concept, folded
 from ..errors import MaceError
 from ..files import cache_folder, data_folder, hash_text, read_cached, save_tensors
 from ..models.families import family_of
-from ..models.text import embedding_size, pooled_size, read, text_hash, tokenizers
-from ..models.tokens import phrase_pattern, token_spans
+from ..models.text import embedding_size, pooled_size, prompt_fits, read, spans, text_hash, text_length
+from ..models.tokens import phrase_pattern
 from ..reading import Item, read_json, read_table, read_text
 from .refine import gram, symmetric
 
@@ -249,18 +249,16 @@ def _unpacked(pipe, row: Tensor) -> tuple[Tensor, Tensor | None]:
 
 def _fits(pipe, caption: str) -> bool:
     """Whether the model reads the caption to its end."""
-    tokenizer = tokenizers(pipe)[0]
-    return len(tokenizer(caption, verbose=False)["input_ids"]) <= tokenizer.model_max_length
+    return prompt_fits(pipe, caption)
 
 
 def _counted(pipe, captions: Sequence[str], own: Sequence[str]) -> Tensor:
     """(n, T) bool: which tokens are of one of the phrases; all of them where there are no phrases."""
-    tokenizer = tokenizers(pipe)[0]
-    counted = torch.full((len(captions), tokenizer.model_max_length), not own)
+    counted = torch.full((len(captions), text_length(pipe)), not own)
     patterns = [(phrase, phrase_pattern(phrase)) for phrase in own]
     for row, caption in zip(counted, captions, strict=True):
         for phrase in (phrase for phrase, pattern in patterns if pattern.search(caption)):
-            row[[i for span in token_spans(tokenizer, caption, phrase) for i in span]] = True
+            row[spans(pipe, caption, phrase)] = True
     if not counted.any(1).all():
         caption = captions[int((~counted.any(1)).nonzero()[0])]
         raise MaceError(f"The domain caption {caption!r} has none of the names to keep: leave it, or the names, out.")
@@ -295,6 +293,7 @@ def _grams(
         for label, members in groupby(range(len(chunk)), key=lambda i: chunk[i][0]):
             some = list(members)
             e, u = text.tokens[some][counted[some].to(text.tokens.device)], text.pooled[some]  # (m, d), (m, p)
+            e = e[e.any(1)]  # without padding that is masked
             sums[index[label]] += torch.cat([gram(e).cpu()[upper], gram(u).cpu()[beside]])
         if progress:
             progress(start + len(chunk), len(pairs))

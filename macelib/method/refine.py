@@ -11,15 +11,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ..concepts import Concept, align, anchored, prompts, templates
+from ..concepts import Concept, anchored, prompts, templates
 from ..errors import MaceError
-from ..models.text import Reading, read, tokenizers
+from ..models.text import Reading, aligned, read
 
 log = logging.getLogger(__name__)
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
 Products = torch.dtype | str  # torch.float64 = "fp64", torch.float32 = "mixed"
 BLOCK = {torch.float64: 512, torch.float32: 2560}  # rows at once (30 prompts of 77 tokens): bounds memory, and rounding
 PER_CONCEPT = 498_000  # bytes of a concept in an erasure's file, its header aside
+WIDE, LEAST = 2048, 250_000  # width up to which a concept's factors get LEAST bytes at least, and beyond it more
 SMALL = 384  # width of the text up to which a concept's statistics are kept whole (1.8 MB)
 TINY, WORST = 1e-8, 1e12  # ridge in place of λ0 = 0, relative to the mean eigenvalue; condition from which it is needed
 LOUD = 2.0  # times the median norm: rows above it, [BOS] first of all, are multiplied in float64
@@ -229,11 +230,13 @@ def rank_for(d: int, budget: int = 300_000) -> int:
 def stored_rank(d: int, outs: Sequence[int], rank: int = 1) -> int:
     """Directions of a concept's factors that fit into half a megabyte beside its LoRA: all of them in small models.
 
-    outs: out features of every layer. Where a LoRA of high rank leaves less, the factors get 250 kB all the same.
+    outs: out features of every layer. Where a LoRA of high rank leaves less, the factors get 250 kB all the same, and
+    with wider text than SDXL's as much more as a direction takes more.
     """
     if d <= SMALL:
         return d
-    return rank_for(d, max(PER_CONCEPT - 4 * rank * (sum(outs) + len(outs) * d), 250_000))
+    least = int(LEAST * max(1.0, d / WIDE) ** 2)
+    return rank_for(d, max(PER_CONCEPT - 4 * rank * (sum(outs) + len(outs) * d), least))
 
 
 def compress(
@@ -285,8 +288,7 @@ def concept_sums(
 
     MaceError for a template that the tokens of name and anchor cannot be told apart in.
     """
-    tokenizer = tokenizers(pipe)[0]
-    alignments = [align(tokenizer, template, concept.name, concept.anchor) for template in templates(concept)]
+    alignments = [aligned(pipe, template, concept.name, concept.anchor) for template in templates(concept)]
     e, a = (text.tokens for text in texts or concept_texts(pipe, concept, cache))  # (n, T, d) each
     X, G = accumulate(
         torch.cat([e[i, pair.source] for i, pair in enumerate(alignments)]),

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..files import hash_tensors
-from .entrances import text_weights
+from .entrances import denoiser, text_weights
 from .pipelines import default_guidance, drawing_hash, model_hash
 from .sample import image_size
 
@@ -20,10 +20,10 @@ def about(pipe) -> dict:
         "model_name": Path(source).name if source and Path(source).is_absolute() else source,
         "revision": options.get("revision"),
         "model": model_hash(pipe),
-        "weights": hash_tensors(text_weights(pipe.unet)),
+        "weights": hash_tensors(text_weights(denoiser(pipe))),
         "drawn_by": drawing_hash(pipe),
         "scheduler": {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(settings, default=str))},
         "guidance": default_guidance(pipe),
         "size": list(image_size(pipe)),
-        "precision": str(pipe.unet.dtype).removeprefix("torch."),
+        "precision": str(denoiser(pipe).dtype).removeprefix("torch."),
     }

@@ -1,4 +1,8 @@
-"""Cross-attention maps: A = softmax(Q Kᵀ / √d_head) over the tokens, recorded while the pipeline draws."""
+"""Attention to the text: A = softmax(Q Kᵀ / √d_head), recorded while the pipeline draws.
+
+In cross-attention the softmax runs over the tokens. In joint attention it runs over tokens and picture together, and A
+is what the picture's queries give to the tokens.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -7,12 +11,13 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from ..errors import MaceError
-from .entrances import cross_attention
-from .text import tokenizers
-from .tokens import token_spans
+from .dit import kind_of
+from .entrances import denoiser, is_joint, text_attention
+from .text import spans, text_length
 
 
 def attention_probs(
@@ -22,12 +27,35 @@ def attention_probs(
 
     hidden: (N, hw, c). context: (N, T, d). key: K (N, T, inner) when it is known. mask: additive, (N, 1, T).
     """
-    query = split_heads(attn, attn.to_q(hidden))
-    key = split_heads(attn, attn.to_k(context) if key is None else key)
+    query, key = attn.to_q(hidden), attn.to_k(context) if key is None else key
+    if getattr(attn, "norm_q", None) is not None:  # Sana's, over all heads
+        query, key = attn.norm_q(query), attn.norm_k(key)
+    query, key = split_heads(attn, query), split_heads(attn, key)
     scores = (query * attn.scale) @ key.transpose(-1, -2)  # (N, heads, hw, T)
     if mask is not None:
         scores = scores + mask[:, None]
     return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)
+
+
+def joint_probs(attn, hidden: Tensor, context: Tensor | None, rotary: tuple | None = None, T: int = 0) -> Tensor:
+    """A of the picture's queries and the text's keys, out of the softmax over text and picture: (N, heads, hw, T).
+
+    hidden: (N, hw, c), and context (N, T, c) in a stream of its own; or, without one, both in one stream, T tokens
+    first: (N, T + hw, c). rotary: cosines and sines of the positions, tokens first.
+    """
+    query, key = split_heads(attn, attn.to_q(hidden)), split_heads(attn, attn.to_k(hidden))
+    if attn.norm_q is not None:
+        query, key = attn.norm_q(query), attn.norm_k(key)
+    if context is not None:
+        T, text = context.shape[1], split_heads(attn, attn.add_k_proj(context))
+        key = torch.cat([text if attn.norm_added_k is None else attn.norm_added_k(text), key], 2)
+    else:
+        query = query[:, :, T:]
+    if rotary is not None:
+        key = apply_rotary_emb(key, rotary, sequence_dim=2)
+        query = apply_rotary_emb(query, tuple(part[T:] for part in rotary), sequence_dim=2)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5  # (N, heads, hw, T + hw)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1)[..., :T]
 
 
 def split_heads(attn: Attention, x: Tensor) -> Tensor:
@@ -63,7 +91,7 @@ class Maps:
     def __init__(self, pipe, tokens, heads, timesteps, size):
         self.tokens: list[int] | None = tokens  # recorded positions; None: all T
         self.timesteps: list[float] = []  # of every UNet call, 0-999
-        self._tokenizer = tokenizers(pipe)[0]
+        self._pipe = pipe
         self._heads, self._steps, self._size = heads, timesteps, size
         self._runs: list[dict[str, list[Tensor]]] = []  # a run: one denoising of one batch
         self._counts: list[dict[str, int]] = []
@@ -114,13 +142,13 @@ class Maps:
 
     def heat(self, prompt: str, word: str, **kw) -> Tensor:
         """`map` of the tokens of every occurrence of a word or phrase in the prompt; MaceError where there is none."""
-        spans = token_spans(self._tokenizer, prompt, word)
-        if not spans:
+        positions = spans(self._pipe, prompt, word)
+        if not positions:
             raise MaceError(f"{word!r} does not occur in {prompt!r}: give a word or phrase of the prompt.")
-        return self.map(sorted({i for span in spans for i in span}), **kw)
+        return self.map(positions, **kw)
 
     def _index(self, positions: list[int]) -> list[int]:
-        known = self.tokens if self.tokens is not None else range(self._tokenizer.model_max_length)
+        known = self.tokens if self.tokens is not None else range(text_length(self._pipe))
         if missing := [p for p in positions if p not in known] or not positions:
             raise MaceError(f"The token positions {missing if positions else positions} were not recorded.")
         return [list(known).index(p) for p in positions]
@@ -151,7 +179,8 @@ class _Recorder:
         self.name, self.inner, self.record = name, inner, record
 
     def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs):
-        self.record(self.name, attn, hidden_states, encoder_hidden_states, attention_mask)
+        rotary = args[0] if args else kwargs.get("image_rotary_emb")
+        self.record(self.name, attn, hidden_states, encoder_hidden_states, attention_mask, rotary)
         return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
 
 
@@ -179,7 +208,7 @@ def trace(
     size: tuple[int, int] | None = None,
     guided: bool | None = None,
 ) -> Iterator[Maps]:
-    """Record cross-attention maps while the pipeline draws; what it draws is the same, bit for bit.
+    """Record how a picture attends to the text while the pipeline draws; what it draws is the same, bit for bit.
 
     tokens: positions to record (None: all). layers: module paths, or parts of them such as "up_blocks" (None: all).
     size: (h, w) of the maps. guided: the batch holds the unconditional half first (None: found out); only the other
@@ -188,37 +217,48 @@ def trace(
     for field, value in (("heads", heads), ("timesteps", timesteps)):
         if value not in ("mean", "each"):
             raise MaceError(f'{field} is {value!r}; allowed: "mean" or "each".')
-    modules = cross_attention(pipe.unet)
+    model = denoiser(pipe)
+    modules = text_attention(model)
     chosen = [n for n in modules if layers is None or any(part in n for part in layers)]
     if not chosen:
-        raise MaceError(f"No layer matches {', '.join(layers)}; the UNet has {', '.join(modules)}.")
+        raise MaceError(f"No layer matches {', '.join(layers)}; the model has {', '.join(modules)}.")
     maps = Maps(pipe, None if tokens is None else [int(t) for t in tokens], heads, timesteps, size)
-    call = {"n": None, "t": float("-inf"), "guided": False, "hw": (0, 0), "schedule": None}
+    call = {"n": None, "t": float("-inf"), "guided": False, "hw": (0, 0), "T": 0, "schedule": None}
 
-    def before_unet(_, args, kwargs):
-        sample, t = (args[i] if len(args) > i else kwargs[name] for i, name in enumerate(("sample", "timestep")))
-        t = float(torch.as_tensor(t).max())
+    def before(_, args, kwargs):
+        given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
+        sample, t = given.get("sample", given.get("hidden_states")), float(torch.as_tensor(given["timestep"]).max())
         schedule = getattr(pipe.scheduler, "timesteps", None)  # a pipeline's call sets a new one
         if sample.shape[0] != call["n"] or t > call["t"] or schedule is not call["schedule"]:
             maps._new_run()
-        call.update(n=sample.shape[0], t=t, guided=_guided(pipe, sample, guided), hw=tuple(sample.shape[-2:]))
-        call["schedule"] = schedule
+        call.update(n=sample.shape[0], t=t, guided=_guided(pipe, sample, guided), hw=_extent(sample, given))
+        call.update(schedule=schedule, T=given["encoder_hidden_states"].shape[1])
         maps.timesteps.append(t)
 
-    def record(name, attn, hidden, context, mask):
+    def record(name, attn, hidden, context, mask, rotary):
         half = slice(len(hidden) // 2, None) if call["guided"] else slice(None)
         if isinstance(context, tuple):
             raise MaceError("Image prompts (IP-Adapter) cannot be traced: unload the adapter first.")
         with torch.no_grad():
-            A = attention_probs(attn, hidden[half], context[half], mask=None if mask is None else mask[half])
+            if is_joint(model):
+                A = joint_probs(attn, hidden[half], None if context is None else context[half], rotary, call["T"])
+            else:
+                A = attention_probs(attn, hidden[half], context[half], mask=None if mask is None else mask[half])
             maps._record(name, A, grid(A.shape[2], *call["hw"]))
 
-    hook = pipe.unet.register_forward_pre_hook(before_unet, with_kwargs=True)
+    hook = model.register_forward_pre_hook(before, with_kwargs=True)
     try:
-        with replaced(pipe.unet, {n: _Recorder(n, modules[n].processor, record) for n in chosen}):
+        with replaced(model, {n: _Recorder(n, modules[n].processor, record) for n in chosen}):
             yield maps
     finally:
         hook.remove()
+
+
+def _extent(sample: Tensor, given: Mapping) -> tuple[int, int]:
+    """Height and width of what the denoiser is given: a latent (n, c, h, w), or FLUX's patches with their places."""
+    if sample.ndim == 4:
+        return tuple(sample.shape[-2:])
+    return tuple(int(n) + 1 for n in given["img_ids"].reshape(-1, 3).amax(0)[1:])
 
 
 def _guided(pipe, sample: Tensor, told: bool | None) -> bool:
@@ -226,5 +266,6 @@ def _guided(pipe, sample: Tensor, told: bool | None) -> bool:
     if told is not None:
         return told
     half = len(sample) // 2
-    both = getattr(pipe, "do_classifier_free_guidance", False) and len(sample) == 2 * half > 0
+    known = getattr(pipe, "do_classifier_free_guidance", kind_of(pipe) == "pixart")  # whose pipeline does not say
+    both = known and len(sample) == 2 * half > 0
     return bool(both and torch.equal(sample[:half], sample[half:]))

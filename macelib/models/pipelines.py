@@ -1,4 +1,4 @@
-"""Loading Stable Diffusion pipelines, and finding the matrices that MACE changes in them."""
+"""Loading pipelines, and finding the matrices that MACE changes in them."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import MaceError
 from ..files import data_folder, hash_tensors, hash_text
-from .entrances import cross_attention, parameters, text_weights
+from .dit import PIPELINES, kind_of
+from .entrances import cross_attention, denoiser, parameters, part_of, text_weights
 from .entrances import kv_weights as kv_weights  # known from here, too
 from .families import families, family_of
 from .offload import offload, runs_on
@@ -42,12 +43,12 @@ def cast(pipe, autocast: str | None) -> Iterator[None]:
     if autocast is None:
         yield
         return
-    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2")]
-    exact = [*filter(None, encoders), *(pipe.unet.get_submodule(name) for name in text_weights(pipe.unet))]
+    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
+    exact = [*filter(None, encoders), *(denoiser(pipe).get_submodule(name) for name in text_weights(denoiser(pipe)))]
     with ExitStack() as stack:
         for module in exact:
             stack.enter_context(_as_loaded(module))
-        stack.enter_context(torch.autocast(runs_on(pipe.unet).type, AUTOCAST[autocast]))
+        stack.enter_context(torch.autocast(runs_on(denoiser(pipe)).type, AUTOCAST[autocast]))
         yield
 
 
@@ -75,7 +76,7 @@ def fast_precision(pipe) -> str | None:
 
     None elsewhere: weights in half precision are fast as they are, and few processors gain from it.
     """
-    return "bf16" if pipe.unet.dtype == torch.float32 and gains_from_bf16(runs_on(pipe.unet).type) else None
+    return "bf16" if denoiser(pipe).dtype == torch.float32 and gains_from_bf16(runs_on(denoiser(pipe)).type) else None
 
 
 def gains_from_bf16(device: str) -> bool:
@@ -102,7 +103,7 @@ def load_pipeline(
     low_memory: bool = False,
     **kw,
 ) -> DiffusionPipeline:
-    """A Stable Diffusion 1, 2 or XL pipeline: "mini-sd", a folder, or a hub id; without a safety checker.
+    """A pipeline of a kind that `check_pipeline` knows: "mini-sd", a folder, or a hub id; without a safety checker.
 
     dtype: float32 unless given. low_memory: its parts wait in the machine's memory, one at a time is on the device (see
     `offload`). Safetensors only. MaceError: unknown model, or one that is no such pipeline.
@@ -127,7 +128,7 @@ def load_pipeline(
     pipe._macelib_source = again  # for processes that load it, too
     device = device or default_device()
     pipe = offload(pipe, device) if low_memory else pipe.to(device)
-    say_if_late(runs_on(pipe.unet).type, torch.get_num_threads())
+    say_if_late(runs_on(denoiser(pipe)).type, torch.get_num_threads())
     return pipe
 
 
@@ -187,11 +188,13 @@ def _quiet() -> Iterator[None]:
 
 
 def check_pipeline(pipe) -> None:
-    """MaceError unless the pipeline has a UNet whose cross-attention reads text embeddings."""
-    unet = getattr(pipe, "unet", None)
-    if not isinstance(unet, UNet2DConditionModel) or not cross_attention(unet):
+    """MaceError unless the places where text enters the pipeline's denoiser are known here."""
+    if kind_of(pipe) is not None:
+        return
+    if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel) or not cross_attention(pipe.unet):
         raise MaceError(
-            f"{type(pipe).__name__} has no UNet with cross-attention: load a Stable Diffusion 1, 2 or XL pipeline."
+            f"{type(pipe).__name__} has no UNet with cross-attention, and is none of {', '.join(PIPELINES)}: where its "
+            "text enters is not known here. Load a Stable Diffusion 1, 2, XL or 3, PixArt, Sana or FLUX.1 pipeline."
         )
 
 
@@ -199,7 +202,7 @@ def drawing_hash(pipe) -> str:
     """What pictures depend on besides `model_hash`: a sample of every weight of UNet and VAE, scheduler, guidance."""
     some = {
         f"{part}.{name}": p.detach().flatten()[:64]
-        for part in ("unet", "vae")
+        for part in (part_of(pipe), "vae")
         for name, p in getattr(pipe, part).named_parameters()
     }
     settings = sorted((k, str(v)) for k, v in pipe.scheduler.config.items() if not k.startswith("_"))
@@ -213,7 +216,7 @@ def model_hash(pipe) -> str:
     """
     from .text import text_hash
 
-    return hash_text(hash_tensors(kept_weights(pipe.unet) or text_weights(pipe.unet)), text_hash(pipe))
+    return hash_text(hash_tensors(kept_weights(denoiser(pipe)) or text_weights(denoiser(pipe))), text_hash(pipe))
 
 
 def kept_weights(unet) -> dict[str, torch.Tensor] | None:

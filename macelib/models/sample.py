@@ -1,5 +1,6 @@
 """Drawing pictures from seeds, and encoding pictures as the UNet reads them."""
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -10,11 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import MaceError
+from .denoise import patch_size
+from .entrances import denoiser, part_of
 from .finite import check_finite, not_finite
 from .offload import runs_on
 from .pipelines import guidance_option
-from .text import encode, tokenizers
-from .tokens import tokenize
+from .text import check_prompt, encode
+
+BINNED = (32, 64, 128, 256)  # sizes of latents for which a pipeline has a list of sizes
 
 
 @torch.no_grad()
@@ -41,10 +45,10 @@ def generate(
         raise MaceError(f"There are {len(prompts)} prompts and {len(seeds)} seeds: give a seed for each picture.")
     check_drawing(pipe, seeds, steps, guidance, batch)
     for prompt in dict.fromkeys(prompts):
-        tokenize(tokenizers(pipe)[0], prompt)  # refuses what the model would cut
+        check_prompt(pipe, prompt)  # refuses what the model would cut
     height, width = image_size(pipe, size)
     options = {"height": height, "width": width, "num_inference_steps": steps, **kw}
-    options |= guidance_option(pipe, guidance)
+    options |= guidance_option(pipe, guidance) | _unbinned(pipe)
     images = []
     for start in range(0, len(prompts), batch):
         some = slice(start, start + batch)
@@ -72,7 +76,7 @@ def check_drawing(pipe, seeds: Sequence[int], steps: int, guidance: float | None
 def _drawn(pipe, prompts: list[str], **options) -> list[Image.Image]:
     """The pictures of one batch; MaceError names the prompt of one that is NaN, and where that comes from."""
     last = []
-    hook = pipe.unet.register_forward_hook(lambda _, args, output: last.__setitem__(slice(None), [output[0]]))
+    hook = denoiser(pipe).register_forward_hook(lambda _, args, output: last.__setitem__(slice(None), [output[0]]))
     try:
         pixels = pipe(prompts, output_type="np", **options).images  # (n, height, width, 3) in 0..1
     finally:
@@ -81,19 +85,26 @@ def _drawn(pipe, prompts: list[str], **options) -> list[Image.Image]:
         if not finite:
             what = f"The picture of {prompt!r}"
             encode(pipe, [prompt])  # says so where the text is NaN already
-            check_finite(pipe, "unet", what, last[0])
+            check_finite(pipe, part_of(pipe), what, last[0])
             raise not_finite(pipe, "vae", what)
     return pipe.image_processor.numpy_to_pil(pixels)
 
 
+def _unbinned(pipe) -> dict[str, bool]:
+    """PixArt and Sana draw at the nearest of their sizes, where they are of a size that has some."""
+    bins = "use_resolution_binning" in inspect.signature(type(pipe).__call__).parameters
+    return {"use_resolution_binning": False} if bins and denoiser(pipe).config.sample_size not in BINNED else {}
+
+
 def image_size(pipe, size: int | tuple[int, int] | None = None) -> tuple[int, int]:
-    """(height, width) in pixels; MaceError unless both are multiples of the VAE's factor."""
+    """(height, width) in pixels; MaceError unless both are multiples of the VAE's factor, and of the patches."""
     if size is None:
-        own = pipe.unet.config.sample_size
+        own = getattr(denoiser(pipe).config, "sample_size", None) or pipe.default_sample_size
         size = tuple(n * pipe.vae_scale_factor for n in (own if isinstance(own, (tuple, list)) else (own, own)))
     height, width = (size, size) if isinstance(size, int) else size
-    if height % pipe.vae_scale_factor or width % pipe.vae_scale_factor:
-        raise MaceError(f"The size {height}x{width} is not a multiple of {pipe.vae_scale_factor} pixels: round it.")
+    factor = pipe.vae_scale_factor * patch_size(pipe)
+    if height % factor or width % factor:
+        raise MaceError(f"The size {height}x{width} is not a multiple of {factor} pixels: round it.")
     return height, width
 
 
@@ -114,9 +125,13 @@ def posterior(pipe, images: Sequence[Image.Image], batch: int = 8) -> tuple[Tens
     try:
         for start in range(0, len(images), batch):
             pixels = pipe.image_processor.preprocess(list(images[start : start + batch]))  # (n, 3, H, W), -1..1
-            found = vae.encode(pixels.to(runs_on(vae), vae.dtype)).latent_dist
-            means.append(found.mode().float())
-            deviations.append(found.std.float())
+            found = vae.encode(pixels.to(runs_on(vae), vae.dtype))
+            if hasattr(found, "latent"):  # Sana's autoencoder has no posterior
+                means.append(found.latent.float())
+                deviations.append(torch.zeros_like(means[-1]))
+            else:
+                means.append(found.latent_dist.mode().float())
+                deviations.append(found.latent_dist.std.float())
             check_finite(pipe, "vae", "What the VAE reads in a picture", means[-1])
     finally:
         if upcast:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .entrances import parameters, text_weights
+from .entrances import denoiser, parameters, text_weights
 from .pipelines import kept_weights, model_hash, signature
 from .text import quick_hash
 
@@ -53,7 +53,7 @@ def take_back(pipe) -> None:
     MaceError where something else has changed the weights since.
     """
     if applied_edit(pipe) is not None:
-        kept_weights(pipe.unet)
+        kept_weights(denoiser(pipe))
         _undo(pipe)
 
 
@@ -62,7 +62,7 @@ def _undo(pipe) -> None:
     if undo is not None:
         undo()
         del pipe._macelib_edit
-        _forget(pipe.unet)
+        _forget(denoiser(pipe))
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def remove(pipe) -> None:
     MaceError where something else has changed the weights since.
     """
     take_back(pipe)
-    kept_weights(pipe.unet)
+    kept_weights(denoiser(pipe))
     _restore(pipe)
 
 
@@ -87,17 +87,17 @@ def remove(pipe) -> None:
 def _restore(pipe) -> None:
     """`remove`, whatever stands there now."""
     _undo(pipe)
-    weights = text_weights(pipe.unet)
-    for name, w in (getattr(pipe.unet, "_macelib_originals", None) or {}).items():
+    weights = text_weights(denoiser(pipe))
+    for name, w in (getattr(denoiser(pipe), "_macelib_originals", None) or {}).items():
         weights[name].copy_(w)
-    _forget(pipe.unet)
+    _forget(denoiser(pipe))
 
 
 @contextmanager
 def untouched(pipe) -> Iterator[None]:
     """The pipeline with its original weights; whatever happens inside, it is left as it was found."""
-    state = [getattr(pipe.unet, name, None) for name in STATE]
-    before, edit = {name: w.detach().clone() for name, w in text_weights(pipe.unet).items()}, applied_edit(pipe)
+    state = [getattr(denoiser(pipe), name, None) for name in STATE]
+    before, edit = {name: w.detach().clone() for name, w in text_weights(denoiser(pipe)).items()}, applied_edit(pipe)
     remove(pipe)
     try:
         yield
@@ -106,12 +106,12 @@ def untouched(pipe) -> Iterator[None]:
         if edit is not None:
             edit.apply(pipe, force=True)
         with torch.no_grad():
-            for name, w in text_weights(pipe.unet).items():
+            for name, w in text_weights(denoiser(pipe)).items():
                 w.copy_(before[name])
-        _forget(pipe.unet)
+        _forget(denoiser(pipe))
         for name, value in zip(STATE, state, strict=True):
             if value is not None:
-                setattr(pipe.unet, name, value)
+                setattr(denoiser(pipe), name, value)
 
 
 def _forget(unet) -> None:
@@ -121,11 +121,11 @@ def _forget(unet) -> None:
 
 def base_hash(pipe) -> str:
     """`model_hash`, computed once while an erasure is applied and the text encoders stay as they are."""
-    kept, text = kept_weights(pipe.unet), quick_hash(pipe)
-    known = getattr(pipe.unet, "_macelib_base", None)
+    kept, text = kept_weights(denoiser(pipe)), quick_hash(pipe)
+    known = getattr(denoiser(pipe), "_macelib_base", None)
     if kept is not None and known is not None and known[0] is kept and known[1] == text:
         return known[2]
     value = model_hash(pipe)
     if kept is not None:
-        pipe.unet._macelib_base = (kept, text, value)
+        denoiser(pipe)._macelib_base = (kept, text, value)
     return value

@@ -1,7 +1,9 @@
-"""Text embeddings exactly as the UNet reads them: one per token for cross-attention, in SDXL one per prompt besides.
+"""Text embeddings exactly as the denoiser reads them: one per token, in some models one per prompt besides.
 
 SD: the encoder's last hidden states, width d. SDXL: the second to last hidden states of both encoders side by side,
 width d = d1 + d2; Eq. 2 knows only this joint vector, so one R of size d x d acts on both blocks and mixes them.
+Transformers: what the pipeline's own `encode_prompt` gives with what its `__call__` hands to it, and in PixArt and Sana
+behind the projection that stands before cross-attention.
 """
 
 from dataclasses import dataclass
@@ -11,18 +13,22 @@ from torch import Tensor
 
 from ..errors import MaceError
 from ..files import hash_tensors, hash_text
-from .entrances import pooled_weights
+from .dit import MASKED, default, encoded, kind_of, projections, text_mask, views
+from .entrances import denoiser, is_joint, kv_weights, part_of, pooled_weights
+from .families import family_of
 from .finite import check_finite
 from .offload import runs_on
-from .tokens import tokenize
+from .tokens import Alignment, View, align, fits, length, tail, token_spans, tokenize
 
 
 def _encoders(pipe) -> list:
     """(tokenizer, text encoder) pairs in the order in which the pipeline joins them."""
-    pairs = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2")]
+    pairs = [(getattr(pipe, f"tokenizer{n}", None), getattr(pipe, f"text_encoder{n}", None)) for n in ("", "_2", "_3")]
     pairs = [pair for pair in pairs if None not in pair]
-    if not pairs or getattr(pipe, "unet", None) is None or getattr(pipe, "text_encoder_3", None) is not None:
-        raise MaceError(f"{type(pipe).__name__} is no Stable Diffusion 1, 2 or XL pipeline with its text encoders.")
+    if not pairs or (getattr(pipe, "unet", None) is None and kind_of(pipe) is None):
+        raise MaceError(
+            f"{type(pipe).__name__} is no Stable Diffusion, PixArt, Sana or FLUX.1 pipeline with its text encoders."
+        )
     return pairs
 
 
@@ -32,13 +38,64 @@ def _joint(pipe) -> bool:
 
 
 def tokenizers(pipe) -> list:
-    """The pipeline's tokenizers; SDXL's two share a vocabulary and differ in padding: token positions agree."""
-    return [tokenizer for tokenizer, _ in _encoders(pipe)]
+    """The pipeline's tokenizers, each with positions of its own; in a UNet's pipeline all have the same.
+
+    (SDXL's two share a vocabulary and differ in padding.) Those of a transformer's pipeline are `View`s.
+    """
+    pairs = _encoders(pipe)
+    return [tokenizer for tokenizer, _ in pairs] if part_of(pipe) == "unet" else views(pipe)
+
+
+def places(pipe) -> list[tuple[object, int]]:
+    """Tokenizers that number the positions of the text, and where the first of each stands: SD3 reads with two."""
+    found = tokenizers(pipe)
+    return [(t, t.at) for t in found] if isinstance(found[0], View) else [(found[0], 0)]
+
+
+def spans(pipe, prompt: str, phrase: str) -> list[int]:
+    """Positions of the phrase's tokens in the prompt, by every tokenizer; MaceError: it is too long."""
+    return sorted({at + i for t, at in places(pipe) for span in token_spans(t, prompt, phrase) for i in span})
+
+
+def tails(pipe, prompt: str) -> list[int]:
+    """Positions of [EOS] and of padding that is read."""
+    return [at + i for tokenizer, at in places(pipe) for i in tail(tokenizer, prompt)]
+
+
+def aligned(pipe, template: str, name: str, anchor: str) -> Alignment:
+    """`align` by every tokenizer, as positions of the whole text."""
+    found = [(align(tokenizer, template, name, anchor), at) for tokenizer, at in places(pipe)]
+    return Alignment(*(torch.cat([vars(a)[part] + at for a, at in found]) for part in ("source", "target", "own")))
+
+
+def check_prompt(pipe, prompt: str) -> None:
+    """MaceError for a prompt that the model would cut."""
+    for tokenizer, _ in places(pipe):
+        tokenize(tokenizer, prompt)
+
+
+def prompt_fits(pipe, prompt: str) -> bool:
+    """Whether the model reads the prompt to its end."""
+    return all(fits(tokenizer, prompt) for tokenizer, _ in places(pipe))
+
+
+def text_length(pipe) -> int:
+    """T: how many positions the model reads."""
+    return max(at + length(tokenizer) for tokenizer, at in places(pipe))
+
+
+def missing_text(pipe) -> str:
+    """What is to be said of a text encoder that is not loaded, where the pipeline works without it; "" for none."""
+    if kind_of(pipe) != "sd3" or pipe.text_encoder_3 is not None:
+        return ""
+    return "without text_encoder_3: only what the two CLIPs read is erased, and only a model without T5 is erased"
 
 
 def embedding_size(pipe) -> int:
-    """d: the width of a token's embedding as cross-attention reads it."""
-    return sum(encoder.config.hidden_size for _, encoder in _encoders(pipe))
+    """d: the width of a token's embedding as the model reads it."""
+    if part_of(pipe) == "unet":
+        return sum(encoder.config.hidden_size for _, encoder in _encoders(pipe))
+    return next(iter(kv_weights(denoiser(pipe)).values())).shape[1]
 
 
 def text_hash(pipe) -> str:
@@ -47,13 +104,19 @@ def text_hash(pipe) -> str:
     for tokenizer, encoder in _encoders(pipe):
         parts.append(hash_tensors(dict(encoder.state_dict())))
         parts += [sorted(tokenizer.get_vocab().items()), tokenizer.pad_token_id, tokenizer.model_max_length]
+    if part_of(pipe) == "transformer":
+        parts += [(view.length, view.before, view.masked) for view in views(pipe)]
+        parts += [hash_tensors(dict(module.state_dict())) for module in projections(denoiser(pipe)).values()]
     return hash_text(*parts)
 
 
 def pooled_size(pipe) -> int:
     """p: the width of the pooled text that the model reads besides the tokens; 0 where it reads none."""
+    weights = pooled_weights(denoiser(pipe))
+    if part_of(pipe) == "transformer":
+        return next((w.shape[1] for w in weights.values()), 0)
     pooled = [e.config.projection_dim for _, e in _encoders(pipe) if _projects(e)]
-    return pooled[0] if pooled_weights(pipe.unet) and pooled else 0
+    return pooled[0] if weights and pooled else 0
 
 
 def _projects(encoder) -> bool:
@@ -65,8 +128,8 @@ def _projects(encoder) -> bool:
 class Reading:
     """What a model reads of n prompts, float32, on the device of the text encoder."""
 
-    tokens: Tensor  # (n, T, d)
-    pooled: Tensor  # (n, p), SDXL: the projected [EOS] of the second encoder; p = 0 elsewhere
+    tokens: Tensor  # (n, T, d), zero where padding is masked: it adds nothing to any sum
+    pooled: Tensor  # (n, p), SDXL: the projected [EOS] of the second encoder; p = 0 where none is read
 
     def __getitem__(self, rows) -> "Reading":
         return Reading(self.tokens[rows], self.pooled[rows])
@@ -86,15 +149,29 @@ def read(pipe, prompts: list[str], batch: int = 64) -> Reading:
     MaceError for a prompt that is longer than the model reads, before any is encoded, and for embeddings that are NaN.
     """
     distinct = list(dict.fromkeys(prompts))
-    read_by = tokenizers(pipe)
-    ids = [torch.tensor([tokenize(t, p)[0] for p in distinct], dtype=torch.long) for t in read_by]  # (m, T) each
-    ids = ids if distinct else [torch.empty(0, t.model_max_length, dtype=torch.long) for t in read_by]
-    found, index = read_ids(pipe, ids, batch), {prompt: row for row, prompt in enumerate(distinct)}
+    found = _read(pipe, distinct, batch)
+    index = {prompt: row for row, prompt in enumerate(distinct)}
     if not bool(torch.isfinite(found.tokens).all() and torch.isfinite(found.pooled).all()):
         for row, prompt in enumerate(distinct):
             check_finite(pipe, "text_encoder", f"The text {prompt!r}", found.tokens[row])
             check_finite(pipe, "text_encoder_2", f"The pooled text of {prompt!r}", found.pooled[row])
     return found if len(prompts) == len(distinct) else found[[index[prompt] for prompt in prompts]]
+
+
+def _read(pipe, prompts: list[str], batch: int) -> Reading:
+    """What the model reads of the prompts, by the pipeline's own code where it is a transformer's."""
+    if part_of(pipe) == "unet":
+        read_by = tokenizers(pipe)
+        ids = [torch.tensor([tokenize(t, p)[0] for p in prompts], dtype=torch.long) for t in read_by]  # (m, T) each
+        ids = ids if prompts else [torch.empty(0, t.model_max_length, dtype=torch.long) for t in read_by]
+        return read_ids(pipe, ids, batch)
+    for prompt in prompts:
+        check_prompt(pipe, prompt)
+    parts = [encoded(pipe, prompts[start : start + batch]) for start in range(0, len(prompts), batch)]
+    if not parts:
+        T = text_length(pipe)
+        return Reading(torch.empty(0, T, embedding_size(pipe)), torch.empty(0, pooled_size(pipe)))
+    return Reading(*(torch.cat(some) for some in zip(*parts, strict=True)))
 
 
 @torch.no_grad()
@@ -135,12 +212,24 @@ def _hidden(encoder, ids: Tensor, penultimate: bool) -> tuple[Tensor, Tensor | N
 
 @torch.no_grad()
 def added_conditions(pipe, prompts: list[str], size: tuple[int, int]) -> dict[str, Tensor] | None:
-    """What SDXL's UNet reads besides the tokens: text_embeds (n, p), time_ids (n, 6) of an uncropped image; else None.
+    """What the denoiser reads besides the tokens, a row per prompt; None where that is nothing.
 
-    size: (height, width) in pixels.
+    size: (height, width) in pixels. SDXL: text_embeds (n, p), time_ids (n, 6) of an uncropped image. PixArt, Sana: mask
+    (n, T), and in PixArt's largest resolution and aspect_ratio. SD3, FLUX: pooled (n, p), and FLUX's guidance (n,).
     """
-    if not pooled_weights(pipe.unet):
+    kind, model, n = kind_of(pipe), denoiser(pipe), len(prompts)
+    if kind in MASKED:
+        added = {"mask": text_mask(pipe, prompts)}
+        if kind == "pixart" and model.config.sample_size == 128:
+            ratio = torch.tensor([[size[0] / size[1]]])
+            added |= {"resolution": torch.tensor([size]).float().repeat(n, 1), "aspect_ratio": ratio.repeat(n, 1)}
+        return added
+    if not pooled_weights(model):
         return None
     pooled = read(pipe, prompts).pooled
+    if is_joint(model):
+        guidance = family_of(pipe).guidance or default(pipe, "guidance_scale")
+        distilled = getattr(model.config, "guidance_embeds", False)
+        return {"pooled": pooled} | ({"guidance": torch.full((n,), float(guidance))} if distilled else {})
     time_ids = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device)
-    return {"text_embeds": pooled, "time_ids": time_ids.repeat(len(prompts), 1)}
+    return {"text_embeds": pooled, "time_ids": time_ids.repeat(n, 1)}

@@ -2,7 +2,9 @@
 
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import LongTensor
@@ -39,29 +41,101 @@ def _needs_edge(character: str) -> bool:
     return character.isalnum() and unicodedata.east_asian_width(character) not in "WF"
 
 
+MASKED = (-1, -1)  # the offsets of padding that nobody reads
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """A tokenizer as a pipeline reads with it, where that is not as the tokenizer itself would."""
+
+    tokenizer: object
+    length: int  # T of what the model keeps
+    prepare: Callable[[str], str] = str  # what the pipeline makes of a prompt first
+    before: str = ""  # an instruction that it puts before the prompt; of its tokens, [BOS] and the last T - 1 are kept
+    masked: bool = False  # padding is masked: it is read by nobody and counts nowhere
+    at: int = 0  # position of the first of its tokens among all that the model reads
+
+    @property
+    def all_special_ids(self) -> list[int]:
+        """Ids that stand for no text."""
+        return self.tokenizer.all_special_ids
+
+    def read(self, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `tokenize`, with offsets in the prepared prompt, and `MASKED` where padding is masked."""
+        text, kept = self.before + self.prepare(prompt), [*range(self.length)]
+        if self.before:
+            cut = _count(self.tokenizer, self.before) - 2
+            kept = [0, *range(1 + cut, self.length + cut)]
+        options = {"padding": "max_length", "max_length": kept[-1] + 1, "padding_side": "right"}
+        found = self.tokenizer(text, return_offsets_mapping=True, verbose=False, **options)
+        _check_length(prompt, len(found["input_ids"]) - kept[-1] - 1 + self.length, self.length)
+        offsets = [_without_space(text, *span) for span in found["offset_mapping"]]
+        n = len(self.before)
+        offsets = [(max(a, n) - n, b - n) if b > n else (0, 0) for a, b in offsets]
+        if self.masked:
+            offsets = [span if real else MASKED for span, real in zip(offsets, found["attention_mask"], strict=True)]
+        return [found["input_ids"][i] for i in kept], [offsets[i] for i in kept]
+
+
+@lru_cache(maxsize=4)
+def _count(tokenizer, text: str) -> int:
+    """How many tokens a text has, special ones included."""
+    return len(tokenizer.encode(text))
+
+
+def prepared(tokenizer, prompt: str) -> str:
+    """The prompt in whose characters the offsets of `tokenize` count."""
+    return tokenizer.prepare(prompt) if isinstance(tokenizer, View) else prompt
+
+
+def fits(tokenizer, prompt: str) -> bool:
+    """Whether the model reads the prompt to its end."""
+    if not isinstance(tokenizer, View):
+        return len(tokenizer(prompt, verbose=False)["input_ids"]) <= tokenizer.model_max_length
+    try:
+        tokenizer.read(prompt)
+    except MaceError:
+        return False
+    return True
+
+
+def length(tokenizer) -> int:
+    """T: how many positions the model reads with this tokenizer."""
+    return tokenizer.length if isinstance(tokenizer, View) else tokenizer.model_max_length
+
+
+def _check_length(prompt: str, count: int, T: int) -> None:
+    if count > T:
+        raise MaceError(f"The prompt {_short(prompt)!r} has {count} tokens and the model reads {T}: shorten it.")
+
+
+def _without_space(text: str, start: int, stop: int) -> tuple[int, int]:
+    """A token's span without the space before it, which some tokenizers count as part of it."""
+    part = text[start:stop]
+    return (stop - len(part.lstrip()), stop) if part.strip() else (start, stop)
+
+
 def tokenize(tokenizer, prompt: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids padded to the model's length T and their character offsets (start, stop), empty for special tokens.
 
-    MaceError for a prompt longer than T (nothing is cut) and for a tokenizer without offsets.
+    tokenizer: of a pipeline, or a `View`. MaceError for a prompt longer than T (nothing is cut) and for a tokenizer
+    without offsets.
     """
-    if not getattr(tokenizer, "is_fast", False):
+    inner = tokenizer.tokenizer if isinstance(tokenizer, View) else tokenizer
+    if not getattr(inner, "is_fast", False):
         raise MaceError(
-            f"{type(tokenizer).__name__} gives no character offsets: use its fast version (transformers 5 or later)."
+            f"{type(inner).__name__} gives no character offsets: use its fast version (transformers 5 or later)."
         )
+    if re.search("[\ud800-\udfff]", prompt):
+        raise MaceError(f"The prompt {_short(prompt)!r} was read or written in another encoding: write it in UTF-8.")
+    if isinstance(tokenizer, View):
+        return tokenizer.read(prompt)
     T = tokenizer.model_max_length
     if T > 10**6:
         raise MaceError("The tokenizer does not say how long a prompt may be: set its model_max_length.")
-    if re.search("[\ud800-\udfff]", prompt):
-        raise MaceError(f"The prompt {_short(prompt)!r} was read or written in another encoding: write it in UTF-8.")
     encoded = tokenizer(prompt, padding="max_length", return_offsets_mapping=True, verbose=False)
-    ids = encoded["input_ids"]
-    if len(ids) > T:
-        raise MaceError(f"The prompt {_short(prompt)!r} has {len(ids)} tokens and the model reads {T}: shorten it.")
-    offsets = []
-    for start, stop in encoded["offset_mapping"]:  # some tokenizers count the space before a word as part of it
-        text = prompt[start:stop]
-        offsets.append((stop - len(text.lstrip()), stop) if text.strip() else (start, stop))
-    return ids, offsets
+    _check_length(prompt, len(encoded["input_ids"]), T)
+    return encoded["input_ids"], [_without_space(prompt, *span) for span in encoded["offset_mapping"]]
 
 
 def _short(text: str) -> str:
@@ -79,7 +153,8 @@ def token_spans(tokenizer, prompt: str, phrase: str) -> list[list[int]]:
     MaceError for a prompt that is too long and for a phrase of which no token is left.
     """
     ids, offsets = tokenize(tokenizer, prompt)
-    return [_named(tokenizer, ids, offsets, span, phrase) for span in occurrences(prompt, phrase)]
+    text = prepared(tokenizer, prompt)
+    return [_named(tokenizer, ids, offsets, span, phrase) for span in occurrences(text, phrase)]
 
 
 def _named(tokenizer, ids, offsets, span, phrase) -> list[int]:
@@ -96,6 +171,13 @@ class Alignment:
     source: LongTensor  # (n,) positions of co-existing tokens in the prompt, [EOS] and padding included
     target: LongTensor  # (n,) positions of the same tokens in the anchored prompt
     own: LongTensor  # (m,) positions of the concept's tokens in the prompt
+
+
+def tail(tokenizer, prompt: str) -> list[int]:
+    """Positions of [EOS] and padding, where that is read."""
+    _, offsets = tokenize(tokenizer, prompt)
+    last = max((i for i, (a, b) in enumerate(offsets) if a < b), default=0)
+    return [i for i, span in enumerate(offsets) if i > last and span != MASKED]
 
 
 def align(tokenizer, template: str, name: str, anchor: str) -> Alignment:
@@ -125,6 +207,8 @@ def _segments(tokenizer, template: str, phrase: str) -> tuple[str, dict[tuple, i
     """
     texts = fitted(template, phrase).split("{}")
     prompt = phrase.join(texts)
+    if (cleaned := prepared(tokenizer, prompt)).casefold() != prompt.casefold():
+        raise MaceError(f"The pipeline makes {cleaned!r} of {prompt!r} before it reads it: leave out what it changes.")
     ids, offsets = tokenize(tokenizer, prompt)
     starts = [sum(map(len, texts[: n + 1])) + n * len(phrase) for n in range(len(texts) - 1)]
     own = {i for at in starts for i in _named(tokenizer, ids, offsets, (at, at + len(phrase)), phrase)}
@@ -132,6 +216,8 @@ def _segments(tokenizer, template: str, phrase: str) -> tuple[str, dict[tuple, i
     others: dict[tuple, int] = {}
     for i in sorted(set(range(len(ids))) - own):
         start, stop = offsets[i]
+        if (start, stop) == MASKED:
+            continue
         piece = sum(at < stop for at in starts)  # how many phrases stand before it
         from_here = starts[piece - 1] + len(phrase) if piece else 0
         if start == stop:

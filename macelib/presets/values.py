@@ -69,7 +69,8 @@ def paper(kind: str, run: Run, untested: bool = False) -> Values:
         },
         "refine": lambdas(kind, run, "lambda1", S1[kind] ** 2) | {"weight": 1.0},
         "images": {
-            "count": 8, "steps": 30, "guidance": 7.5, "scheduler": "dpm++", "fallback": ("full",),
+            "count": 8, "steps": 30, "fallback": ("full",),
+            **({"scheduler": "own"} if untested else {"scheduler": "dpm++", "guidance": 7.5}),
             "masks": "full" if kind == "style" else "attention" if untested else "grounding",
         },
         "train": {

@@ -10,12 +10,13 @@ from torch import LongTensor, Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import MaceError
-from ...models.attention import attention_probs, grid, replaced, split_heads
-from ...models.entrances import cross_attention
+from ...models.attention import attention_probs, grid, joint_probs, replaced, split_heads
+from ...models.denoise import denoise
+from ...models.entrances import ENTRANCE, is_joint, text_attention
 
 
 class _Done(Exception):
-    """The last cross-attention is reached: the rest of the UNet is not needed."""
+    """The last attention to the text is reached: the rest of the model is not needed."""
 
 
 def attention_loss(A: Tensor, M: Tensor, S: Sequence[LongTensor], loss: str = "squared") -> Tensor:
@@ -41,11 +42,16 @@ def at_size(M: Tensor, size: tuple[int, int], mask: str = "soft") -> Tensor:
 
 
 class PerSample:
-    """Forward pass in which to_k and to_v of sample i add LoRA i, up to the last cross-attention; see `per_sample`."""
+    """Forward pass in which what reads the text adds LoRA i for sample i, up to the last attention to it; `per_sample`.
 
-    def __init__(self, unet, loss: str, mask: str, checkpointing: bool):
-        self.unet, self.loss, self.mask = unet, loss, mask
-        self.names = list(cross_attention(unet))
+    Constant text: to_k and to_v of every cross-attention. Joint attention: the layer at the entrance, so that gradients
+    run back through all blocks.
+    """
+
+    def __init__(self, model, loss: str, mask: str, checkpointing: bool):
+        self.model, self.loss, self.mask, self.joint = model, loss, mask, is_joint(model)
+        self.layers = text_attention(model)
+        self.names = list(self.layers)
         self.stops_inside = not checkpointing  # an exception must not pass through a checkpointed block
         self.losses: list[Tensor] | None = None  # None: not in the forward pass (a block is being recomputed)
 
@@ -53,16 +59,17 @@ class PerSample:
         """Loss of Eq. 3 per sample: (N,).
 
         x: noisy latents (N, c, h, w). t: (N,). e: (N, T, d). M: N masks (1, H, W). S: N lists of token positions. B, D:
-        by layer, (N, out, r) and (N, r, d). added: what SDXL's UNet reads besides.
+        by layer, (N, out, r) and (N, r, d). added: what the model reads besides.
         """
         self.M, self.S, self.B, self.D, self.hw, self.losses, self.at = M, S, B, D, x.shape[-2:], [], {}
+        self.T = e.shape[1]
         try:
-            self.unet(x, t, encoder_hidden_states=e, added_cond_kwargs=added, return_dict=False)
+            denoise(self.model, x, t, e, added)
         except _Done:
             return torch.stack(self.losses).sum(0)
         finally:
             self.losses = None
-        raise MaceError("The UNet did not run its last cross-attention layer: its blocks are unknown here.")
+        raise MaceError("The model did not run its last attention to the text: its blocks are unknown here.")
 
     def masks(self, length: int) -> Tensor:
         """M at the resolution of a layer that reads `length` positions: (N, hw)."""
@@ -71,12 +78,29 @@ class PerSample:
             self.at[length] = torch.stack([at_size(M, size, self.mask) for M in self.M])
         return self.at[length]
 
+    def added(self, name: str, e: Tensor) -> Tensor:
+        """B_i D_i e of sample i: (N, T, out), Eq. 4."""
+        B, D = self.B[name], self.D[name]  # (N, out, r), (N, r, d)
+        return (e.to(D) @ D.transpose(1, 2)) @ B.transpose(1, 2)
+
     def projected(self, attn, name: str, e: Tensor) -> Tensor:
         """W e + B_i D_i e of sample i: (N, T, inner), Eq. 4; without autocast, as large entries of W R cancel in it."""
-        B, D = self.B[name], self.D[name]  # (N, out, r), (N, r, d)
         with contextlib.nullcontext() if e.is_meta else torch.autocast(e.device.type, enabled=False):
             plain = attn.get_submodule(name.rsplit(".", 1)[1])(e)
-            return plain + ((e.to(D) @ D.transpose(1, 2)) @ B.transpose(1, 2)).to(plain)
+            return plain + self.added(name, e).to(plain)
+
+    def entered(self, module, args, output: Tensor) -> Tensor:
+        """Forward hook of the entrance of joint attention: W e + b + B_i D_i e of sample i."""
+        with contextlib.nullcontext() if output.is_meta else torch.autocast(output.device.type, enabled=False):
+            return output + self.added(ENTRANCE, args[0]).to(output)
+
+    def look(self, name: str, A: Tensor) -> None:
+        """Note the layer's loss; the last layer's ends the pass."""
+        loss = attention_loss(A, self.masks(A.shape[2]), self.S, self.loss)  # (N,); in a recomputation, too
+        if self.losses is not None:
+            self.losses.append(loss)
+            if name == self.names[-1] and self.stops_inside:
+                raise _Done
 
     def processor(self, name: str) -> Callable:
         """Attention processor of one layer: the stock one's result from W + B D, and the layer's loss."""
@@ -84,48 +108,55 @@ class PerSample:
         def attend(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **_):
             e = encoder_hidden_states
             A = attention_probs(attn, hidden_states, e, self.projected(attn, f"{name}.to_k", e), attention_mask)
-            loss = attention_loss(A, self.masks(A.shape[2]), self.S, self.loss)  # (N,); in a recomputation, too
-            if self.losses is not None:
-                self.losses.append(loss)
-                if name == self.names[-1] and self.stops_inside:
-                    raise _Done
+            self.look(name, A)
             value = split_heads(attn, self.projected(attn, f"{name}.to_v", e))
             out = (A.to(value) @ value).transpose(1, 2).flatten(2)  # (N, hw, inner)
             return attn.to_out[1](attn.to_out[0](out))
 
-        return attend
+        def jointly(attn, hidden_states, encoder_hidden_states=None, attention_mask=None, *args, **kwargs):
+            rotary = args[0] if args else kwargs.get("image_rotary_emb")
+            self.look(name, joint_probs(attn, hidden_states, encoder_hidden_states, rotary, self.T))
+            return stock(attn, hidden_states, encoder_hidden_states, attention_mask, *args, **kwargs)
+
+        stock = self.layers[name].processor
+        return jointly if self.joint else attend
 
     def stop(self, *_) -> None:
-        """Forward hook of the block that holds the last cross-attention."""
+        """Hook of what comes behind the last attention to the text."""
         if self.losses is not None:
             raise _Done
 
 
 @contextmanager
-def per_sample(unet, loss: str = "squared", mask: str = "soft", checkpointing: bool = False) -> Iterator[PerSample]:
-    """`PerSample` in place of the UNet's cross-attention, weights frozen; what was there comes back at the end."""
-    run = PerSample(unet, loss, mask, checkpointing)
-    frozen = [p for p in unet.parameters() if p.requires_grad]
-    training, before = unet.training, unet.is_gradient_checkpointing
-    hook = None if run.stops_inside else unet.get_submodule(_holder(run.names[-1])).register_forward_hook(run.stop)
+def per_sample(model, loss: str = "squared", mask: str = "soft", checkpointing: bool = False) -> Iterator[PerSample]:
+    """`PerSample` in place of the attention to the text, weights frozen; what was there comes back at the end."""
+    run = PerSample(model, loss, mask, checkpointing)
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    training, before = model.training, model.is_gradient_checkpointing
+    hooks = [] if run.stops_inside else [_behind(model, run)]
+    if run.joint:
+        hooks.append(model.get_submodule(ENTRANCE).register_forward_hook(run.entered))
     try:
-        unet.requires_grad_(False).eval()
+        model.requires_grad_(False).eval()
         if checkpointing and not before:
-            unet.enable_gradient_checkpointing()
+            model.enable_gradient_checkpointing()
         elif before and not checkpointing:
-            unet.disable_gradient_checkpointing()
-        with replaced(unet, {name: run.processor(name) for name in run.names}):
+            model.disable_gradient_checkpointing()
+        with replaced(model, {name: run.processor(name) for name in run.names}):
             yield run
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
         for p in frozen:
             p.requires_grad_(True)
-        unet.train(training)
-        if unet.is_gradient_checkpointing != before:
-            unet.enable_gradient_checkpointing() if before else unet.disable_gradient_checkpointing()
+        model.train(training)
+        if model.is_gradient_checkpointing != before:
+            model.enable_gradient_checkpointing() if before else model.disable_gradient_checkpointing()
 
 
-def _holder(name: str) -> str:
-    """Module path of the transformer that holds a cross-attention layer."""
-    return name.split(".transformer_blocks.")[0]
+def _behind(model, run: PerSample):
+    """A hook that stops outside of checkpointed blocks: before a transformer's last norm, behind a UNet's module."""
+    holder, _, inside = run.names[-1].partition(".transformer_blocks.")
+    if inside:
+        return model.get_submodule(holder).register_forward_hook(run.stop)
+    return model.norm_out.register_forward_pre_hook(run.stop)

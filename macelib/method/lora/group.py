@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler
 from torch import Tensor
 
 from ...errors import MaceError
 from ...files import hash_tensors, hash_text, read_tensors, save_tensors
-from ...models.entrances import kv_weights
+from ...models.denoise import Levels
+from ...models.entrances import denoiser, kv_weights
 from ...models.offload import runs_on
 from ...models.pipelines import AUTOCAST
 from .forward import PerSample
@@ -51,13 +51,12 @@ def own_directions(example, rank: int) -> Tensor:
 class Group:
     """N concepts in training; `config` is a TrainConfig, `density` (T,) the probability of each timestep."""
 
-    def __init__(self, pipe, examples: list, config, density: Tensor):
+    def __init__(self, pipe, examples: list, config, density: Tensor, levels: Levels):
         if len(shapes := {tuple(e.latents.shape[1:]) for e in examples}) > 1:
             raise MaceError(f"Images of one pass must have one size; these latents have {sorted(shapes)}.")
-        self.examples, self.config, self.density, self.step = examples, config, density, 0
-        self.weights = kv_weights(pipe.unet)
-        self.device, self.dtype = runs_on(pipe.unet), pipe.unet.dtype
-        self.alphas = DDPMScheduler.from_config(pipe.scheduler.config).alphas_cumprod  # ᾱ_t (T,)
+        self.examples, self.config, self.density, self.levels, self.step = examples, config, density, levels, 0
+        self.weights = kv_weights(denoiser(pipe))
+        self.device, self.dtype = runs_on(denoiser(pipe)), denoiser(pipe).dtype
         self.generators = [generator(config.seed, e.name) for e in examples]
         own = config.D == "own"  # then B alone is trained
         D = torch.stack(
@@ -113,7 +112,7 @@ class Group:
         return losses, t
 
     def draw(self) -> tuple[Tensor, tuple]:
-        """Timesteps (N,) and the arguments of the forward pass: x_t = √ᾱ x + √(1 − ᾱ) ε, t, e, M, S, added."""
+        """Timesteps (N,) and the arguments of the forward pass: x_t (see `Levels`), t, e, M, S, added."""
         timesteps, noisy, chosen = [], [], []
         for i, (example, g) in enumerate(zip(self.examples, self.generators, strict=True)):
             t = int(torch.multinomial(self._density(i), 1, generator=g))
@@ -123,7 +122,7 @@ class Group:
             if example.spread is not None:
                 x = x + example.spread[k].float().cpu() * torch.randn(x.shape, generator=g)
             noise = torch.randn(x.shape, generator=g)
-            noisy.append(self.alphas[t].sqrt() * x + (1 - self.alphas[t]).sqrt() * noise)
+            noisy.append(self.levels.noised(x, noise, t))
             timesteps.append(t)
             chosen.append((k, j))
         pairs = list(zip(self.examples, chosen, strict=True))
@@ -135,7 +134,7 @@ class Group:
         if pairs[0][0].added is not None:
             keys = pairs[0][0].added
             added = {a: torch.stack([ex.added[a][j] for ex, (_, j) in pairs]).to(self.device, self.dtype) for a in keys}
-        return t, (x, t.to(self.device), e, M, S, added)
+        return t, (x, self.levels.timesteps[t].to(self.device), e, M, S, added)
 
     def _density(self, i: int) -> Tensor:
         """Probability of each timestep (T,) for concept i."""

@@ -1,7 +1,7 @@
-"""Stage 2: one LoRA per concept (Eq. 3-5), many concepts in one forward pass of the frozen UNet.
+"""Stage 2: one LoRA per concept (Eq. 3-5), many concepts in one forward pass of the frozen model.
 
-A batch holds one sample of each of N concepts, and to_k and to_v add sample i's own LoRA. Losses, gradient clipping and
-AdamW are per concept, so the result is that of N separate runs.
+A batch holds one sample of each of N concepts, and the layers that read the text add sample i's own LoRA. Losses,
+gradient clipping and AdamW are per concept, so the result is that of N separate runs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,11 @@ from torch import LongTensor, Tensor
 from ...concepts import Concept, sample_prompt
 from ...concepts import prompts as filled
 from ...errors import MaceError
+from ...models.denoise import SHIFTS, Levels
+from ...models.entrances import denoiser
 from ...models.pipelines import AUTOCAST
 from ...models.sample import posterior
-from ...models.text import added_conditions, encode, tokenizers
-from ...models.tokens import token_spans, tokenize
+from ...models.text import added_conditions, encode, spans, tails
 from .forward import per_sample
 from .group import Group
 
@@ -40,6 +41,7 @@ class TrainConfig:
     prompt: Literal["sample", "template"] = "sample"  # of a step: the picture's own; one of the templates at random
     mask: Literal["soft", "nearest"] = "soft"  # at a layer's size: means over areas; nearest pixel above 0.5
     latents: Literal["mean", "sample"] = "mean"  # of the VAE's posterior; sample: drawn anew for each step
+    shift: Literal["own", "none"] = "own"  # of a flow's noise levels: its scheduler's; or none
     clip: float = 1.0  # largest gradient norm of one concept's LoRA; 0: none
     concepts_per_pass: int = 8  # N
     autocast: Literal["bf16", "fp16"] | None = None  # precision of the forward pass; None: as loaded
@@ -50,7 +52,7 @@ class TrainConfig:
         allowed = {
             "timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST), "D": ("unit", "scaled", "own"),
             "loss": ("norm", "squared"), "S": ("own", "own+tail"), "prompt": ("sample", "template"),
-            "mask": ("soft", "nearest"), "latents": ("mean", "sample"),
+            "mask": ("soft", "nearest"), "latents": ("mean", "sample"), "shift": SHIFTS,
         }  # fmt: skip
         for field, values in allowed.items():
             if getattr(self, field) not in values:
@@ -82,7 +84,7 @@ class Example:
     embeddings: Tensor  # (m, T, d) of the prompts; m = n unless they are free
     positions: list[LongTensor]  # S per prompt: the phrase's token positions
     tails: list[LongTensor] | None = None  # per prompt: positions of [EOS] and padding, for S "own+tail"
-    added: dict[str, Tensor] | None = None  # SDXL, per prompt: text_embeds (m, p), time_ids (m, 6)
+    added: dict[str, Tensor] | None = None  # per prompt, what else the model reads: see `added_conditions`
     free: bool = False  # the prompts are not the images'
     spread: Tensor | None = None  # (n, c, h, w), standard deviation of the latents; None: they are taken as they are
 
@@ -147,9 +149,8 @@ def example(
     config = config or TrainConfig()
     free = prompts is None and config.prompt == "template"
     prompts = filled(concept) if free else list(prompts or [sample_prompt(concept)] * len(images))
-    tokenizer = tokenizers(pipe)[0]
-    own = {p: sorted({i for span in token_spans(tokenizer, p, concept.name) for i in span}) for p in set(prompts)}
-    tails = {p: _tail(tokenizer, p) for p in own}
+    own = {p: spans(pipe, p, concept.name) for p in set(prompts)}
+    behind = {p: tails(pipe, p) for p in own}
     mean, spread = posterior(pipe, images)
     return Example(
         concept.name,
@@ -157,17 +158,11 @@ def example(
         masks,
         encode(pipe, prompts),
         [torch.tensor(own[p], dtype=torch.long) for p in prompts],
-        [torch.tensor(tails[p], dtype=torch.long) for p in prompts],
+        [torch.tensor(behind[p], dtype=torch.long) for p in prompts],
         added_conditions(pipe, prompts, images[0].size[::-1]),
         free,
         spread if config.latents == "sample" else None,
     )
-
-
-def _tail(tokenizer, prompt: str) -> list[int]:
-    """Positions of [EOS] and padding."""
-    ids, offsets = tokenize(tokenizer, prompt)
-    return list(range(1 + max((i for i, (a, b) in enumerate(offsets) if a < b), default=0), len(ids)))
 
 
 class Training:
@@ -179,10 +174,11 @@ class Training:
         self.pipe, self.config, self.every = pipe, config, every
         N = config.concepts_per_pass
         groups = [list(examples[i : i + N]) for i in range(0, len(examples), N)]
-        T = pipe.scheduler.config.num_train_timesteps
+        self.levels = Levels(pipe, tuple(examples[0].latents.shape[-2:]), config.shift)
+        T = len(self.levels)
         xi = cfis(T, config.t1, config.t2, config.gamma)
         density = xi if config.timesteps == "cfis" else torch.full((T,), 1 / T, dtype=torch.float64)
-        self.groups = [Group(pipe, group, config, density) for group in groups]
+        self.groups = [Group(pipe, group, config, density, self.levels) for group in groups]
         self.paths = [_numbered(checkpoint, i, len(groups)) for i in range(len(groups))]
 
     def __iter__(self) -> Iterator[Record]:
@@ -190,7 +186,7 @@ class Training:
             if path is not None:
                 group.load(path)
             c = self.config
-            with per_sample(self.pipe.unet, c.loss, c.mask, c.gradient_checkpointing) as forward:
+            with per_sample(denoiser(self.pipe), c.loss, c.mask, c.gradient_checkpointing) as forward:
                 while group.step < self.config.steps:
                     losses, timesteps = group.train_step(forward)
                     if path is not None and (group.step % self.every == 0 or group.step == self.config.steps):
@@ -215,7 +211,7 @@ class Training:
 def train(
     pipe, examples: Sequence[Example], config: TrainConfig, checkpoint: str | Path | None = None, every: int = 10
 ) -> Training:
-    """Train one LoRA per example against Eq. 3, `concepts_per_pass` in one forward pass; W' is what the UNet holds.
+    """Train one LoRA per example against Eq. 3, `concepts_per_pass` in one forward pass; W' is what the model holds.
 
     `for record in (run := train(...)): ...`, then `run.loras`. With a `checkpoint` (.safetensors; with several passes
     one numbered file each) the state is written every `every` steps, and the same call goes on from it.

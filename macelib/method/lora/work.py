@@ -11,7 +11,7 @@ from PIL import Image
 from ...concepts import Concept
 from ...config import EraseConfig
 from ...files import hash_text, locked, name_of, read_cached, save_tensors
-from ...models.entrances import kv_weights, pooled_columns, pooled_weights
+from ...models.entrances import denoiser, kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import Fusion, fused_weight
 from ..images import read_images, scheduled, training_images
@@ -95,9 +95,9 @@ def _trained(pipe, work: Work, names: str, tell: Tell, look: Look | None) -> dic
 @torch.no_grad()
 def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
     """Write W' = W R (Eq. 2) into the pipeline, and the same of the pooled text."""
-    for name, w in kv_weights(pipe.unet).items():
+    for name, w in kv_weights(denoiser(pipe)).items():
         w.copy_(fused_weight(w, Fusion(R, []), [], name, torch.float32))
-    for w in () if pooled is None else pooled_weights(pipe.unet).values():
+    for w in () if pooled is None else pooled_weights(denoiser(pipe)).values():
         w.copy_(pooled_columns(w, pooled))
 
 
