@@ -84,7 +84,7 @@ def test_another_noise_schedule_takes_its_timestep_of_equal_noise(pixart):
     for t in (100, 300, 700):
         step = int(levels.timesteps[t])
         assert torch.allclose(levels.signal[t] ** 2, own[step]) and abs(float(own[step] - sd[t])) < 0.005
-        assert step != t
+    assert not torch.equal(levels.timesteps, torch.arange(1000))
     unet = tiny_pipeline("sd")
     assert torch.equal(Levels(unet, (16, 16)).timesteps, torch.arange(1000))
 
