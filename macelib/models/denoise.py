@@ -49,6 +49,11 @@ class Levels:
         return self.signal[t] * x + self.noise[t] * noise
 
 
+def grid_length(pipe) -> int:
+    """How many timesteps the grid of CFIS has."""
+    return pipe.scheduler.config.num_train_timesteps if part_of(pipe) == "unet" else 1000
+
+
 def is_flow(scheduler) -> bool:
     """Whether a scheduler goes along straight paths from noise to picture."""
     flow = scheduler.config.get("prediction_type") == "flow_prediction" or scheduler.config.get("use_flow_sigmas")

@@ -194,7 +194,7 @@ def check_pipeline(pipe) -> None:
     if not isinstance(getattr(pipe, "unet", None), UNet2DConditionModel) or not cross_attention(pipe.unet):
         raise MaceError(
             f"{type(pipe).__name__} has no UNet with cross-attention, and is none of {', '.join(PIPELINES)}: where its "
-            "text enters is not known here. Load a Stable Diffusion 1, 2, XL or 3, PixArt, Sana or FLUX.1 pipeline."
+            "text enters is not known here; load a Stable Diffusion 1, 2, XL or 3, PixArt, Sana or FLUX.1 pipeline."
         )
 
 

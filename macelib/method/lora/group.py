@@ -51,10 +51,11 @@ def own_directions(example, rank: int) -> Tensor:
 class Group:
     """N concepts in training; `config` is a TrainConfig, `density` (T,) the probability of each timestep."""
 
-    def __init__(self, pipe, examples: list, config, density: Tensor, levels: Levels):
+    def __init__(self, pipe, examples: list, config, density: Tensor):
         if len(shapes := {tuple(e.latents.shape[1:]) for e in examples}) > 1:
             raise MaceError(f"Images of one pass must have one size; these latents have {sorted(shapes)}.")
-        self.examples, self.config, self.density, self.levels, self.step = examples, config, density, levels, 0
+        self.examples, self.config, self.density, self.step = examples, config, density, 0
+        self.levels = Levels(pipe, tuple(examples[0].latents.shape[-2:]), config.shift)
         self.weights = kv_weights(denoiser(pipe))
         self.device, self.dtype = runs_on(denoiser(pipe)), denoiser(pipe).dtype
         self.generators = [generator(config.seed, e.name) for e in examples]

@@ -15,7 +15,7 @@ from torch import LongTensor, Tensor
 from ...concepts import Concept, sample_prompt
 from ...concepts import prompts as filled
 from ...errors import MaceError
-from ...models.denoise import SHIFTS, Levels
+from ...models.denoise import SHIFTS, grid_length
 from ...models.entrances import denoiser
 from ...models.pipelines import AUTOCAST
 from ...models.sample import posterior
@@ -174,11 +174,10 @@ class Training:
         self.pipe, self.config, self.every = pipe, config, every
         N = config.concepts_per_pass
         groups = [list(examples[i : i + N]) for i in range(0, len(examples), N)]
-        self.levels = Levels(pipe, tuple(examples[0].latents.shape[-2:]), config.shift)
-        T = len(self.levels)
+        T = grid_length(pipe)
         xi = cfis(T, config.t1, config.t2, config.gamma)
         density = xi if config.timesteps == "cfis" else torch.full((T,), 1 / T, dtype=torch.float64)
-        self.groups = [Group(pipe, group, config, density, self.levels) for group in groups]
+        self.groups = [Group(pipe, group, config, density) for group in groups]
         self.paths = [_numbered(checkpoint, i, len(groups)) for i in range(len(groups))]
 
     def __iter__(self) -> Iterator[Record]:
