@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import MaceError, explained
+from ..models.entrances import denoiser
 from ..models.pipelines import load_pipeline
 from ..models.swap import untouched
 from ..reading import read_table
@@ -164,7 +165,7 @@ def _elsewhere(pipe, prompts, folder, drawing: Drawing, change, force: bool, eng
         todo += [(scale, job) for job in rows if job not in kept]
     count = min(len(todo), getattr(engine, "jobs", None) or 1)
     place, failed = drawing.place(pipe, folder, state).name, []
-    how = source, pipe.scheduler, pipe.unet.dtype, change, force, drawing, str(folder), state, place
+    how = source, pipe.scheduler, denoiser(pipe).dtype, change, force, drawing, str(folder), state, place
     shares = [Share(f"pictures {i + 1} of {count}", draw_share, (*how, todo[i::count])) for i in range(count)]
     for outcome in engine.run(shares):
         failed += [f"{outcome.key}: {outcome.error}"] if outcome.error else []
