@@ -6,6 +6,7 @@ rows, so that it can be taken back; what its fusion takes is measured beside it.
 fairly (vectorised, streamed): it accumulates W e^g e^fᵀ and W_i e eᵀ layer by layer.
 """
 
+import os
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ from .errors import MaceError
 from .method.fuse import fuse_sums
 from .method.refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
 from .models.sample import generate
+from .models.threads import OTHERS, WAITING
 
 
 @dataclass(frozen=True)
@@ -238,26 +240,48 @@ def _toggle(erasure: Erasure, W: dict[str, Tensor], model: dict[str, Tensor]) ->
     return [f"{s:.2f}" for s in seconds]
 
 
-def drawing(pipe, pictures: int = 8, steps: int = 15, progress=None) -> str:
-    """Seconds to draw pictures with the machine to itself, and beside a process that keeps one core busy."""
-    tell, seconds = progress or (lambda *_: None), []
-    generate(pipe, "a photo of the ship", range(pictures), steps=2)  # the libraries' own start is not measured
-    for i, state in enumerate(("alone", "beside a busy process")):
-        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if i else None
-        try:
-            start = time.perf_counter()
-            generate(pipe, "a photo of the ship", range(pictures), steps=steps)
-            seconds.append(time.perf_counter() - start)
-        finally:
-            if busy:
-                busy.kill()
-                busy.wait()
-        tell("drawing", i + 1, 2, state)
-    alone, beside = seconds
+def drawing(pipe, pictures: int = 8, steps: int = 15, progress=None, model: str | None = None) -> str:
+    """Seconds to draw pictures with the machine to itself, and beside a process that keeps one core busy.
+
+    model: the name of the pipeline, to measure PyTorch's own way to wait, too, with the machine to itself.
+    """
+    tell, total, own = progress or (lambda *_: None), 3 if model else 2, ""
+    alone = seconds(pipe, pictures, steps)
+    tell("drawing", 1, total, "alone")
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        beside = seconds(pipe, pictures, steps)
+    finally:
+        busy.kill()
+        busy.wait()
+    tell("drawing", 2, total, "beside a busy process")
+    if model:
+        spinning = _spinning(model, pictures, steps)
+        own = f" ({alone / spinning:.2f} times the {spinning:.2f} s of threads that spin, PyTorch's default)"
+        tell("drawing", 3, total, "with threads that spin")
     return (
-        f"drawing {pictures} pictures in {steps} steps with {torch.get_num_threads()} threads: {alone:.2f} s; "
+        f"drawing {pictures} pictures in {steps} steps with {torch.get_num_threads()} threads: {alone:.2f} s{own}; "
         f"beside a busy process {beside:.2f} s, {beside / alone:.1f} times as long"
     )
+
+
+def seconds(pipe, pictures: int, steps: int) -> float:
+    """Time to draw the pictures of one prompt."""
+    generate(pipe, "a photo of the ship", range(pictures), steps=2)  # the libraries' own start is not measured
+    start = time.perf_counter()
+    generate(pipe, "a photo of the ship", range(pictures), steps=steps)
+    return time.perf_counter() - start
+
+
+def _spinning(model: str, pictures: int, steps: int) -> float:
+    """`seconds` in a process whose threads wait as PyTorch has them wait by itself."""
+    code = "import torch, macelib, macelib.bench as b; print(b.seconds(macelib.load_pipeline({!r}), {}, {}))"
+    environment = {name: value for name, value in os.environ.items() if name not in (*WAITING, *OTHERS)}
+    command = [sys.executable, "-c", code.format(model, pictures, steps)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise MaceError(f"Drawing in another process failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
+    return float(done.stdout)
 
 
 def _error(results: dict, one: tuple, other: tuple) -> float:

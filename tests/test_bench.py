@@ -1,13 +1,17 @@
 """The benchmark's two ways agree, and its report says what was measured."""
 
 import re
+import subprocess
 
 import psutil
 import pytest
 import torch
+from tiny_data import tiny_data
 
 from macelib.bench import Shapes, drawing, per_layer, random_concept, random_erasure, run, streamed
 from macelib.errors import MaceError
+from macelib.models.pipelines import load_pipeline
+from macelib.models.threads import OTHERS, WAITING
 from macelib.models.tiny import tiny_pipeline
 
 SHAPES = Shapes(out=(8, 8, 16), width=24, tokens=7, prompts=5)
@@ -54,3 +58,17 @@ def test_drawing_is_timed_alone_and_beside_a_process_that_is_gone_afterwards():
     assert told == ["alone", "beside a busy process"] and len(psutil.Process().children()) == children
     alone, beside, times = map(float, re.search(r": ([\d.]+) s; .* ([\d.]+) s, ([\d.]+) times", said).groups())
     assert times == pytest.approx(beside / alone, rel=0.3, abs=0.1)
+
+
+@pytest.mark.slow
+def test_pytorch_s_own_waiting_is_measured_in_a_process_without_ours(tmp_path, monkeypatch):
+    monkeypatch.setenv("MACELIB_DATA", str(tiny_data(tmp_path)))
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
+    ran, run_process = [], subprocess.run
+    monkeypatch.setattr(subprocess, "run", lambda *a, **kw: ran.append(kw["env"]) or run_process(*a, **kw))
+    said = drawing(load_pipeline("mini-sd"), 1, 1, model="mini-sd")
+    alone, times, spinning = map(float, re.search(r": ([\d.]+) s \(([\d.]+) times the ([\d.]+) s", said).groups())
+    assert times == pytest.approx(alone / spinning, rel=0.3, abs=0.1)
+    assert len(ran) == 1 and not {*WAITING, *OTHERS} & ran[0].keys()
+    with pytest.raises(MaceError, match=r"in another process failed: .*nowhere"):
+        drawing(tiny_pipeline("sd"), 1, 1, model="nowhere")

@@ -161,7 +161,7 @@ def bench(
     products: Annotated[str, typer.Option(help="fp64, mixed or both")] = "both",
     reference: Annotated[int, typer.Option(help="concepts of the per-layer reference; 0: leave it out", min=0)] = 5,
     toggle: Annotated[bool, typer.Option(help="time switching one concept, too")] = True,
-    drawing: Annotated[bool, typer.Option(help="time mini-SD's drawing, too, alone and beside a busy process")] = True,
+    drawing: Annotated[bool, typer.Option(help="time mini-SD's drawing, too, alone and on a busy machine")] = True,
 ) -> None:
     """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data, text encoding excluded), and of drawing."""
     from .. import bench
@@ -169,7 +169,7 @@ def bench(
     with Bars() as bars:
         lines = bench.run(concepts, products, reference, toggle, progress=bars)
         if drawing:
-            lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars))
+            lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars, model="mini-sd"))
     for line in lines:
         typer.echo(line)
 
