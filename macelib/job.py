@@ -4,32 +4,29 @@ import contextlib
 import dataclasses
 import logging
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from . import __version__
 from .concepts import Concept, anchored, check_concepts, check_kept, listed, prompts, with_synonyms, with_templates
 from .config import EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
-from .files import cache_folder, check_writable, hash_tensors, hash_text
+from .files import cache_folder, check_writable
+from .groups import Progress, grouped, train_by, train_here
 from .method import prior as priors
-from .method.lora.train import TrainConfig
-from .method.lora.work import Work, train_work
 from .method.masks import check_grounding
 from .method.refine import compress, concept_sums, concept_texts, difference, solve_refinement, stored_rank
 from .models.entrances import denoiser, kv_weights, pooled_weights
 from .models.families import Entry, family_of
-from .models.pipelines import check_pipeline, drawing_hash, load_pipeline, model_hash
+from .models.pipelines import check_pipeline, model_hash
 from .models.swap import untouched
 from .models.text import check_prompt, embedding_size, missing_text, pooled_size
 from .show.progress import Bars, watched
 
 log = logging.getLogger(__name__)
-Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
 MANY = 10  # concepts from which on general captions alone protect other names badly
 FEW = 100  # captions below which a prior protects little
 
@@ -81,8 +78,8 @@ def erase(
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
         _pooled_note(erasure)
         # Stage 2: images, masks and a LoRA per concept (Eq. 3-5), in groups.
-        works, trained = [] if config.stages == "1" else _works(pipe, erasure, place), {}
-        for work, tensors in _here(pipe, works, tell) if engine is None else _elsewhere(pipe, works, engine, tell):
+        works, trained = [] if config.stages == "1" else grouped(pipe, erasure, place), {}
+        for work, tensors in train_here(pipe, works, tell) if engine is None else train_by(engine, pipe, works, tell):
             for i, concept in enumerate(work.concepts):
                 trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]
     # Stage 3: `Erasure.fusion` solves Eq. 7 where it is first asked for, and anew when a concept leaves or joins.
@@ -229,14 +226,6 @@ def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: Eras
     return Erasure(tuple(parts), layers, d, base, P, key, config, versions(), _pooled(pipe), pooled_P)
 
 
-def _dependence(erasure: Erasure, drawn: str) -> str:
-    """Hash of what the LoRAs of every group depend on: model, prior, settings, and all concepts' prompts, as R does."""
-    c, everything = erasure.config, [(p.concept, prompts(p.concept), anchored(p.concept)) for p in erasure.parts]
-    settings = (c.seed, c.stages == "2", c.defaults, c.prior, c.refine, c.images, c.rows)
-    priors = {name: P for name, P in (("P", erasure.P), ("pooled", erasure.pooled_P)) if P is not None}
-    return hash_text(__version__, erasure.base, drawn, hash_tensors(priors), everything, *settings, *erasure.pooled)
-
-
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
     if erasure.config.stages == "2":
@@ -278,108 +267,3 @@ def prior_of(
     if found.count < FEW:
         log.warning("The prior is made of %d captions: what none of them is about may go, too.", found.count)
     return found
-
-
-def _works(pipe, erasure: Erasure, folder: Path) -> list[Work]:
-    """Stage 2 of every group of concepts."""
-    config, layers, drawn = erasure.config, tuple(erasure.layers), drawing_hash(pipe)
-    R, pooled = erasure.refinement.R, erasure.pooled_refinement
-    common, works = _dependence(erasure, drawn), []
-    for concepts, training in _groups(erasure.concepts, config):
-        key = hash_text(common, [concept.name for concept in concepts], training)[:16]
-        maps = R, None if pooled is None else pooled.R
-        works.append(Work(concepts, training, config, layers, *maps, erasure.base, drawn, folder, key))
-    return works
-
-
-def _groups(concepts: Sequence[Concept], config: EraseConfig) -> Iterator[tuple[list[Concept], TrainConfig]]:
-    """Concepts that train in one forward pass: of one kind, at most `concepts_per_pass`."""
-    for kind in dict.fromkeys(concept.kind for concept in concepts):
-        members, training = [concept for concept in concepts if concept.kind == kind], config.training(kind)
-        for start in range(0, len(members), training.concepts_per_pass):
-            yield members[start : start + training.concepts_per_pass], training
-
-
-def _here(pipe, works: Sequence[Work], tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
-    """The groups one after the other; LoRAs that are in the folder already are read."""
-    look = _looker(pipe, works)
-    for i, work in enumerate(works):
-        group = _counter(tell, works, i)
-        tensors = work.read()
-        if tensors is None:
-            tensors = train_work(pipe, work, group, look)
-        group("images", len(work.concepts), work.concepts[-1].name)
-        group("train", work.training.steps, work.concepts[-1].name)
-        yield work, tensors
-
-
-def _looker(pipe, works: Sequence[Work]):
-    """What looks at training pictures, where some are still to be made: `evaluate.drawn.looker`."""
-    from .evaluate.drawn import looker
-
-    todo = [concept for work in works if not work.kept.exists() for concept in work.concepts]
-    return looker(pipe, todo) if todo else None
-
-
-def _counter(tell: Progress, works: Sequence[Work], i: int) -> Callable[[str, int, str], None]:
-    """`tell` for group i: its images and steps as part of those of all groups."""
-    before = {
-        "images": (sum(len(w.concepts) for w in works[:i]), sum(len(w.concepts) for w in works)),
-        "train": (sum(w.training.steps for w in works[:i]), sum(w.training.steps for w in works)),
-    }
-    return lambda stage, done, detail: tell(stage, before[stage][0] + done, before[stage][1], detail)
-
-
-def _elsewhere(pipe, works: Sequence[Work], engine, tell: Progress) -> Iterator[tuple[Work, dict[str, torch.Tensor]]]:
-    """The groups as jobs of an engine, as they finish. MaceError names those that failed, when the others are done."""
-    from .batch.jobs import Job
-
-    source = pipe.__dict__.get("_macelib_source")
-    if source is None:
-        raise MaceError("An engine loads the model in each of its processes: load it with macelib.load_pipeline.")
-    found = {work.key: work.read() for work in works}
-    waiting = {work.key: work for work in works if found[work.key] is None}
-    yield from ((work, found[work.key]) for work in works if work.key not in waiting)
-    done, failed = sum(len(w.concepts) for w in works if w.key not in waiting), []
-    total = sum(len(work.concepts) for work in works)
-    how = source, pipe.scheduler, denoiser(pipe).dtype
-    for outcome in engine.run(Job(key, train_elsewhere, (*how, work)) for key, work in waiting.items()):
-        work = waiting[outcome.key]
-        names = ", ".join(concept.name for concept in work.concepts)
-        if outcome.error:
-            failed.append(f"{names}: {outcome.error}")
-            log.warning("The training of %s failed: %s", names, outcome.error)
-            continue
-        tensors, notes = outcome.value
-        for note in notes:
-            log.warning(note)
-        done += len(work.concepts)
-        tell("concepts", done, total, names)
-        if not work.kept.exists():  # where the folder is not shared
-            work.keep(tensors)
-        yield work, tensors
-    if failed:
-        raise MaceError(f"{len(failed)} groups failed ({'; '.join(failed)}); call again, the others are kept.")
-
-
-def train_elsewhere(
-    source: tuple[str, dict], scheduler, dtype: torch.dtype, work: Work
-) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """`train_work` in a process of its own, and its warnings; MaceError where the model is not the caller's.
-
-    The process sees the GPU that it is to use, whatever its number is: only the kind of device is taken over.
-    """
-    model, options = source
-    device, notes = options["device"] and str(options["device"]).split(":")[0], []
-    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
-    pipe.scheduler = scheduler
-    if (model_hash(pipe), drawing_hash(pipe)) != (work.base, work.drawn):
-        raise MaceError(
-            f"{model}, as it is loaded here, is not the pipeline that the erasure began with: use the same weights on "
-            "all machines, and save a pipeline that was changed after loading."
-        )
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: notes.append(record.getMessage())
-    logging.getLogger("macelib").addHandler(handler)
-    with explained():
-        return train_work(pipe, work, lambda *_: None, _looker(pipe, [work])), notes

@@ -12,7 +12,9 @@ import pytest
 import macelib
 
 ROOT = Path(macelib.__file__).parent
-ABOVE = ("baselines", "attacks", "job", "erasure", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench")
+ABOVE = (
+    "baselines", "attacks", "job", "groups", "erasure", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench",
+)  # fmt: skip
 FORBIDDEN = {
     "reading": ("models", "method", "concepts", "config", "files", *ABOVE),
     "presets": ("config", "models", "method", *ABOVE),

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..concepts import Concept, check_concepts
-from ..config import build_settings
 from ..errors import MaceError, explained
 from ..models.swap import untouched
+from ..reading import build_settings
 from .changes import Change
 from .edit import Edit
 from .registry import Progress, Request, method

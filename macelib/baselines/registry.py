@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..concepts import Concept
-from ..config import check_settings
 from ..errors import MaceError
+from ..reading import check_settings
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
 _METHODS: dict[str, "Method"] = {}

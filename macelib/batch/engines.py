@@ -4,7 +4,7 @@
     for outcome in engine.run([Job("a", function, (1,)), Job("b", function, (2,))]):
         print(outcome.key, outcome.error or outcome.value)   # as they finish
 
-A job is a function that can be imported (`macelib.job.train_elsewhere`, not a lambda or one of a notebook) and
+A job is a function that can be imported (`macelib.groups.train_elsewhere`, not a lambda or one of a notebook) and
 picklable arguments; each runs in a fresh process, with the number of threads limited and the GPUs that it may see set
 before anything is imported. Its return value is pickled back. An exception, or the death of the process, becomes
 `outcome.error`: it does not stop the others. Leaving the loop, by `break` or an error, ends what still runs, and so

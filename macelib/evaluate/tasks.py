@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..concepts import Concept
-from ..config import build_settings
 from ..errors import MaceError
 from ..files import data_folder
-from ..reading import read_data
+from ..reading import build_settings, read_data
 
 ROW = ("name", "anchor", "super", "group", "synonyms")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..concepts import Concept, listed, with_synonyms, with_templates
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..job import _groups, _layers, _needs_prior, _suggestions
+from ..groups import groups
+from ..job import _layers, _needs_prior, _suggestions
 from ..method import prior as priors
 from ..method.images import read_manifest
 from ..method.lora.work import Work
@@ -268,7 +269,7 @@ def _memory(pipe, concepts, config: EraseConfig, cost: Passes, guided: int, base
         detects = "grounding" in {config.mask_source(c.kind) for c in concepts}
         memory["drawing"] = base + own + drawn
         memory["masks"] = base + own + looked + (int(DETECTOR) if detects else 0)
-        group = max(len(members) for members, _ in _groups(concepts, config))
+        group = max(len(members) for members, _ in groups(concepts, config))
         memory["training"] = base + 2 * own + group * cost.train.bytes
     return memory
 

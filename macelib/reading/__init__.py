@@ -1,8 +1,10 @@
 """Reading what people write, as they mean it; or a MaceError that names file, line and cure.
 
-`text` has encodings, lines, quotes and comments, `tables` CSV, `structure` YAML and JSON. May import `errors` alone.
+`text` has encodings, lines, quotes and comments, `tables` CSV, `structure` YAML and JSON, `settings`
+dataclasses from any of them. May import `errors` alone.
 """
 
+from .settings import build_settings, check_settings
 from .structure import FAILURES, Texts, Values, Where, parse, read_data, read_json
 from .tables import read_table
 from .text import (
@@ -27,6 +29,8 @@ __all__ = [
     "Texts",
     "Values",
     "Where",
+    "build_settings",
+    "check_settings",
     "located",
     "name_in",
     "outside",

@@ -1,0 +1,85 @@
+"""Settings from plain values: each is checked against the annotation of its field, in a sentence that names it."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal
+
+from ..errors import MaceError
+
+
+def check_settings(config) -> None:
+    """MaceError for a field of a dataclass of settings that its annotation does not allow, at any depth."""
+    _check(config, "")
+
+
+def build_settings(cls, values: dict[str, Any]):
+    """A dataclass of settings from plain values; MaceError: field, value and what is allowed."""
+    return _build(cls, values, "")
+
+
+def _build(cls, values: Any, prefix: str):
+    """Dataclass from a mapping, each value checked against the field's annotation."""
+    if not isinstance(values, dict):
+        raise MaceError(f"{prefix.rstrip('.') or 'The settings'} is {values!r}; allowed: a mapping of fields.")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise MaceError(f"{prefix}{name} is not a setting; choose from {', '.join(prefix + n for n in hints)}.")
+    return cls(**{name: _value(hints[name], value, prefix + name) for name, value in values.items()})
+
+
+def _check(config, prefix: str) -> None:
+    """MaceError for a field that its annotation does not allow, at any depth."""
+    for name, hint in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            _check(value, f"{prefix}{name}.")
+        else:
+            _value(hint, value, prefix + name)
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the type that `hint` says, or MaceError."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the second where a Literal is part of it
+    options = typing.get_args(hint) if union else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            return _build(option, value, name + ".")
+        is_word = isinstance(value, (str, int)) and not isinstance(value, bool)
+        if typing.get_origin(option) is Literal and is_word and str(value) in typing.get_args(option):
+            return str(value)
+        if option is types.NoneType and value is None:
+            return None
+        is_texts = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        if typing.get_origin(option) is tuple and is_texts:
+            return tuple(value)
+        if option in (bool, str, dict) and isinstance(value, option):
+            return value
+        if option is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if option is float and (number := _number(value)) is not None:
+            return number
+    allowed = " or ".join(_say(option) for option in options)
+    hint = " in quotes" if "text" in allowed and not isinstance(value, str) else ""
+    raise MaceError(f"{name} is {value!r}; allowed: {allowed}{hint}.")
+
+
+def _number(value: Any) -> float | None:
+    """A finite float from a number, or from text such as 1e-4, which YAML reads as text."""
+    try:
+        number = None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if number is not None and abs(number) < float("inf") else None
+
+
+def _say(hint: Any) -> str:
+    """A type in words."""
+    if typing.get_origin(hint) is Literal:
+        return ", ".join(typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "a list of text"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}.get(
+        hint, "nothing (null)"
+    )
