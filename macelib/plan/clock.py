@@ -9,11 +9,12 @@ import torch
 
 from ..concepts import Concept
 from ..method.refine import compress, concept_sums, concept_texts, stored_rank
-from ..models.entrances import kv_weights
+from ..models.denoise import Levels, denoise
+from ..models.entrances import denoiser, kv_weights, part_of
 from ..models.offload import runs_on
 from ..models.pipelines import cast
 from ..models.sample import image_size
-from ..models.text import added_conditions, embedding_size, encode, tokenizers
+from ..models.text import added_conditions, embedding_size, encode
 
 SOON = 2.0  # seconds: a pass is repeated, or made larger, while it takes less
 
@@ -31,7 +32,7 @@ def pace(pipe, concept: Concept, batch: int = 1, autocast: str | None = None, si
     """Measure the text encoders, one concept's statistics, and the denoiser with up to `batch` samples at once."""
     prompts, d = [f"{i} things on a table" for i in range(4)], embedding_size(pipe)
     _, read = _timed(pipe, lambda _: encode(pipe, prompts), 1)
-    layers = [w.shape[0] for w in kv_weights(pipe.unet).values()]
+    layers = [w.shape[0] for w in kv_weights(denoiser(pipe)).values()]
     start = time.perf_counter()
     X, G, C = (s.cpu() for s in concept_sums(pipe, concept, texts=concept_texts(pipe, concept, {})))
     compress(X, G, C, stored_rank(d, layers, 1))
@@ -55,28 +56,35 @@ def _timed(pipe, call: Callable[[int], object], batch: int) -> tuple[int, float]
 
 
 def _call(pipe, autocast: str | None, size: tuple[int, int]) -> Callable[[int], object]:
-    unet, place = pipe.unet, {"device": runs_on(pipe.unet), "dtype": pipe.unet.dtype}
-    height, width = (n // pipe.vae_scale_factor for n in size)
+    model, latents = denoiser(pipe), latent_shape(pipe, size)
+    t = Levels(pipe, latents[1:]).timesteps[200]
+    place = {"device": runs_on(model), "dtype": model.dtype}
 
     def call(count: int):
-        x = torch.zeros(count, unet.config.in_channels, height, width, **place)
-        e = torch.zeros(count, tokenizers(pipe)[0].model_max_length, unet.config.cross_attention_dim, **place)
-        added = added_conditions(pipe, ["a table"] * count, size)
-        added = added and {name: value.to(**place) for name, value in added.items()}
+        prompts = ["a table"] * count
+        added = added_conditions(pipe, prompts, size)
+        added = added and {name: value.to(place["device"]) for name, value in added.items()}
+        e = encode(pipe, prompts).to(**place)
         with cast(pipe, autocast):
-            return unet(x, 1, e, added_cond_kwargs=added)
+            return denoise(model, torch.zeros(count, *latents, **place), t, e, added)
 
     return call
 
 
+def latent_shape(pipe, size: tuple[int, int]) -> tuple[int, int, int]:
+    """(c, h, w) of the latents of a picture of this size (height, width)."""
+    own = denoiser(pipe).config.in_channels if part_of(pipe) == "unet" else pipe.vae.config.latent_channels
+    return own, *(n // pipe.vae_scale_factor for n in size)
+
+
 def _wait(pipe) -> None:
-    if runs_on(pipe.unet).type == "cuda":
+    if runs_on(denoiser(pipe)).type == "cuda":
         torch.cuda.synchronize()
 
 
 def held(pipe) -> int:
     """Bytes that the process holds with the model: of the GPU's memory, or of the machine's."""
-    if runs_on(pipe.unet).type == "cuda":
+    if runs_on(denoiser(pipe)).type == "cuda":
         return torch.cuda.memory_allocated()
     for part in pipe.components.values():  # weights that are mapped from a file count when they are read
         for p in part.parameters() if isinstance(part, torch.nn.Module) else ():
@@ -86,6 +94,6 @@ def held(pipe) -> int:
 
 def free(pipe) -> int:
     """Bytes of memory that are not in use where the denoiser runs."""
-    if runs_on(pipe.unet).type == "cuda":
+    if runs_on(denoiser(pipe)).type == "cuda":
         return torch.cuda.mem_get_info()[0]
     return psutil.virtual_memory().available

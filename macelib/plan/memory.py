@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..method.lora.forward import per_sample
-from ..models.entrances import kv_weights
-from ..models.text import pooled_size
+from ..models.denoise import denoise
+from ..models.entrances import denoiser, kv_weights
+from ..models.text import added_conditions, embedding_size, text_length
+from .clock import latent_shape
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Count(TorchDispatchMode):
 def fused() -> Iterator[None]:
     """Scaled dot-product attention by the kernel that keeps no matrix of probabilities; in recomputations, too."""
     own, kernel = F.scaled_dot_product_attention, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    F.scaled_dot_product_attention = lambda q, k, v, *_, **__: kernel(q, k, v)[0]
+    F.scaled_dot_product_attention = lambda query, key, value, *_, **__: kernel(query, key, value)[0]
     try:
         yield
     finally:
@@ -81,32 +83,30 @@ def counted(call: Callable[[], object], *modules: nn.Module) -> Pass:
     return Pass(count.peak, count.flop)
 
 
-def passes(pipe, size: tuple[int, int], T: int, checkpointing: bool = False, rank: int = 1) -> Passes:
-    """The passes of a pipeline with a UNet, at this size in pixels (height, width) and of T tokens."""
-    copy, coder = _copy(pipe.unet), _copy(pipe.vae)
-    like, (height, width) = {"device": "meta", "dtype": copy.dtype}, (n // pipe.vae_scale_factor for n in size)
-    x = torch.empty(1, copy.config.in_channels, height, width, **like)
-    t, e = torch.zeros(1, device="meta"), torch.empty(1, T, copy.config.cross_attention_dim, **like)
-    added = None
-    if p := pooled_size(pipe):
-        added = {"text_embeds": torch.empty(1, p, **like), "time_ids": torch.empty(1, 6, **like)}
-    picture = torch.empty(1, 3, *size, device="meta", dtype=coder.dtype)
+def passes(pipe, size: tuple[int, int], checkpointing: bool = False, rank: int = 1) -> Passes:
+    """The passes of a pipeline, at this size in pixels (height, width)."""
+    copy, coder, latents = _copy(denoiser(pipe)), _copy(pipe.vae), latent_shape(pipe, size)
+    like = {"device": "meta", "dtype": copy.dtype}
+    x, e = torch.empty(1, *latents, **like), torch.empty(1, text_length(pipe), embedding_size(pipe), **like)
+    t, added = torch.zeros(1, device="meta"), added_conditions(pipe, ["a table"], size)
+    added = added and {name: value.to("meta") for name, value in added.items()}
+    z, picture = (torch.empty(1, *shape, device="meta", dtype=coder.dtype) for shape in (latents, (3, *size)))
     with torch.no_grad():
-        denoise = counted(lambda: copy(x, t, e, added_cond_kwargs=added), copy)
-        decode = counted(lambda: coder.decode(x.to(coder.dtype)), coder)
+        once = counted(lambda: denoise(copy, x, t, e, added), copy)
+        decode = counted(lambda: coder.decode(z), coder)
         encode = counted(lambda: coder.encode(picture), coder)
     B, D = {}, {}
     for name, w in kv_weights(copy).items():
         B[name] = torch.empty(1, w.shape[0], rank, device="meta", requires_grad=True)
         D[name] = torch.empty(1, rank, w.shape[1], device="meta", requires_grad=True)
-    M, S = [torch.empty(1, *size, device="meta")], [torch.zeros(T, dtype=torch.long, device="meta")]
+    M, S = [torch.empty(1, *size, device="meta")], [torch.zeros(e.shape[1], dtype=torch.long, device="meta")]
     with per_sample(copy, checkpointing=checkpointing) as forward:
         train = counted(lambda: forward(x, t, e, M, S, B, D, added).sum().backward(), copy)
-    return Passes(denoise, decode, encode, train)
+    return Passes(once, decode, encode, train)
 
 
 def _copy(module: nn.Module) -> nn.Module:
     """The same layers in the same precision, frozen, without their weights."""
     with torch.device("meta"):
         copy = type(module).from_config(module.config)
-        return nn.Module.to(copy, module.dtype).requires_grad_(False).eval()  # diffusers' own warns of rounding
+        return nn.Module.to(copy, "meta", module.dtype).requires_grad_(False).eval()  # diffusers' own warns of rounding

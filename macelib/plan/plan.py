@@ -18,11 +18,13 @@ from ..method.images import read_manifest
 from ..method.lora.work import Work
 from ..method.masks import NOISE_LEVELS, check_grounding
 from ..method.refine import stored_rank
+from ..models.dit import kind_of
+from ..models.entrances import denoiser
 from ..models.families import family_of
 from ..models.offload import runs_on
 from ..models.pipelines import check_pipeline, default_guidance, drawing_hash, model_hash
 from ..models.sample import image_size
-from ..models.text import embedding_size, tokenizers
+from ..models.text import embedding_size
 from ..presets.values import N as COCO
 from . import clock
 from .memory import Passes, passes
@@ -61,7 +63,7 @@ class Plan:
     @property
     def peak(self) -> int:
         """Most memory, in bytes."""
-        return max(self.memory.values(), default=0)
+        return max(self.memory.values())
 
     @property
     def total(self) -> float:
@@ -70,12 +72,15 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan in words."""
+        largest = max(self.memory, key=self.memory.get)
+        parts = [f"{WORDS[name]} {_time(s)}" for name, s in self.seconds.items() if s >= 0.5]
         kept = f" ({self.kept} more are there)" if self.kept else ""
         lines = [
             f"{_many(self.concepts, 'concept')} on {self.device}; {self.title}",
             f"  to draw: {_many(self.pictures, 'picture')}{kept}; {self.calls:,} passes of the denoiser, and "
             f"{_many(self.steps, 'training step')}",
-            *self._reckoned(),
+            f"  time: about {_time(self.total)}" + (f": {', '.join(parts)}" if parts else ""),
+            f"  memory: about {_size(self.peak)} at most ({WORDS[largest]}); {_size(self.free)} are there",
             f"  disk: about {_size(sum(self.disk.values()))}, of which the erasure takes "
             f"{_size(self.disk['erasure'])}" + ("" if self.space is None else f"; {_size(self.space)} are free"),
         ]
@@ -87,17 +92,6 @@ class Plan:
             lines.append("  The disk may not do: choose another folder.")
         return [*lines, *(f"  {sentence}" for sentence in self.missing)]
 
-    def _reckoned(self) -> list[str]:
-        """Time and memory in words; none where they are not known."""
-        if not self.memory:
-            return []
-        parts = [f"{WORDS[name]} {_time(s)}" for name, s in self.seconds.items() if s >= 0.5]
-        largest = max(self.memory, key=self.memory.get)
-        return [
-            f"  time: about {_time(self.total)}" + (f": {', '.join(parts)}" if parts else ""),
-            f"  memory: about {_size(self.peak)} at most ({WORDS[largest]}); {_size(self.free)} are there",
-        ]
-
     def __str__(self) -> str:
         return "\n".join(self.lines())
 
@@ -106,7 +100,6 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
     """What `erase` with these arguments will take. It draws nothing, and trains nothing; a few passes are timed.
 
     Pictures that the folder has already are not counted again. What is missing is said, where `erase` refuses it.
-    Time and memory are reckoned for models with a UNet; of others it is said that they are not.
     MaceError: concepts or settings that `erase` would refuse.
     """
     check_pipeline(pipe)
@@ -116,7 +109,7 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
     captions = 0 if prior else _captions(pipe, concepts, config, missing)
     config = _masked(concepts, config, named, missing)
     wanted, kept = _pictures(pipe, concepts, config, folder)
-    guided = 2 if (config.of(concepts[0].kind).images.guidance or default_guidance(pipe) or 7.5) > 1 else 1
+    guided = _guided(pipe, config.of(concepts[0].kind).images.guidance)
     work = _Done(
         captions=captions,
         pictures=sum(wanted.values()),
@@ -124,16 +117,9 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
         looks=len(NOISE_LEVELS) * sum(n for kind, n in wanted.items() if config.mask_source(kind) == "attention"),
         steps=0 if config.stages == "1" else sum(config.training(c.kind).steps for c in concepts),
     )
-    if getattr(pipe, "unet", None) is None:
-        missing.append(
-            "Time and memory are reckoned for models with a UNet alone: try one concept and few steps first."
-        )
-        seconds, memory, free, device = {}, {}, 0, pipe.device
-    else:
-        seconds, memory, base = _reckoned(pipe, concepts, config, work, guided)
-        free, device = clock.free(pipe) + base, runs_on(pipe.unet)
+    seconds, memory, base = _reckoned(pipe, concepts, config, work, guided)
     return Plan(
-        device=str(device),
+        device=str(runs_on(denoiser(pipe))),
         title=config.title,
         concepts=len(concepts),
         pictures=work.pictures,
@@ -143,11 +129,17 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
         captions=captions,
         seconds=seconds,
         memory=memory,
-        free=free,
+        free=clock.free(pipe) + base,
         disk=_disk(pipe, concepts, config, image_size(pipe), work.pictures),
         space=None if folder is None else shutil.disk_usage(_existing(Path(folder))).free,
         missing=tuple(missing),
     )
+
+
+def _guided(pipe, guidance: float | None) -> int:
+    """Samples that the denoiser sees for each picture: two with classifier-free guidance, which FLUX.1 does without."""
+    scale = default_guidance(pipe) if guidance is None else guidance
+    return 1 if kind_of(pipe) == "flux" or (scale is not None and scale <= 1) else 2
 
 
 @dataclass(frozen=True)
@@ -165,8 +157,7 @@ def _reckoned(pipe, concepts, config: EraseConfig, work: _Done, guided: int) -> 
     """Seconds and bytes by part of the work, and the bytes that the process holds."""
     images, training = config.of(concepts[0].kind).images, config.training(concepts[0].kind)
     pace = clock.pace(pipe, concepts[0], guided * min(images.batch, max(work.pictures, 1)), images.autocast)
-    base, size, T = clock.held(pipe), image_size(pipe), tokenizers(pipe)[0].model_max_length
-    cost = passes(pipe, size, T, training.gradient_checkpointing, training.rank)
+    base, cost = clock.held(pipe), passes(pipe, image_size(pipe), training.gradient_checkpointing, training.rank)
     rate = pace.call / max(cost.denoise.flop, 1)  # seconds per operation
     encodes = 2 * work.pictures if work.steps else 0  # for the masks, and to train on
     seconds = {
