@@ -1,8 +1,8 @@
 """The artefact: an erasure re-fused per concept, applied and removed, saved, loaded, and exported for other programs.
 
-`part` is what is held of one concept, `erasure` all of them together, `store` the file, `header` what can be read of it
-without PyTorch, `export` what other programs read. It may import `models`, `method`, and what they may; nothing that
-makes, measures or shows erasures.
+`part` is what is held of one concept, `fused` what all of them become together, `erasure` what can be done with that,
+`store` the file, `header` what can be read of it without PyTorch, `export` what other programs read. It may import
+`models`, `method`, and what they may; nothing that makes, measures or shows erasures.
 """
 
 __all__ = ["Erasure", "Part", "versions"]
