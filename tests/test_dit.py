@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.normalization import RMSNorm
 from safetensors.torch import load_file
 
+from macelib.baselines import build
 from macelib.concepts import Concept, anchored, prompts
 from macelib.config import EraseConfig, FuseConfig, ImagesConfig, PriorConfig, RefineConfig, TrainOptions
 from macelib.erasure import Erasure
@@ -26,6 +27,7 @@ from macelib.models.attention import trace
 from macelib.models.denoise import denoise
 from macelib.models.dit import text_mask
 from macelib.models.entrances import denoiser, kv_names, pooled_weights, text_attention, text_weights
+from macelib.models.offload import offload
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
 from macelib.models.text import added_conditions, read, spans, tokenizers
@@ -221,6 +223,11 @@ def test_the_entrances_give_what_the_map_says_in_the_pipelines_own_call(pipe, er
         assert (out - expected).abs().max() <= 1e-4 * expected.abs().max(), name
 
 
+def fresh_one(pipe):
+    """The same pipeline once more, with its original weights."""
+    return tiny_transformer(next(k for k in KINDS if k in type(pipe).__name__.lower().replace("stablediffusion", "sd")))
+
+
 def test_exports_draw_what_the_applied_erasure_draws(pipe, erasure, tmp_path):
     with untouched(pipe):
         erasure.apply(pipe)
@@ -234,8 +241,17 @@ def test_exports_draw_what_the_applied_erasure_draws(pipe, erasure, tmp_path):
     loaded = load_file(tmp_path / "weights" / "transformer.safetensors")
     assert not fresh.transformer.load_state_dict(loaded, strict=False).unexpected_keys
     assert (draw(fresh) - wanted).abs().max() < 1e-5
-    with pytest.raises(MaceError, match="export it as pipeline or weights"):
-        erasure.export(pipe, tmp_path / "lora", "lora")
+    if "PixArt" in type(pipe).__name__:
+        with pytest.raises(MaceError, match="loads no LoRA: export it as pipeline or weights"):
+            erasure.export(pipe, tmp_path / "lora", "lora")
+        return
+    erasure.export(pipe, tmp_path / "lora", "lora", rank="full")
+    for base, name in ((False, "lora_standalone.safetensors"), (True, "lora.safetensors")):
+        other = fresh_one(pipe)
+        if base:
+            other.transformer.load_state_dict(load_file(tmp_path / "lora" / "base.safetensors"), strict=False)
+        other.load_lora_weights(tmp_path / "lora", weight_name=name)
+        assert (draw(other) - wanted).abs().max() < 1 / 255, name
 
 
 def test_traced_attention_is_the_softmax_that_is_computed(pipe, kind, monkeypatch):
@@ -386,3 +402,19 @@ def test_without_t5_sd3_is_erased_as_far_as_it_reads(caplog):
     with pytest.raises(MaceError, match="another base model"):
         erasure.apply(tiny_transformer("sd3"))
     erasure.apply(pipe)
+
+
+def test_other_methods_say_that_they_need_a_unet(pipe):
+    with pytest.raises(MaceError, match=r"uce is written for models with a UNet; \w+Pipeline has none: choose mace"):
+        build(pipe, CONCEPTS[:1], "uce")
+
+
+def test_with_low_memory_it_erases_the_same(pipe, kind, erasure, tmp_path):
+    """One part at a time on the device, by accelerate's hooks, here with the CPU as both places."""
+    other = offload(fresh_one(pipe), "cpu")
+    config = dataclasses.replace(erasure.config, train=TrainOptions(steps=1, lr=0.05, S="own"))
+    found = erase(other, CONCEPTS, config, progress=False)
+    assert relative(found.refinement.R, erasure.refinement.R) < 1e-9
+    assert max(relative(b, erasure.lora[name][0]) for name, (b, _) in found.lora.items() if b.any()) < 1e-4
+    found.apply(other)
+    found.remove(other)

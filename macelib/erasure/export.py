@@ -28,6 +28,12 @@ FORMATS = {
 }
 
 
+IN_DIFFUSERS = (
+    'diffusers: pipe.load_lora_weights(FOLDER, weight_name="lora_standalone.safetensors") on the original model.\n'
+    "Or load base.safetensors into pipe.transformer (load_state_dict, strict=False), then lora.safetensors in this way."
+)
+
+
 def check_format(format: str) -> None:
     """MaceError for a format that is not in FORMATS."""
     if format not in FORMATS:
@@ -60,13 +66,14 @@ def export(
         raise MaceError("This erasure holds no concept: there is nothing to export.")
     if format == "lora" and not any(D.numel() for _, D in erasure.lora.values()):
         raise MaceError("This erasure is of stage 1 alone and has no LoRA: export it as pipeline or weights.")
-    if format == "lora" and part_of(pipe) == "transformer":
-        raise MaceError(f"A LoRA of {type(pipe).__name__} is not written: export it as pipeline or weights.")
+    if format == "lora" and not hasattr(pipe, "load_lora_weights"):
+        raise MaceError(f"{type(pipe).__name__} loads no LoRA: export it as pipeline or weights.")
     erasure.check(pipe, force)
     with new_folder(folder, format) as temporary:
         if format == "lora":
             said = _lora(erasure, pipe, temporary, rank, prompt or sample_prompt(erasure.concepts[0]), steps)
-            (temporary / "README.txt").write_text(f"{FORMATS[format]}\n\n{said}\n", encoding="utf-8")
+            use = FORMATS[format] if part_of(pipe) == "unet" else IN_DIFFUSERS
+            (temporary / "README.txt").write_text(f"{use}\n\n{said}\n", encoding="utf-8")
         else:
             _WRITERS[format](erasure, pipe, temporary)
     return Path(folder)
@@ -108,14 +115,18 @@ def _lora(erasure, pipe, folder: Path, rank: int | str | None, prompt: str, step
     base = {name: fused_weight(W[name], folded, [], name, torch.float32) for name in erasure.layers}  # W R̃
     base |= {name: pooled_columns(W[name], erasure.pooled_refinement.R) for name in erasure.pooled}
     _save(base, folder / "base.safetensors")
-    save_peft(folder / "lora.safetensors", *({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1)))
+    B, D = ({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1))
+    save_peft(folder / "lora.safetensors", B, D, prefix=part_of(pipe))
     found = standalone(erasure, W, rank)
-    save_file(found.kohya(module_names(found.B, denoiser(pipe))), folder / "lora_standalone.safetensors")
+    if part_of(pipe) == "unet":
+        save_file(found.kohya(module_names(found.B, denoiser(pipe))), folder / "lora_standalone.safetensors")
+    else:
+        save_peft(folder / "lora_standalone.safetensors", found.B, found.A, prefix=part_of(pipe))
     said = found.said(sum(W[name].numel() * W[name].element_size() for name in found.B))
     if not found.whole:
         gap = _largest_difference(erasure, pipe, found, prompt, steps)
         said += f"\nOf 256 levels, a picture of {prompt!r} ({steps} steps) differs by {gap:.1f} at most from apply's."
-    if erasure.pooled:
+    if erasure.pooled and part_of(pipe) == "unet":
         said += (
             "\nThe pooled text's map is lora_unet_label_emb_0_0: a program that does not know this key leaves it out."
         )
@@ -138,7 +149,7 @@ _WRITERS = {"pipeline": _pipeline, "weights": _weights}
 
 
 def _save(weights: dict[str, Tensor], path: Path) -> None:
-    """Weights by layer as entries of the UNet's state dict."""
+    """Weights by layer as entries of the denoiser's state dict."""
     save_file({f"{name}.weight": w.contiguous().cpu() for name, w in weights.items()}, path)
 
 
@@ -162,11 +173,13 @@ def peft_config(D: dict[str, Tensor], alpha: float | None = None):
     return LoraConfig(r=r, lora_alpha=alpha or r, target_modules=list(D), init_lora_weights=False)
 
 
-def save_peft(path: str | Path, B: dict[str, Tensor], D: dict[str, Tensor], alpha: float | None = None) -> Path:
+def save_peft(
+    path: str | Path, B: dict[str, Tensor], D: dict[str, Tensor], alpha: float | None = None, prefix: str = "unet"
+) -> Path:
     """Write one LoRA as safetensors for `pipe.load_lora_weights(path)`, with its LoraConfig in the header."""
     config = {k: v for k, v in peft_config(D, alpha).to_dict().items() if v is not None}
-    about = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    about = {f"{prefix}.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     header = {"format": "pt", "lora_adapter_metadata": json.dumps(about, default=str)}
     with atomic(path) as temporary:
-        save_file(peft_state(B, D, alpha), temporary, metadata=header)
+        save_file(peft_state(B, D, alpha, prefix), temporary, metadata=header)
     return Path(path)
