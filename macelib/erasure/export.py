@@ -20,8 +20,8 @@ from .standalone import Standalone, check_rank, module_names, standalone
 
 FORMATS = {
     "pipeline": "The erased pipeline: DiffusionPipeline.from_pretrained(FOLDER).",
-    "weights": "PART.safetensors (unet or transformer) holds the changed weights: "
-    "pipe.PART.load_state_dict(safetensors.torch.load_file(FILE), strict=False).",
+    "weights": "{part}.safetensors holds the changed weights: "
+    "pipe.{part}.load_state_dict(safetensors.torch.load_file(FILE), strict=False).",
     "lora": "ComfyUI, A1111: lora_standalone.safetensors on the original model, strength 1 (UNet only).\n"
     "diffusers: load base.safetensors into pipe.unet (load_state_dict, strict=False), then "
     'pipe.load_lora_weights(FOLDER, weight_name="lora.safetensors").',
@@ -69,7 +69,7 @@ def export(
     if format == "lora" and not hasattr(pipe, "load_lora_weights"):
         raise MaceError(f"{type(pipe).__name__} loads no LoRA: export it as pipeline or weights.")
     erasure.check(pipe, force)
-    with new_folder(folder, format) as temporary:
+    with new_folder(folder, format, part_of(pipe)) as temporary:
         if format == "lora":
             said = _lora(erasure, pipe, temporary, rank, prompt or sample_prompt(erasure.concepts[0]), steps)
             use = FORMATS[format] if part_of(pipe) == "unet" else IN_DIFFUSERS
@@ -87,14 +87,17 @@ def check_folder(folder: str | Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: str | Path, format: str) -> Iterator[Path]:
-    """A folder to export into, with a README.txt on loading what is written there; none is left after an error."""
+def new_folder(folder: str | Path, format: str, part: str = "unet") -> Iterator[Path]:
+    """A folder to export into, with a README.txt on loading what is written there; none is left after an error.
+
+    part: what the pipeline calls its denoiser.
+    """
     check_folder(folder)
     if Path(folder).exists():
         Path(folder).rmdir()
     with atomic(folder) as temporary, torch.no_grad():
         temporary.mkdir(parents=True)
-        (temporary / "README.txt").write_text(FORMATS[format] + "\n", encoding="utf-8")
+        (temporary / "README.txt").write_text(FORMATS[format].format(part=part) + "\n", encoding="utf-8")
         yield temporary
 
 
