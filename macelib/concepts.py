@@ -28,7 +28,7 @@ from .reading import (
     read_json,
     read_table,
 )
-from .templates import OBJECT_ANCHORS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, fill
+from .templates import OBJECT_ANCHORS, PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, fill
 
 __all__ = [
     "SAMPLE_TEMPLATE",
@@ -52,6 +52,7 @@ __all__ = [
     "sample_prompt",
     "templates",
     "token_spans",
+    "with_companions",
     "with_synonyms",
     "with_templates",
 ]  # fmt: skip
@@ -71,6 +72,7 @@ class Concept:
     kind: str = "object"  # "object" | "style" | "celebrity" | "explicit"
     synonyms: tuple[str, ...] = ()  # other names: left out of the prior; generality is measured on them
     templates: tuple[str, ...] | None = None  # own templates with "{}"; None: the thirty of its kind
+    companions: tuple[str, ...] = ()  # things beside it in further prompts of stages 1 and 3
 
     def __post_init__(self):
         for field in ("name", "anchor"):
@@ -80,7 +82,7 @@ class Concept:
             object.__setattr__(self, field, text)
         if self.kind not in KINDS:
             raise MaceError(f"The kind of {self.name!r} is {self.kind!r}: it must be one of {', '.join(KINDS)}.")
-        for field in ("synonyms", "templates"):
+        for field in ("synonyms", "templates", "companions"):
             value = getattr(self, field)
             if isinstance(value, str):
                 raise MaceError(f"The {field} of {self.name!r} must be a list of texts, not the text {value!r}.")
@@ -96,9 +98,14 @@ class Concept:
                 raise MaceError(f'The template {template!r} names {self.name!r} itself: write "{{}}" in its place.')
 
 
-def templates(concept: Concept) -> list[str]:
-    """The concept's own templates, or those of its kind that do not name it outside of "{}"."""
-    chosen = concept.templates or [t for t in TEMPLATES[concept.kind] if not _names(t, concept.name)]
+def templates(concept: Concept, alone: bool = False) -> list[str]:
+    """The concept's own templates, or those of its kind that do not name it outside of "{}"; then it beside companions.
+
+    alone: without those.
+    """
+    chosen = [*(concept.templates or (t for t in TEMPLATES[concept.kind] if not _names(t, concept.name)))]
+    beside = [pair.replace("{other}", other) for other in concept.companions for pair in PAIRS]
+    chosen += [] if alone else [t for t in beside if not (_names(t, concept.name) or _names(t, concept.anchor))]
     distinct = {(fill(t, concept.name), fill(t, concept.anchor)): t for t in reversed(chosen)}
     return list(distinct.values())[::-1]
 
@@ -126,9 +133,15 @@ def with_templates(concept: Concept, choice: str) -> Concept:
     return dataclasses.replace(concept, templates=tuple(t for t in chosen if t and not _names(t, concept.name)))
 
 
-def prompts(concept: Concept) -> list[str]:
-    """The concept's templates filled with its name."""
-    return [fill(template, concept.name) for template in templates(concept)]
+def with_companions(concept: Concept, names: Sequence[str]) -> Concept:
+    """The concept with companions, where it has none of its own; a style has no place beside things."""
+    own = concept.companions or concept.kind in ("style", "explicit")
+    return concept if own else dataclasses.replace(concept, companions=tuple(names))
+
+
+def prompts(concept: Concept, alone: bool = False) -> list[str]:
+    """The concept's `templates` filled with its name."""
+    return [fill(template, concept.name) for template in templates(concept, alone)]
 
 
 def anchored(concept: Concept) -> list[str]:
@@ -271,7 +284,7 @@ def _listed(one, suggestions: Callable[[], Iterable]) -> Concept:
 
 def read_concepts(path: str | Path) -> list[Concept]:
     """Concepts from .txt (one "name=anchor" a line, # begins a comment), .csv (columns name, anchor and, if wanted,
-    kind, synonyms, templates, the last two separated by ";"), .yaml or .json (a list of "name=anchor" or of mappings).
+    kind, synonyms, templates, companions; several by ";"), .yaml or .json (a list of "name=anchor" or of mappings).
 
     MaceError names the file and the line of what cannot be used.
     """
@@ -335,7 +348,7 @@ def _entry(entry: Any) -> Concept:
     if not isinstance(entry, dict) or not {"name", "anchor"} <= set(entry) <= set(fields):
         raise MaceError(f"{entry!r} must have name and anchor, and nothing beside {', '.join(fields)}.")
     values = {key: value for key, value in entry.items() if value not in (None, "", [])}
-    for key in ("synonyms", "templates"):
+    for key in ("synonyms", "templates", "companions"):
         if isinstance(values.get(key), str):
             values[key] = [part.strip() for part in values[key].split(";") if part.strip()]
     return Concept(**{"name": "", "anchor": ""} | values)

@@ -96,6 +96,7 @@ class EraseConfig:
     preset_name: Literal["paper", "mini", "untested"] | None = None  # fills what is open; None: the family's
     defaults: Literal["object", "style", "celebrity", "explicit"] | None = None  # row for all; None: each one's kind
     templates: str | None = None  # "ours", "paper-like" (one thing each, without an article), or a file
+    companions: tuple[str, ...] | None = None  # things beside a concept in further prompts of stages 1 and 3
     prior: PriorConfig = field(default_factory=PriorConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)

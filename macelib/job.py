@@ -10,7 +10,17 @@ from typing import Literal
 
 import torch
 
-from .concepts import Concept, anchored, check_concepts, check_kept, listed, prompts, with_synonyms, with_templates
+from .concepts import (
+    Concept,
+    anchored,
+    check_concepts,
+    check_kept,
+    listed,
+    prompts,
+    with_companions,
+    with_synonyms,
+    with_templates,
+)
 from .config import EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
@@ -59,7 +69,7 @@ def erase(
         log.warning(note)
     check_pipeline(pipe)
     config = _filled(pipe, concepts, config, prior is not None)
-    concepts = [with_templates(concept, config.templates) for concept in concepts]
+    concepts = [with_companions(with_templates(c, config.templates), config.companions) for c in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
         check_prompt(pipe, text)  # refuses one that is too long before the first is read
     with contextlib.ExitStack() as stack:

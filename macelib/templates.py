@@ -54,6 +54,10 @@ TEMPLATES = {
 }  # fmt: skip
 TEMPLATES |= {"celebrity": TEMPLATES["object"], "explicit": PLAIN}
 PAPER_LIKE = {"object": PLAIN, "style": TEMPLATES["style"], "celebrity": PLAIN, "explicit": PLAIN}
+PAIRS = ("a photo of the {} and the {other}", "a photo of the {other} and the {}")  # two things in one prompt
+COMPANIONS = (  # things that most models draw, for prompts of two
+    "dog", "bicycle", "tree", "lamp", "castle", "guitar", "apple", "clock",
+)  # fmt: skip
 KEPT_TEMPLATES = TEMPLATES["object"]  # prompts that stand for a name to keep
 OBJECT_ANCHORS = {  # those of automobile, bird and ship are the paper's, the others are not published
     "airplane": "sky", "automobile": "sky", "bird": "street", "cat": "sofa", "deer": "forest", "dog": "grass",

@@ -134,7 +134,7 @@ def test_objects_counts_what_it_draws(pipe, ship):
         progress=lambda *event: done.append(event[1:3]), **EXACT,
     )  # fmt: skip
     assert all(torch.equal(w, before[name]) for name, w in kv_weights(pipe.unet).items())
-    assert done[-1] == (30, 30) and len(result.images) == 30  # 2 states x (3 classes + 2 synonyms) x 3 seeds
+    assert done[-1] == (30, 30) and len(result.images) == 36  # 2 states x (3 classes + 2 synonyms + instead) x 3 seeds
     seeds, expected = range(7, 10), {}
     for state in ("original", "erased"):
         if state == "erased":
@@ -146,21 +146,22 @@ def test_objects_counts_what_it_draws(pipe, ship):
 
         acc_s = np.mean([accuracy(name, name) for name in CLASSES[1:3]])
         acc_g = np.mean([accuracy("vessel", "ship"), accuracy("boat", "ship")])
-        expected[state] = [accuracy("ship", "ship"), acc_s, acc_g]
-        expected[state].append(metrics.h_o(*expected[state]))
+        instead = judge.top1(generate(pipe, "a photo of the ship", seeds, **EXACT), [*CLASSES[:3], "sea"])
+        found = [accuracy("ship", "ship"), acc_s, acc_g]
+        expected[state] = [*found, np.mean([name == "sea" for name in instead]), metrics.h_o(*found)]
     ship.remove(pipe)
     table = result.table()
-    assert list(table) == ["Acc_e", "Acc_s", "Acc_g", "H_o", "H_o low", "H_o high"]
+    assert list(table) == ["Acc_e", "Acc_s", "Acc_g", "Acc_a", "H_o", "H_o low", "H_o high"]
     for state, numbers in expected.items():
-        assert np.allclose(table.loc[("ship", state)].iloc[:4], 100 * np.array(numbers))
+        assert np.allclose(table.loc[("ship", state)].iloc[:5], 100 * np.array(numbers))
     assert expected["erased"] != expected["original"]
     assert (table["H_o low"] <= table["H_o"] + 1e-9).all() and (table["H_o"] <= table["H_o high"] + 1e-9).all()
     assert result.value("Acc_s") == table.loc[("ship", "erased"), "Acc_s"]
     assert result.to_dict()["ship"]["original"]["H_o"]["value"] == table.loc[("ship", "original"), "H_o"]
-    (e, s, g, _), (e0, s0, g0, _) = ([round(100 * n) for n in expected[m]] for m in ("erased", "original"))
+    (e, s, g, a, _), (e0, s0, g0, *_) = ([round(100 * n) for n in expected[m]] for m in ("erased", "original"))
     assert result.verdict() == (
         f"ship: seen in {e} % of their pictures (before: {e0} %), under other names in {g} % ({g0} %); "
-        f"everything else in {s} % ({s0} %)."
+        f"what is meant to stand in their place in {a} %; everything else in {s} % ({s0} %)."
     )
     assert set(result.groups.group) == {0, 1, 2} and result.settings["seeds"] == [7, 8, 9]
     made = result.settings
@@ -176,10 +177,11 @@ def test_among_all_that_a_judge_knows(pipe, ship):
     options = {"classifier": judge, "classes": CLASSES, "images": 3, **FAST}
     found = {among: evaluate.objects(pipe, ship, among=among, **options) for among in ("known", "classes")}
     assert {k: v.settings["among"] for k, v in found.items()} == {"known": "known", "classes": "classes"}
-    prompts, seeds = zip(*found["known"].images.query("model == 'original'")[["prompt", "seed"]].values, strict=True)
+    looked = "model == 'original' and role != 'shown'"
+    prompts, seeds = zip(*found["known"].images.query(looked)[["prompt", "seed"]].values, strict=True)
     images = generate(pipe, prompts, seeds, **FAST)
     for among, names in (("known", judge.concepts), ("classes", CLASSES)):
-        assert list(found[among].images.query("model == 'original'").found) == judge.top1(images, names)
+        assert list(found[among].images.query(looked).found) == judge.top1(images, names)
     blind = ByPixel()  # has no list of its own
     assert evaluate.objects(pipe, ship, **options | {"classifier": blind}).settings["among"] == "classes"
     with pytest.raises(MaceError, match="among is 'all'"):
@@ -193,7 +195,7 @@ def test_several_erasures_share_the_original(pipe, ship):
     assert list(table.index.get_level_values(0)[::2]) == ["ship", "ship + frog", "mean of 2"]
     one, two, mean = (table.loc[(label, "erased"), "H_o"] for label in ("ship", "ship + frog", "mean of 2"))
     assert mean == pytest.approx((one + two) / 2)
-    original = result.images[result.images.model == "original"]
+    original = result.images.query("model == 'original' and role != 'shown'")
     assert original.groupby(["prompt", "seed"]).found.nunique(dropna=False).max() == 1
     kept = result.concepts.query("erased == 'ship + frog' and model == 'erased' and role == 'kept'")
     assert list(kept.name) == ["horse", "cat"]
@@ -246,10 +248,10 @@ def test_two_strengths_of_one_erasure_are_two_rows(pipe, ship):
 def test_characters(pipe, ship):
     seeds = [0, 3, 5]
     result = evaluate.characters(pipe, ship, ["frog"], classifier=ByPixel(), seeds=seeds, **FAST)
-    assert list(result.table())[:3] == ["Acc_e", "Acc_s", "H_c"]
+    assert list(result.table())[:4] == ["Acc_e", "Acc_s", "Acc_a", "H_c"]
     assert set(result.images.prompt[:5]) <= {t.format("ship") for t in protocols.CHARACTER_TEMPLATES}
     assert (
-        len(result.images) == 2 * 2 * 5 * 3 and result.concepts.unrecognised.sum() == result.images.found.isna().sum()
+        len(result.images) == 2 * 3 * 5 * 3 and result.concepts.unrecognised.sum() == result.images.found.isna().sum()
     )
     erased, kept = result.value("Acc_e") / 100, result.value("Acc_s") / 100
     assert result.value("H_c") == pytest.approx(100 * metrics.h_c(erased, kept))
@@ -296,7 +298,7 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     assert not (tmp_path / "few").exists(), "something was erased before the seeds were counted"
     monkeypatch.setattr(lists, "retained", lambda _: ["Adam Driver", "Amy Adams"])
     people = evaluate.characters_study(pipe, tmp_path / "people", settings, count=1, seeds=range(3), **look)
-    assert list(people.table()) == ["Acc_e", "Acc_s", "H_c", "H_c low", "H_c high"]
+    assert list(people.table()) == ["Acc_e", "Acc_s", "Acc_a", "H_c", "H_c low", "H_c high"]
     config = Erasure.load(tmp_path / "people" / "1-characters.safetensors").config
     assert config.defaults == "celebrity"
     kept = settings.keeping(["Adam Driver", "Amy Adams"]).prior

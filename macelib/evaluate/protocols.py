@@ -10,7 +10,7 @@ mean probability among the classes, which is no accuracy; of people, pictures wi
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +18,14 @@ from ..concepts import Concept, paper_list, with_synonyms
 from ..erasure import Erasure
 from ..errors import MaceError
 from ..files import locked
+from ..models.families import family_of
 from ..models.swap import untouched
 from ..templates import fill
 from .classifiers import classifier_for, plugged
 from .made import made_with
 from .metrics import h_a, h_c, h_o
 from .pictures import Drawing
+from .shown import stand_ins
 from .tables import Evaluation, evaluation
 
 log = logging.getLogger(__name__)
@@ -50,10 +52,12 @@ class Protocol:
     combined: str
     combine: Callable  # of the roles' means, in the order of the roles
     scale: float = 100.0  # tables are in percent
+    beside: dict[str, str] = field(default_factory=dict)  # roles that are told, but not combined
 
 
-OBJECTS = Protocol("objects", {"erased": "Acc_e", "kept": "Acc_s", "synonym": "Acc_g"}, "H_o", h_o)
-CHARACTERS = Protocol("characters", {"erased": "Acc_e", "kept": "Acc_s"}, "H_c", h_c)
+SHOWN = {"shown": "Acc_a"}  # pictures of erased prompts that show the anchor or its super-category
+OBJECTS = Protocol("objects", {"erased": "Acc_e", "kept": "Acc_s", "synonym": "Acc_g"}, "H_o", h_o, beside=SHOWN)
+CHARACTERS = Protocol("characters", {"erased": "Acc_e", "kept": "Acc_s"}, "H_c", h_c, beside=SHOWN)
 STYLES = Protocol("styles", {"erased": "CLIP_e", "kept": "CLIP_s"}, "H_a", h_a, scale=1.0)
 
 
@@ -84,6 +88,8 @@ def objects(
 ) -> Evaluation:
     """Acc_e, Acc_s, Acc_g (top-1) and H_o of each erasure (or edit of a baseline), and their mean: `Evaluation`.
 
+    Beside them Acc_a: the share of erased prompts in which the anchor or its super-category is seen (`shown`).
+
     classes: the paper's ten and the erased ones, unless given. among: what a picture is taken for: the best of all
     that the classifier knows, or, as in the paper, of the classes alone, where a lawn has to be one of them (a frog,
     it is as green). CLIP has no list of its own and always chooses among the classes.
@@ -95,7 +101,7 @@ def objects(
     erase the same, of which no mean is taken.
     MaceError: fewer images than seed groups, a name the judge does not know, an erasure without known synonyms.
     """
-    erasures = _list(erasures)
+    erasures = listed(erasures)
     classifier = _who(pipe, classifier, counting)
     classes = list(classes or [c.name for c in paper_list("objects")])
     classes += [n for n in dict.fromkeys(c.name for e in erasures for c in e.concepts) if n not in classes]
@@ -124,7 +130,7 @@ def objects(
     options = None if every else classes
     seeds = range(seed, seed + images)
     work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if options is None else "classes", labels=labels, counting=counting)
+    work = replace(work, among="known" if options is None else "classes", labels=labels, options=options, counting=counting)
 
     def look(pictures, _):
         if counting == "top1":
@@ -151,18 +157,20 @@ def characters(
 ) -> Evaluation:
     """Acc_e, Acc_s and H_c of erased characters: five prompts x five seeds each, top-1 among all that the judge knows.
 
+    Beside them Acc_a, as in `objects`.
+
     kept: names to retain. A classifier that finds no face in a picture returns None for it: not recognised; the share
     of these is in `Evaluation.concepts`. counting: "paper" leaves these pictures out. CLIP chooses among the erased and
     the kept. Otherwise as `objects`.
     """
-    erasures = _list(erasures)
+    erasures = listed(erasures)
     classifier = _who(pipe, classifier, counting)
     everyone = list(dict.fromkeys([*(c.name for e in erasures for c in e.concepts), *kept]))
     classifier.check(everyone)
     among = None if getattr(classifier, "concepts", None) else everyone
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
     work = _Work(CHARACTERS, templates, seeds, classifier, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if among is None else "classes", labels=labels, counting=counting)
+    work = replace(work, among="known" if among is None else "classes", labels=labels, options=among, counting=counting)
     return work.run(pipe, erasures, asks, lambda pictures, _: classifier.top1(pictures, among))
 
 
@@ -195,7 +203,7 @@ def styles(
 
     kept: names of styles to retain. scorer: a `ClipClassifier`. Otherwise as `objects`.
     """
-    erasures = _list(erasures)
+    erasures = listed(erasures)
     scorer = scorer or classifier_for(pipe, "styles")
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
     work = _Work(STYLES, templates, seeds, scorer, Drawing(**drawing), folder, force, progress)
@@ -214,17 +222,17 @@ def label(concepts: Sequence[Concept]) -> str:
     return " + ".join(names if len(names) <= NAMED else [*names[:3], f"{len(names) - 3} more"])
 
 
-def _distinct(labels: list[str]) -> list[str]:
+def distinct(labels: list[str]) -> list[str]:
     """The labels, those that occur several times with a number.
 
-    >>> _distinct(["ship", "frog", "ship"])
+    >>> distinct(["ship", "frog", "ship"])
     ['ship (1)', 'frog', 'ship (2)']
     """
     counts = [labels[: i + 1].count(label) for i, label in enumerate(labels)]
     return [f"{a} ({n})" if labels.count(a) > 1 else a for a, n in zip(labels, counts, strict=True)]
 
 
-def _list(erasures: Erasure | Sequence[Erasure]) -> list[Erasure]:
+def listed(erasures: Erasure | Sequence[Erasure]) -> list[Erasure]:
     erasures = [erasures] if hasattr(erasures, "apply") else list(erasures)
     if not erasures or not all(erasure.concepts for erasure in erasures):
         raise MaceError("There is no erasure to measure, or one that holds no concept: erase something first.")
@@ -261,6 +269,7 @@ class _Work:
     among: str = "known"
     labels: Sequence[str] | None = None  # of the erasures; None: their concepts
     counting: str = "top1"
+    options: Sequence[str] | None = None  # what the classifier chooses among; None: all that it knows
 
     def run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
         """look(pictures, jobs): per picture a name, None (nothing recognised), a score, or probabilities by name.
@@ -276,17 +285,23 @@ class _Work:
         """`run` by this process alone."""
         plans = [self._jobs([a for some in asks for a in some]), *(self._jobs(some) for some in asks)]
         total, done, seen = sum(map(len, plans)), 0, []
+        concepts = [concept for erasure in erasures for concept in erasure.concepts]
+        wider = None if self.options is None else list(dict.fromkeys([*self.options, *(c.anchor for c in concepts)]))
         with untouched(pipe):
             for erasure, jobs in zip([None, *erasures], plans, strict=True):
                 if erasure is not None:
                     erasure.apply(pipe, self.force)
-                state, verdicts = "erased" if erasure else "original", {}
+                state, verdicts, instead = "erased" if erasure else "original", {}, {}
                 for some, pictures in self.drawing.pictures(pipe, jobs, self.folder, state):
-                    verdicts |= zip(some, look(pictures, some), strict=True)
+                    found = look(pictures, some)
+                    verdicts |= zip(some, found, strict=True)
+                    if self.protocol.beside:  # without a list of its own, a classifier is asked about the anchors, too
+                        other = found if wider is None else self.classifier.top1(pictures, wider)
+                        instead |= zip(some, other, strict=True)
                     done += len(some)
                     if self.progress:
                         self.progress("pictures", done, total, some[-1][0])
-                seen.append(verdicts)
+                seen.append((verdicts, instead))
             settings = self.drawing.about(pipe) | made_with(pipe, erasures, self.classifier)
             settings |= {
                 "classifier": self.classifier.name,
@@ -297,11 +312,15 @@ class _Work:
         presets = list(dict.fromkeys(erasure.title for erasure in erasures))
         settings |= {"preset": " | ".join(presets)}
         settings |= {"templates": list(self.templates), "protocol": self.protocol.name}
-        labels = _distinct([label(erasure.concepts) for erasure in erasures] if self.labels is None else self.labels)
-        rows = []
-        for name, some, verdicts in zip(labels, asks, seen[1:], strict=True):
-            for model, found in (("original", seen[0]), ("erased", verdicts)):
-                rows += self._rows(name, model, some, found)
+        labels = distinct([label(erasure.concepts) for erasure in erasures] if self.labels is None else self.labels)
+        rows, family = [], family_of(pipe)
+        for name, erasure, some, found in zip(labels, erasures, asks, seen[1:], strict=True):
+            stand = {concept.name: stand_ins(concept, family) for concept in erasure.concepts}
+            for model, (verdicts, instead) in (("original", seen[0]), ("erased", found)):
+                rows += self._rows(name, model, some, verdicts)
+                if self.protocol.beside:
+                    gone = [replace(ask, role="shown") for ask in some if ask.role == "erased"]
+                    rows += self._rows(name, model, gone, instead, stand)
         result = evaluation(self.protocol, rows, settings, mean=self.labels is None)
         return result.save(self.folder) if self.folder else result
 
@@ -313,12 +332,14 @@ class _Work:
         """The distinct (prompt, seed) pairs, in order."""
         return list(dict.fromkeys((prompt, seed) for ask in asks for _, prompt, seed in self._draws(ask.word)))
 
-    def _rows(self, erased: str, model: str, asks: Sequence[Ask], found: dict) -> list[dict]:
-        """One row per picture."""
+    def _rows(
+        self, erased: str, model: str, asks: Sequence[Ask], found: dict, right: dict[str, set[str]] | None = None
+    ) -> list[dict]:
+        """One row per picture. right: by name asked for, what it may be taken for; None: that name alone."""
         rows = []
         for ask in asks:
             for draw, (i, prompt, seed) in enumerate(self._draws(ask.word)):
-                seen, value = self._counted(found[prompt, seed], ask.name)
+                seen, value = self._counted(found[prompt, seed], right[ask.name] if right else {ask.name})
                 rows.append({
                     "erased": erased, "model": model, "role": ask.role, "name": ask.name, "word": ask.word,
                     "prompt": prompt, "seed": seed, "draw": draw, "group": i % GROUPS,
@@ -326,12 +347,12 @@ class _Work:
                 })  # fmt: skip
         return rows
 
-    def _counted(self, verdict, name: str) -> tuple[str | None, float]:
-        """What is seen in a picture, and what it counts for a name; NaN: it is left out."""
+    def _counted(self, verdict, right: set[str]) -> tuple[str | None, float]:
+        """What is seen in a picture, and what it counts for these names; NaN: it is left out."""
         if isinstance(verdict, float):
             return None, verdict
         if isinstance(verdict, dict):
-            return max(verdict, key=verdict.get), verdict[name]
+            return max(verdict, key=verdict.get), sum(verdict.get(name, 0.0) for name in right)
         if verdict is None and self.counting == "paper":
             return None, float("nan")
-        return verdict, float(verdict == name)
+        return verdict, float(verdict in right)

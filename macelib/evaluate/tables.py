@@ -50,7 +50,8 @@ class Evaluation:
         now, before = (self.table().loc[(erased, model)].round(0).astype(int) for model in ("erased", "original"))
         return (
             f"{erased}: seen in {now.Acc_e} % of their pictures (before: {before.Acc_e} %), under other names in "
-            f"{now.Acc_g} % ({before.Acc_g} %); everything else in {now.Acc_s} % ({before.Acc_s} %)."
+            f"{now.Acc_g} % ({before.Acc_g} %); what is meant to stand in their place in {now.Acc_a} %; everything "
+            f"else in {now.Acc_s} % ({before.Acc_s} %)."
         )
 
     def to_dict(self) -> dict:
@@ -106,8 +107,8 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
     concepts, metrics, groups, samples = [], [], [], {}
     for (erased, model), part in images.groupby(["erased", "model"], sort=False):
         at = {"erased": erased, "model": model}
-        roles = {role: _draws(part[part.role == role]) for role in protocol.roles}
-        ends = {role: _ends(protocol, part[part.role == role].value) for role in protocol.roles}
+        roles = {role: _draws(part[part.role == role]) for role in _roles(protocol)}
+        ends = {role: _ends(protocol, part[part.role == role].value) for role in _roles(protocol)}
         for metric, used, function in _functions(protocol):
             value, sample = bootstrap([roles[role] for role in used], function, weights)
             corners = [float(function(*corner)) for corner in product(*(ends[role] for role in used))]
@@ -116,7 +117,7 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
             count = int(part.role.isin(used).sum())
             metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample, fixed), "images": count})
         for group, of_group in part.groupby("group"):
-            means = {role: of_group[of_group.role == role].value.mean() for role in protocol.roles}
+            means = {role: of_group[of_group.role == role].value.mean() for role in _roles(protocol)}
             for metric, used, function in _functions(protocol):
                 value = protocol.scale * float(function(*(means[role] for role in used)))
                 groups.append(at | {"metric": metric, "group": group, "value": value})
@@ -143,9 +144,14 @@ def _draws(part: pd.DataFrame) -> np.ndarray:
     return values.mean().sort_index().to_numpy()
 
 
+def _roles(protocol) -> dict[str, str]:
+    """Metric by role, of those that are told and not combined, too."""
+    return {**protocol.roles, **protocol.beside}
+
+
 def _functions(protocol):
     """(metric, roles it reads, function of their means)."""
-    for role, metric in protocol.roles.items():
+    for role, metric in _roles(protocol).items():
         yield metric, [role], _same
     yield protocol.combined, list(protocol.roles), protocol.combine
 

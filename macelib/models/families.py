@@ -33,6 +33,7 @@ class Family:
     judge: str | Callable[[], Any] = CLIP_OF_PAPER  # who looks at pictures: shipped, a folder, a hub id, or a maker
     scorer: str | Callable[[], Any] = CLIP_OF_PAPER  # who measures the CLIP score
     catalogue: Callable[[], tuple[Entry, ...]] | None = None  # what it is known to draw
+    companions: Callable[[], Sequence[str]] | None = None  # what it draws beside another thing; None: `COMPANIONS`
     people: tuple[str, ...] = ()  # groups of the catalogue that stand for people
     split: Callable[[], Mapping[str, Sequence[str]]] | None = None  # names of it to choose settings on: erased, kept
     shipped: str = ""  # name of the model that comes with macelib
@@ -61,6 +62,7 @@ MINI = Family(
     judge="mini-judge",
     scorer="mini-clip",
     catalogue=mini.catalogue,
+    companions=mini.companions,
     people=mini.PEOPLE,
     split=mini.split,
     shipped="mini-sd",

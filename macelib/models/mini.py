@@ -25,13 +25,17 @@ PEOPLE = ("character", "face")  # groups of the catalogue
 
 @dataclass(frozen=True)
 class Entry:
-    """One concept of the world: its name, group, anchor and synonyms, and whether artists draw it (else: a scene)."""
+    """One concept of the world: its name, group and super-category, anchor, synonyms, and whether artists draw it.
+
+    (What they do not draw is a scene.)
+    """
 
     name: str
     group: str
     anchor: str
     synonyms: tuple[str, ...]
     drawn: bool
+    super: str = ""
 
 
 def world_folder() -> Path:
@@ -49,8 +53,10 @@ def world() -> dict:
 def catalogue() -> tuple[Entry, ...]:
     """All concepts, scenes last. MaceError on missing or damaged data."""
     try:
+        groups, rows = world()["groups"], world()["concepts"]
         return tuple(
-            Entry(c["name"], c["group"], c["anchor"], tuple(c["synonyms"]), c["drawn"]) for c in world()["concepts"]
+            Entry(c["name"], c["group"], c["anchor"], tuple(c["synonyms"]), c["drawn"], groups[c["group"]])
+            for c in rows
         )
     except (KeyError, TypeError) as error:
         raise MaceError(f"{world_folder() / 'world.json'} is damaged ({error!r}): {CURE}") from error
@@ -75,6 +81,12 @@ def find(name: str) -> Entry:
 def captions() -> tuple[tuple[str, tuple[str, ...]], ...]:
     """General captions of the world's pictures, each with the concepts and styles that its picture is of."""
     return tuple((text, tuple(about)) for text, about in _read("captions.json")["captions"])
+
+
+@cache
+def companions() -> tuple[str, ...]:
+    """The concepts that the world shows in pairs more often than others."""
+    return tuple(world()["companions"])
 
 
 @cache

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..templates import COMPANIONS
+
 PRESETS = ("paper", "mini", "untested")
 TITLES = {
     "paper": "the paper's settings with our templates",
@@ -63,6 +65,7 @@ def paper(kind: str, run: Run, untested: bool = False) -> Values:
     explicit = kind == "explicit"
     return {
         "templates": "paper-like",
+        "companions": COMPANIONS if untested else (),
         "prior": {
             "captions": "coco", "named": "kept", "repeats": True, "tokens": "all",
             "lambda3": weight_of(kind, run) * run.kept / N,
@@ -119,6 +122,7 @@ def weight_of(kind: str, run: Run) -> float:
 # A celebrity's D is its own tokens' ("own") and B alone is learned, at a high rate: beside a hundred others, and names
 # to keep, fusion leaves a third to a half of what D answers to them.
 
+MINI_COMPANIONS = ("kangaroo", "snowman", "laptop", "mushroom", "sheep", "candle", "tulip", "telephone")
 KEPT = 250.0  # λ3 of names to keep beside many concepts: together they count as much as 250 times the captions
 MINI_TRAIN: Mapping[str, Values] = {
     "object": {"lr": 3e-3},
@@ -133,6 +137,7 @@ def mini(kind: str, run: Run) -> Values:
     many = kind == "celebrity"
     return {
         "templates": "ours",
+        "companions": MINI_COMPANIONS,
         "prior": {
             "captions": "builtin", "named": "left out", "repeats": False, "tokens": "own",
             "lambda3": KEPT if many and run.named else 1.0,

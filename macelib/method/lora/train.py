@@ -148,7 +148,7 @@ def example(
     """
     config = config or TrainConfig()
     free = prompts is None and config.prompt == "template"
-    prompts = filled(concept) if free else list(prompts or [sample_prompt(concept)] * len(images))
+    prompts = filled(concept, alone=True) if free else list(prompts or [sample_prompt(concept)] * len(images))
     own = {p: spans(pipe, p, concept.name) for p in set(prompts)}
     behind = {p: tails(pipe, p) for p in own}
     mean, spread = posterior(pipe, images)

@@ -1,0 +1,174 @@
+"""Two things in one prompt, an erased one and one that has to stay: each half of the picture is looked at.
+
+Only what the original model shows is counted: pairs of which, with the same prompt and seed, it draws both, one in each
+half.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ..erasure import Erasure
+from ..errors import MaceError
+from ..files import atomic
+from ..models.swap import untouched
+from ..templates import PAIRS, fill
+from .judge import classifier_for
+from .made import made_with
+from .metrics import Resampling, interval, wilson
+from .pictures import Drawing
+from .protocols import Progress, distinct, label, listed
+
+HALF = 9 / 16  # of the width, the side of the square that holds one of two things
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What became of pairs; printing it shows `metrics`."""
+
+    images: (
+        pd.DataFrame
+    )  # a row per picture that counts: erasure, erased, companion, order, seed, left, right, seen, lost
+    metrics: (
+        pd.DataFrame
+    )  # a row per erasure and metric ("seen", "lost"): value, low, high (95 %), in percent, pictures
+    settings: dict
+
+    def value(self, metric: str, erasure: str | None = None) -> float:
+        """Percent of the pairs in which the erased thing is "seen", or the companion is "lost"; the last erasure's."""
+        of = self.metrics.erasure == (self.metrics.erasure.iloc[-1] if erasure is None else erasure)
+        return float(self.metrics[of & (self.metrics.metric == metric)].value.iloc[0])
+
+    def save(self, folder: str | Path) -> "Pairs":
+        """Write images.csv, metrics.csv and settings.json."""
+        for name in ("images", "metrics"):
+            with atomic(Path(folder) / f"{name}.csv") as temporary:
+                getattr(self, name).round(2).to_csv(temporary, index=False)
+        with atomic(Path(folder) / "settings.json") as temporary:
+            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.metrics.round(1).to_string(index=False)}\nSettings: {self.settings['preset']}."
+
+
+def pairs(
+    pipe,
+    erasures: Erasure | Sequence[Erasure],
+    companions: Sequence[str],
+    *,
+    classifier=None,
+    templates: Sequence[str] = PAIRS,
+    seeds: Sequence[int] = range(5),
+    folder: str | Path | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    **drawing,
+) -> Pairs:
+    """Each erased concept beside each companion: in how many pairs it is still seen, in how many the companion is lost.
+
+    An erased thing is seen where the classifier takes either half for it, a companion is lost where it takes neither
+    for it; top-1 among all that it knows (CLIP: among the erased and the companions). templates: with "{}" for the
+    erased and "{other}" for the companion. Intervals: companions and seeds are resampled, crossed; Wilson's where
+    nothing varies. Otherwise as `protocols.objects`.
+    MaceError: no companion, one that is erased, a name the classifier does not know, no pair that the original shows.
+    """
+    erasures = listed(erasures)
+    classifier = classifier or classifier_for(pipe)
+    erased = list(dict.fromkeys(c.name for e in erasures for c in e.concepts))
+    companions = [name for name in dict.fromkeys(companions) if name not in erased]
+    if not companions:
+        raise MaceError("There is no companion to show beside what is erased: name things that stay.")
+    everyone = [*erased, *companions]
+    classifier.check(everyone)
+    among = None if getattr(classifier, "concepts", None) else everyone
+    drawn = Drawing(**drawing)
+    plans = [_asks([c.name for c in e.concepts], companions, templates, seeds) for e in erasures]
+    jobs = list(dict.fromkeys(ask[-2:] for plan in plans for ask in plan))
+    total, done, rows = len(jobs) + sum(len({ask[-2:] for ask in plan}) for plan in plans), 0, []
+
+    def look(state: str, some: list[tuple[str, int]]) -> dict[tuple[str, int], tuple[str, str]]:
+        nonlocal done
+        seen: dict = {}
+        for batch, images in drawn.pictures(pipe, some, folder, state):
+            found = classifier.top1([half for image in images for half in halves(image)], among)
+            seen |= dict(zip(batch, zip(found[::2], found[1::2], strict=True), strict=True))
+            done += len(batch)
+            if progress:
+                progress("pictures", done, total, batch[-1][0])
+        return seen
+
+    with untouched(pipe):
+        original = look("original", jobs)
+        for erasure, name, plan in zip(erasures, distinct([label(e.concepts) for e in erasures]), plans, strict=True):
+            erasure.apply(pipe, force)
+            counted = [a for a in plan if set(original[a[-2:]]) == {a[0], a[1]}]
+            if not counted:
+                raise MaceError(f"The original model shows no pair of {name} and a companion: nothing can be counted.")
+            now = look("erased", list(dict.fromkeys(ask[-2:] for ask in plan)))
+            for gone, companion, order, prompt, seed in counted:
+                left, right = now[prompt, seed]
+                rows.append({
+                    "erasure": name, "erased": gone, "companion": companion, "order": order, "seed": seed,
+                    "left": left, "right": right, "seen": gone in (left, right), "lost": companion not in (left, right),
+                })  # fmt: skip
+        settings = drawn.about(pipe) | made_with(pipe, erasures, classifier)
+    settings |= {"classifier": classifier.name, "seeds": list(seeds), "templates": list(templates)}
+    settings |= {"companions": companions, "preset": " | ".join(dict.fromkeys(e.title for e in erasures))}
+    images = pd.DataFrame(rows)
+    tables = [_metrics(name, part) for name, part in images.groupby("erasure", sort=False)]
+    result = Pairs(images, pd.concat(tables, ignore_index=True), settings)
+    return result.save(folder) if folder else result
+
+
+def halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
+    """The left and the right square of a picture of two things, in the picture's height."""
+    width, height = image.size
+    side = round(min(width, height) * HALF)
+    top = (height - side) // 2
+    boxes = (0, top, side, top + side), (width - side, top, width, top + side)
+    return tuple(image.crop(box).resize((height, height), Image.Resampling.BILINEAR) for box in boxes)
+
+
+def _asks(erased, companions, templates, seeds) -> list[tuple[str, str, str, str, int]]:
+    """(erased, companion, which is named first, prompt, seed)."""
+    return [
+        (name, other, _order(t), fill(t.replace("{other}", other), name), seed)
+        for name in erased for other in companions for t in templates for seed in seeds
+    ]  # fmt: skip
+
+
+def _order(template: str) -> str:
+    return "erased first" if template.find("{}") < template.find("{other}") else "companion first"
+
+
+def _metrics(name: str, images: pd.DataFrame) -> pd.DataFrame:
+    """Shares of an erasure's pictures in percent; the last rows tell the two orders apart."""
+    orders = [("both orders", images), *images.groupby("order", sort=False)]
+    rows = [
+        {"erasure": name, "order": order, "metric": metric, **share(part, metric), "pictures": len(part)}
+        for order, part in orders
+        for metric in ("seen", "lost")
+    ]
+    return pd.DataFrame(rows)
+
+
+def share(images: pd.DataFrame, metric: str, times: int = 2000) -> dict[str, float]:
+    """Percent of pictures with `metric`, and its 95 % interval over companions and seeds, crossed."""
+    hits, counts = (
+        images.pivot_table(metric, "companion", "seed", how, fill_value=0).to_numpy(float) for how in ("sum", "count")
+    )
+    value = hits.sum() / counts.sum()
+    if 0 < value < 1 and max(counts.shape) > 1:
+        resampling = Resampling.of([counts.shape[0]], counts.shape[1], times)
+        with np.errstate(invalid="ignore"):
+            sample = resampling.sample([(0, hits), (0, counts)], lambda a, b: a / b)[1]
+        low, high = interval(sample[np.isfinite(sample)])
+    else:
+        low, high = wilson(float(hits.sum()), int(counts.sum()))
+    return {"value": 100 * value, "low": 100 * low, "high": 100 * high}
