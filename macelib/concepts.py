@@ -28,7 +28,7 @@ from .reading import (
     read_json,
     read_table,
 )
-from .templates import OBJECT_ANCHORS, PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, fill
+from .templates import OBJECT_ANCHORS, PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, beside, fill
 
 __all__ = [
     "SAMPLE_TEMPLATE",
@@ -104,8 +104,8 @@ def templates(concept: Concept, alone: bool = False) -> list[str]:
     alone: without those.
     """
     chosen = [*(concept.templates or (t for t in TEMPLATES[concept.kind] if not _names(t, concept.name)))]
-    beside = [pair.replace("{other}", other) for other in concept.companions for pair in PAIRS]
-    chosen += [] if alone else [t for t in beside if not (_names(t, concept.name) or _names(t, concept.anchor))]
+    pairs = [beside(pair, other) for other in concept.companions for pair in PAIRS]
+    chosen += [] if alone else [t for t in pairs if not (_names(t, concept.name) or _names(t, concept.anchor))]
     distinct = {(fill(t, concept.name), fill(t, concept.anchor)): t for t in reversed(chosen)}
     return list(distinct.values())[::-1]
 

@@ -27,6 +27,7 @@ class PriorConfig:
     names: tuple[str, ...] = ()  # of the domain prompts, what tokens="own" counts; none: all tokens
     tokens: Literal["all", "own"] | None = None  # of the domain prompts: all tokens count, or those of `names`
     lambda3: float | None = None  # weight of the domain prompts beside the general captions
+    beside: float | None = None  # weight of prompts of two companions beside the general captions
     use: bool = True  # False: no prior, whatever lambda1 and lambda2 say
 
 
@@ -271,10 +272,10 @@ class EraseConfig:
 
 
 _RANGES = {
-    "prior.lambda3": 0, "refine.lambda0": 0, "refine.lambda1": 0, "refine.weight": 0, "fuse.lambda0": 0,
-    "fuse.lambda2": 0, "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1,
-    "train.steps": 1, "train.lr": 0, "train.concepts_per_pass": 1, "train.clip": 0, "train.t1": 0, "train.t2": 0,
-    "train.gamma": 0,
+    "prior.lambda3": 0, "prior.beside": 0, "refine.lambda0": 0, "refine.lambda1": 0, "refine.weight": 0,
+    "fuse.lambda0": 0, "fuse.lambda2": 0, "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0,
+    "train.rank": 1, "train.steps": 1, "train.lr": 0, "train.concepts_per_pass": 1, "train.clip": 0, "train.t1": 0,
+    "train.t2": 0, "train.gamma": 0,
 }  # fmt: skip
 _OLD = {  # settings of train as files of earlier versions name them
     "squared": ("loss", {True: "squared", False: "norm"}),

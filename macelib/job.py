@@ -35,6 +35,7 @@ from .models.pipelines import check_pipeline, model_hash
 from .models.swap import untouched
 from .models.text import check_prompt, embedding_size, missing_text, pooled_size
 from .show.progress import Bars, watched
+from .templates import pairs_of
 
 log = logging.getLogger(__name__)
 MANY = 10  # concepts from which on general captions alone protect other names badly
@@ -272,7 +273,7 @@ def prior_of(
     def read(done: int, total: int) -> None:
         tell("captions", done, total, "read once, then kept")
 
-    how = {"named": p.named, "repeats": p.repeats, "progress": read}
+    how = {"named": p.named, "repeats": p.repeats, "progress": read, "beside": (pairs_of(config.companions), p.beside)}
     found = priors.prior(pipe, captions, **domain, exclude=excluded, **how)
     if found.count < FEW:
         log.warning("The prior is made of %d captions: what none of them is about may go, too.", found.count)

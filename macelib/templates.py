@@ -1,6 +1,7 @@
 """Thirty prompt templates per kind of concept ("{}" stands for the name), and anchors for the paper's objects."""
 
 import re
+from collections.abc import Sequence
 
 
 def fill(template: str, phrase: str) -> str:
@@ -17,6 +18,20 @@ def fitted(template: str, phrase: str) -> str:
     if re.match(r"(the|an?) ", phrase, re.IGNORECASE) or phrase[:1].isupper():
         return re.sub(r"\b(the|an?) \{\}", "{}", template, flags=re.IGNORECASE)
     return template
+
+
+def pairs_of(names: Sequence[str]) -> list[str]:
+    """A prompt of every two of the names, in both orders.
+
+    >>> pairs_of(["cat", "Amy Adams"])
+    ['a photo of the cat and Amy Adams', 'a photo of Amy Adams and the cat']
+    """
+    return [fill(beside(PAIRS[0], b), a) for a in names for b in names if a != b]
+
+
+def beside(template: str, other: str) -> str:
+    """A template of two things with the other one in "{other}"."""
+    return fitted(template.replace("{}", "\0").replace("{other}", "{}"), other).replace("{}", other).replace("\0", "{}")
 
 
 SAMPLE_TEMPLATE = {

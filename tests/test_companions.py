@@ -1,4 +1,4 @@
-"""Two things in one prompt: companion prompts in stages 1 and 3, pairs that are counted by hand, what stands instead."""
+"""Two things in one prompt: companion prompts, pairs that are counted by hand, and what stands instead."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,15 @@ from PIL import Image
 
 from macelib import Concept, EraseConfig, MaceError, erase, evaluate
 from macelib.concepts import prompts, templates, with_companions
-from macelib.evaluate.pairs import halves, pairs, share
+from macelib.evaluate.companions import halves, pairs, share
 from macelib.evaluate.shown import stand_ins
+from macelib.method import prior as priors
 from macelib.method.refine import concept_sums
 from macelib.models.families import MINI, UNKNOWN
 from macelib.models.text import encode, tokenizers
 from macelib.models.tiny import tiny_pipeline
 from macelib.models.tokens import align
+from macelib.templates import pairs_of
 
 SHIP = Concept("ship", "the sea")
 
@@ -141,3 +143,42 @@ def test_what_stands_in_the_place_of_a_concept():
     person = stand_ins(Concept("baby", "a person"), MINI)
     assert "girl" in person and "baby" not in person
     assert stand_ins(Concept("x y", "a lamp"), UNKNOWN) == {"a lamp", "lamp"}
+
+
+def test_the_prior_holds_two_companions_beside_each_other(pipe):
+    """P with pairs against P of the captions and P of the pairs, by hand; pairs that name what goes are left out."""
+    captions, weight = ["a photo of a tree", "a photo of a lamp"], 3.0
+    two = ["a photo of the dog and the cow", "a photo of the cow and the dog"]
+    P = [priors.prior(pipe, texts).P for texts in (captions, two)]
+    found = priors.prior(pipe, captions, beside=(pairs_of(["dog", "cow"]), weight))
+    assert torch.allclose(found.P, P[0] + weight * P[1], atol=1e-9) and found.count == 4
+    assert found.key != priors.prior(pipe, captions).key
+    gone = priors.prior(pipe, captions, beside=(pairs_of(["dog", "ship"]), weight), exclude=[SHIP])
+    assert torch.equal(gone.P, P[0])
+
+
+def test_the_study_of_pairs(pipe, tmp_path, monkeypatch):
+    """Names of neither list meet; alone and together; the recorded table says both orders."""
+    from macelib.evaluate import lists, record
+
+    erased, companions = lists.companion_lists(MINI)
+    tuned, beside = lists.companion_lists(MINI, tuning=True)
+    split = MINI.split()
+    assert not {*companions} & {*split["erased"], *split["kept"]} and len(companions) == 29
+    assert {c.name for c in tuned} <= {*split["erased"]} and {*beside} <= {*split["kept"]} and len(tuned) == 4
+    assert [c.name for c in erased][:2] == ["airplane", "automobile"]
+
+    class All(Halves):
+        def top1(self, images, among=None, kind="concept"):
+            return ["ship", "dog"] * (len(images) // 2)
+
+    monkeypatch.setattr(lists, "COMPANIONS", ("dog",))
+    settings = EraseConfig.from_dict(
+        {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 1}}
+    )
+    found = evaluate.pairs_study(pipe, tmp_path, settings, only=["ship"], seeds=range(2), classifier=All(), steps=1)
+    assert found.value("seen") == 100 and found.value("lost") == 0 and len(found.images) == 4
+    table = record.markdown(record.record("pairs", found, tmp_path / "kept"))
+    assert table.count("| ship |") == 3 and "1 companions, 2 seeds, 1 steps" in table
+    with pytest.raises(MaceError, match="zebra: not among airplane"):
+        evaluate.pairs_study(pipe, tmp_path, settings, only=["zebra"])

@@ -96,17 +96,19 @@ def study(
         str,
         typer.Argument(
             help="objects: the paper's ten, one by one; characters: many together; tuning: many of neither; "
-            "ablation: characters, or --only these objects, by single stages, both added up, all"
+            "ablation: characters, or --only these objects, by single stages, both added up, all; "
+            "pairs: the ship, then three objects, beside others in one prompt; keeping: what names to keep do to others"
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder: erasures, pictures, tables")] = ...,
     model: Model = "mini-sd",
     config: Annotated[Path | None, typer.Option("--config", "-c", help="settings in a YAML file")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="objects, ablation: some of the ten")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="objects, ablation, pairs: some of the ten")] = None,
     count: Annotated[
         int | None,
         typer.Option(help="characters, ablation (100), tuning (60): how many are erased, and as many kept", min=1),
     ] = None,
+    tuning: Annotated[bool, typer.Option("--tuning", help="pairs: of names that settings may be chosen on")] = False,
     images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
     seeds: Annotated[
         int, typer.Option(help="all but objects: seeds per prompt, five prompts a name (tuning: two)", min=3)
@@ -130,8 +132,12 @@ def study(
     from ..evaluate.pictures import Drawing
     from ..files import check_writable, locked
 
-    if protocol not in ("objects", "characters", "tuning", "ablation"):
-        raise MaceError(f"There is no study {protocol!r}: choose objects, characters, tuning or ablation.")
+    if protocol not in ("objects", "characters", "tuning", "ablation", "pairs", "keeping"):
+        raise MaceError(
+            f"There is no study {protocol!r}: choose objects, characters, tuning, ablation, pairs or keeping."
+        )
+    if tuning and protocol != "pairs":
+        raise MaceError(f"--tuning is for pairs: the study {protocol} has names of its own.")
     settings = EraseConfig.load(config) if config else EraseConfig()
     Drawing(steps, guidance, batch=batch, autocast=autocast)  # refuses what it does not know before the model is loaded
     check_writable(out)
@@ -142,6 +148,11 @@ def study(
             drawing["progress"] = bars
             if protocol == "objects":
                 result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
+            elif protocol == "keeping":
+                result = studies.keeping_study(pipe, out, settings, seeds=range(seeds), **drawing)
+            elif protocol == "pairs":
+                drawing["seeds"] = range(seeds)
+                result = studies.pairs_study(pipe, out, settings, only=only, tuning=tuning, **drawing)
             else:
                 drawing |= {"seeds": range(seeds)} | ({"count": count} if count else {})
                 if protocol == "ablation":

@@ -5,14 +5,15 @@ It may import all that erases, `job` too; nothing of `show`, `batch` or `lessons
 
 from ..concepts import with_synonyms
 from .classifiers import Classifier, ImageClassifier, classifier_for, load_classifier, plugged
+from .companions import Pairs, pairs
 from .distances import ClipFeatures, distances
 from .explicit import NudeNet
 from .judge import ClipClassifier, Judge
 from .listed import Listed, measure_prompts
-from .lists import character_lists, object_list, tuning_lists
+from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .prompts import Prompt, draw_prompts, read_prompts
 from .protocols import Evaluation, celebrities, characters, label, objects, styles
-from .studies import ablation_study, characters_study, objects_study, tuning_study
+from .studies import ablation_study, characters_study, objects_study, pairs_study, tuning_study
 from .verdict import verdicts
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Judge",
     "Listed",
     "NudeNet",
+    "Pairs",
     "Prompt",
     "ablation_study",
     "celebrities",
@@ -31,6 +33,7 @@ __all__ = [
     "characters",
     "characters_study",
     "classifier_for",
+    "companion_lists",
     "distances",
     "draw_prompts",
     "label",
@@ -39,6 +42,8 @@ __all__ = [
     "object_list",
     "objects",
     "objects_study",
+    "pairs",
+    "pairs_study",
     "plugged",
     "read_prompts",
     "styles",

@@ -3,6 +3,7 @@
 from ..concepts import Concept, paper_list, retained
 from ..errors import MaceError
 from ..models.families import SHIPPED, Entry, Family
+from ..templates import COMPANIONS
 
 
 def object_list(family: Family = SHIPPED) -> list[Concept]:
@@ -40,6 +41,21 @@ def tuning_lists(count: int = 60, family: Family = SHIPPED) -> tuple[list[Concep
             f"Settings are chosen on {len(names['erased'])} concepts at most, not {count}: lower the count."
         )
     return [_concept(known[name]) for name in names["erased"][:count]], [*names["kept"][:count]]
+
+
+def companion_lists(family: Family, tuning: bool = False) -> tuple[list[Concept], list[str]]:
+    """Concepts to erase beside companions, and these: the paper's ten, and what the family draws beside another thing.
+
+    Names that settings are chosen on are left out; with `tuning` they are all there is, erased and kept as in
+    `Family.split`. MaceError: a family without such names.
+    """
+    split = family.split() if family.split else {"erased": (), "kept": ()}
+    companions = [*(family.companions() if family.companions else COMPANIONS)]
+    if not tuning:
+        apart = {*split["erased"], *split["kept"]}
+        return object_list(family), [name for name in companions if name not in apart]
+    erased, kept = tuning_lists(len(split["erased"]), family)
+    return [c for c in erased if c.name in companions], [name for name in kept if name in companions]
 
 
 def _catalogue(family: Family) -> dict[str, Entry]:

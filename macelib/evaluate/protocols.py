@@ -130,7 +130,9 @@ def objects(
     options = None if every else classes
     seeds = range(seed, seed + images)
     work = _Work(OBJECTS, OBJECT_TEMPLATES, seeds, classifier, Drawing(**drawing), folder, force, progress)
-    work = replace(work, among="known" if options is None else "classes", labels=labels, options=options, counting=counting)
+    work = replace(
+        work, among="known" if options is None else "classes", labels=labels, options=options, counting=counting
+    )
 
     def look(pictures, _):
         if counting == "top1":

@@ -6,13 +6,15 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import atomic, data_folder, into_marks
+from .companions import Pairs
+from .keeping import Keeping
 from .tables import Evaluation
 
 
-def record(study: str, result: Evaluation, folder: str | Path | None = None) -> Path:
+def record(study: str, result: Evaluation | Pairs | Keeping, folder: str | Path | None = None) -> Path:
     """Keep a study's tables in `folder` (None: `data/studies/{study}`, and in the README, between its marks)."""
     place = Path(folder) if folder else data_folder() / "studies" / study
-    for name in ("metrics", "concepts"):
+    for name in (name for name in ("metrics", "concepts") if hasattr(result, name)):
         with atomic(place / f"{name}.csv") as temporary:
             getattr(result, name).round(2).to_csv(temporary, index=False)
     with atomic(place / "settings.json") as temporary:
@@ -26,6 +28,9 @@ def markdown(place: str | Path) -> str:
     """The recorded tables in Markdown: a row per erasure and model, in percent, with the combined metric's interval."""
     metrics = pd.read_csv(Path(place) / "metrics.csv")
     settings = json.loads((Path(place) / "settings.json").read_text(encoding="utf-8"))
+    for column, of in (("order", _pairs), ("difference", _keeping)):
+        if column in metrics:
+            return of(metrics, settings)
     names = list(dict.fromkeys(metrics.metric))
     cells = metrics.set_index(["erased", "model", "metric"])
     lines = [["Erased", "Model", *names, f"95 % of {names[-1]}"], ["---"] * (len(names) + 3)]
@@ -38,11 +43,46 @@ def markdown(place: str | Path) -> str:
         interval = f"{rows[-1].low:.1f} to {rows[-1].high:.1f}"
         what = "none" if several and one_original and model == "original" else erased
         lines.append([what, model, *(f"{row.value:.1f}" for row in rows), interval])
-    guidance = "the model's own guidance" if settings["guidance"] is None else f"guidance {settings['guidance']:g}"
     how = (
         f"{int(metrics.images.max()):,} pictures in {settings['steps']} steps"
-        f" ({settings.get('autocast') or 'fp32'}) at {guidance}, {settings['classifier']}'s top-1"
+        f" ({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}, {settings['classifier']}'s top-1"
         f" among {'all that it knows' if settings['among'] == 'known' else 'the classes'}."
     )
     how += f" Erased with {settings['preset']}." if "preset" in settings else ""
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])
+
+
+def _guidance(settings: dict) -> str:
+    return "the model's own guidance" if settings["guidance"] is None else f"guidance {settings['guidance']:g}"
+
+
+def _pairs(metrics: pd.DataFrame, settings: dict) -> str:
+    """A row per erasure and order: what is still seen, and what is lost, with their intervals."""
+    lines = ["| Erased | Order | Erased thing seen | Companion lost | Pictures |", "| --- | --- | --- | --- | --- |"]
+    for (erasure, order), rows in metrics.groupby(["erasure", "order"], sort=False):
+        of = rows.set_index("metric")
+        seen, lost = (f"{r.value:.1f} ({r.low:.1f} to {r.high:.1f})" for r in (of.loc["seen"], of.loc["lost"]))
+        lines.append(f"| {erasure} | {order} | {seen} | {lost} | {of.loc['seen'].pictures} |")
+    how = (
+        f"{len(settings['companions'])} companions, {len(settings['seeds'])} seeds, {settings['steps']} steps "
+        f"({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}; counted where the original "
+        f"shows both, {settings['classifier']}'s top-1 of each half. Erased with {settings['preset']}."
+    )
+    return "\n".join([*lines, "", how])
+
+
+def _keeping(metrics: pd.DataFrame, settings: dict) -> str:
+    """A row per erasure and number of names to keep, with the paired difference and its interval."""
+    lines = [
+        "| Erased | Names to keep | Others recognised | Difference | 95 % of it |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in metrics.itertuples():
+        ends = f"{row.low:+.1f} to {row.high:+.1f}" if row.kept else ""
+        change = f"{row.difference:+.1f}" if row.kept else ""
+        lines.append(f"| {row.erased} | {row.kept} | {row.value:.1f} | {change} | {ends} |")
+    how = (
+        f"{len(settings['names'])} names that were not mentioned, {len(settings['seeds'])} seeds, {settings['steps']} "
+        f"steps ({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}; paired differences."
+    )
+    return "\n".join([*lines, "", how])

@@ -2,6 +2,7 @@
 
 `objects_study`: the ten objects, one erased at a time. `characters_study`: many characters or celebrities together.
 `tuning_study`: as that, of concepts in neither, to choose settings by. `ablation_study`: what each stage brings.
+`pairs_study`: erased things beside others in one prompt. `keeping_study`: what names to keep do to others.
 """
 
 import re
@@ -15,7 +16,9 @@ from ..errors import MaceError
 from ..job import erase
 from ..models.families import family_of
 from . import protocols
-from .lists import character_lists, object_list, tuning_lists
+from .companions import Pairs, pairs
+from .keeping import DEMO
+from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .tables import Evaluation
 
 
@@ -120,6 +123,34 @@ def ablation_study(
     if only:
         return protocols.objects(pipe, erasures, images=images, **options)
     return _measure(pipe)(pipe, erasures, kept, seeds=seeds, **options)
+
+
+def pairs_study(
+    pipe,
+    folder: str | Path,
+    config: EraseConfig | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    tuning: bool = False,
+    seeds: Sequence[int] = range(5),
+    progress: protocols.Progress | None = None,
+    **options,
+) -> Pairs:
+    """Erased things beside companions that stay, two in a prompt, in both orders: `pairs.pairs`.
+
+    The ship alone, then the demo's three; or `only` these, each alone and all together. tuning: each alone and all
+    together of the names that settings may be chosen on, beside companions among them. MaceError: an unknown name.
+    """
+    known, companions = companion_lists(family_of(pipe), tuning)
+    by_name = {concept.name: concept for concept in known}
+    only = list(only or (by_name if tuning else DEMO))
+    if unknown := [name for name in only if name not in by_name]:
+        raise MaceError(f"{', '.join(unknown)}: not among {', '.join(by_name)}.")
+    alone = [[by_name[name]] for name in (only if tuning or set(only) != set(DEMO) else DEMO[:1])]
+    lists = alone + ([[by_name[name] for name in only]] if len(only) > 1 else [])
+    erasures = [_erased(pipe, some, config, Path(folder), protocols.label(some), progress) for some in lists]
+    folder = Path(folder) / "evaluation"
+    return pairs(pipe, erasures, companions, seeds=seeds, folder=folder, progress=progress, **options)
 
 
 def _measure(pipe):

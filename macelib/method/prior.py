@@ -48,7 +48,7 @@ Captions = Iterable[str | tuple[str, Sequence[str]]] | str | Path  # texts, some
 class Prior:
     """Statistics of what an erasure must preserve."""
 
-    P: Tensor  # (d, d) float64: P_general + λ3 P_domain, each the mean over its captions of Σ e eᵀ over all T tokens
+    P: Tensor  # (d, d) float64: P_general + λ3 P_domain + w P_beside, each the mean over its captions of Σ e eᵀ
     key: str  # of the text encoder, the captions used and λ3
     count: int  # captions used, general and domain
     pooled: Tensor | None = None  # (p, p) float64: the same of the pooled text, a row per caption; None: none is read
@@ -65,8 +65,9 @@ def prior(
     named: str = "left out",
     repeats: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    beside: tuple[Sequence[str], float] = ((), 0.0),
 ) -> Prior:
-    """P = P_general + λ3 P_domain per caption, so that λ1 means "as much as λ1 captions"; float64 on the CPU.
+    """P = P_general + λ3 P_domain + w P_beside per caption: λ1 means "as much as λ1 captions"; float64 on the CPU.
 
     captions, domain: texts, or a file (see `read_captions`); each distinct one counts once, or, with `repeats`, those
     of `captions` as often as they stand there. What a caption is about, one label or several, may come with it as
@@ -76,7 +77,7 @@ def prior(
     left out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
-    The pooled text has no tokens: all of it counts.
+    The pooled text has no tokens: all of it counts. beside: prompts of two things that stay, and w.
     progress(done, total) is told how many general captions are read, where none were kept.
     MaceError where no caption is left, or a domain caption has none of the names.
     """
@@ -106,6 +107,9 @@ def prior(
         )
     if extra and lambda3:
         P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept, *names]
+    pairs, kept, two = _statistics(pipe, base, list(beside[0]), None, exclude) if beside[1] else (0.0, [], 0)
+    if two:
+        P, parts, extra = P + beside[1] * pairs / two, [*parts, f"beside={beside[1]:.17g}", *kept], extra + two
     tokens, pooled = _unpacked(pipe, P)
     return Prior(tokens, hash_text(*parts), count + extra, pooled)
 

@@ -242,21 +242,21 @@ def stored_rank(d: int, outs: Sequence[int], rank: int = 1) -> int:
 def compress(
     X: Tensor, G: Tensor, C: Tensor, rank: int | None = None, tolerance: float = 1e-10, power: int = 2
 ) -> ConceptStatistics:
-    """Factors of one concept's sums in the leading eigenvectors of C, float64 on C's device.
+    """Factors of one concept's sums in the leading eigenvectors of C + G, float64 on C's device.
 
-    rank None or ≥ d: every direction whose eigenvalue exceeds `tolerance` times the largest (exact: the range of C
-    holds those of G and of Xᵀ). Else the first `rank`, by a randomized range finder with a fixed seed and power steps.
+    rank None or ≥ d: every direction whose eigenvalue exceeds `tolerance` times the largest (exact: the range of C + G
+    holds those of C, G and Xᵀ). Else the first `rank`, by a randomized range finder with a fixed seed and power steps.
     """
-    d = len(C)
+    d, S = len(C), C + G
     if rank is None or rank >= d:
-        values, Q = torch.linalg.eigh(C)
+        values, Q = torch.linalg.eigh(S)
         Q = Q[:, values > tolerance * values[-1]]
     else:
         generator = torch.Generator().manual_seed(0)
         Q = torch.randn(d, min(d, rank + 8), generator=generator, dtype=torch.float64).to(C)
         for _ in range(power + 1):
-            Q = torch.linalg.qr(C @ Q).Q  # (d, rank + 8)
-        values, vectors = torch.linalg.eigh(Q.T @ C @ Q)
+            Q = torch.linalg.qr(S @ Q).Q  # (d, rank + 8)
+        values, vectors = torch.linalg.eigh(Q.T @ S @ Q)
         Q = (Q @ vectors)[:, -rank:]
     Q = Q.flip(1).contiguous()  # largest first
     Gq, Cq = ((q + q.T) / 2 for q in (Q.T @ G @ Q, Q.T @ C @ Q))  # symmetric to the last bit: triangles are stored
@@ -295,7 +295,12 @@ def concept_sums(
         torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),
         products=products,
     )
-    return X, G, all_tokens(e, alignments, G, products)
+    alone = len(templates(concept, alone=True))
+    if alone == len(alignments):
+        return X, G, all_tokens(e, alignments, G, products)
+    C = gram(torch.cat([e[i, pair.source] for i, pair in enumerate(alignments[:alone])]), products=products)
+    C = all_tokens(e[:alone], alignments[:alone], C, products)
+    return X, G, gram(torch.cat([e[i, pair.own] for i, pair in enumerate(alignments) if i >= alone]), C, products)
 
 
 def all_tokens(e: Tensor, alignments: list, G: Tensor, products: Products = torch.float64) -> Tensor:

@@ -68,7 +68,7 @@ def paper(kind: str, run: Run, untested: bool = False) -> Values:
         "companions": COMPANIONS if untested else (),
         "prior": {
             "captions": "coco", "named": "kept", "repeats": True, "tokens": "all",
-            "lambda3": weight_of(kind, run) * run.kept / N,
+            "lambda3": weight_of(kind, run) * run.kept / N, "beside": float(untested),
         },
         "refine": lambdas(kind, run, "lambda1", S1[kind] ** 2) | {"weight": 1.0},
         "images": {
@@ -140,7 +140,7 @@ def mini(kind: str, run: Run) -> Values:
         "companions": MINI_COMPANIONS,
         "prior": {
             "captions": "builtin", "named": "left out", "repeats": False, "tokens": "own",
-            "lambda3": KEPT if many and run.named else 1.0,
+            "lambda3": KEPT if many and run.named else 1.0, "beside": 1.0,
         },
         "refine": {"lambda0": 1.0, "lambda1": 50.0, "weight": 130.0 if many else 1.0},
         "images": {

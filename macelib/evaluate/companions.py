@@ -4,6 +4,7 @@ Only what the original model shows is counted: pairs of which, with the same pro
 half.
 """
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from ..erasure import Erasure
 from ..errors import MaceError
 from ..files import atomic
 from ..models.swap import untouched
-from ..templates import PAIRS, fill
-from .judge import classifier_for
+from ..templates import PAIRS, beside, fill
+from .classifiers import classifier_for
 from .made import made_with
 from .metrics import Resampling, interval, wilson
 from .pictures import Drawing
 from .protocols import Progress, distinct, label, listed
 
+ENDS = {"": "value", " low": "low", " high": "high"}
 HALF = 9 / 16  # of the width, the side of the square that holds one of two things
 
 
@@ -53,8 +55,19 @@ class Pairs:
             temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return self
 
+    def table(self) -> pd.DataFrame:
+        """A row per erasure and order: "seen" and "lost" in percent with their intervals, and the pictures counted."""
+        wide = self.metrics.set_index(["erasure", "order", "metric"])
+        order = list(dict.fromkeys(zip(self.metrics.erasure, self.metrics.order, strict=True)))
+        parts = {m: wide.xs(m, level="metric").loc[order] for m in ("seen", "lost")}
+        columns = {m + end: part[c] for m, part in parts.items() for end, c in ENDS.items()}
+        return pd.DataFrame(columns).assign(pictures=parts["seen"].pictures)
+
+    def _repr_html_(self) -> str:
+        return f"{self.table().round(1).to_html()}<p>{html.escape('Settings: ' + self.settings['preset'])}.</p>"
+
     def __str__(self) -> str:
-        return f"{self.metrics.round(1).to_string(index=False)}\nSettings: {self.settings['preset']}."
+        return f"{self.table().round(1).to_string()}\nSettings: {self.settings['preset']}."
 
 
 def pairs(
@@ -138,7 +151,7 @@ def halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
 def _asks(erased, companions, templates, seeds) -> list[tuple[str, str, str, str, int]]:
     """(erased, companion, which is named first, prompt, seed)."""
     return [
-        (name, other, _order(t), fill(t.replace("{other}", other), name), seed)
+        (name, other, _order(t), fill(beside(t, other), name), seed)
         for name in erased for other in companions for t in templates for seed in seeds
     ]  # fmt: skip
 
