@@ -96,7 +96,7 @@ def test_halves_are_squares_of_both_sides():
     assert np.asarray(left)[:, :50, 0].max() == 0 and np.asarray(right)[:, 14:, 0].min() == 240
 
 
-def test_pairs_are_counted_where_the_original_shows_both(pipe, monkeypatch, tmp_path):
+def test_pairs_are_counted_where_the_original_shows_both(pipe, monkeypatch, tmp_path, caplog):
     """By hand: 4 pictures, 3 of which count; erased: one still shows the ship, another has lost the cat."""
     SHIP_, CAT, DOG = 0, 60, 120
     drawn = {
@@ -124,6 +124,11 @@ def test_pairs_are_counted_where_the_original_shows_both(pipe, monkeypatch, tmp_
     assert len(found.images) == 3
     assert found.value("seen") == pytest.approx(100 / 3) and found.value("lost") == pytest.approx(100 / 3)
     assert (tmp_path / "metrics.csv").exists() and "Settings:" in str(found)
+    drawn["original"] = drawn["erased"] = [two(CAT, DOG)] * 4
+    none = pairs(pipe, ship, ["cat"], classifier=Halves(), seeds=[0, 1])
+    assert "not measured" in str(none) and "not measured" in caplog.text and not len(none.metrics)
+    with pytest.raises(MaceError, match="were not measured"):
+        none.value("seen")
     with pytest.raises(MaceError, match="no companion"):
         pairs(pipe, ship, ["ship"], classifier=Halves())
 

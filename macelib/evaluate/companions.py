@@ -6,6 +6,7 @@ half.
 
 import html
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from .metrics import Resampling, interval, wilson
 from .pictures import Drawing
 from .protocols import Progress, distinct, label, listed
 
+log = logging.getLogger(__name__)
+IMAGES = ("erasure", "erased", "companion", "order", "seed", "left", "right", "seen", "lost")
+METRICS = ("erasure", "order", "metric", "value", "low", "high", "pictures")
 ENDS = {"": "value", " low": "low", " high": "high"}
 HALF = 9 / 16  # of the width, the side of the square that holds one of two things
 
@@ -42,7 +46,12 @@ class Pairs:
     settings: dict
 
     def value(self, metric: str, erasure: str | None = None) -> float:
-        """Percent of the pairs in which the erased thing is "seen", or the companion is "lost"; the last erasure's."""
+        """Percent of the pairs in which the erased thing is "seen", or the companion is "lost"; the last erasure's.
+
+        MaceError where it was not measured, for the original shows no pair.
+        """
+        if not len(self.metrics) or erasure not in (None, *self.metrics.erasure):
+            raise MaceError(f"Pairs of {erasure or 'the erased things'} were not measured: the original shows none.")
         of = self.metrics.erasure == (self.metrics.erasure.iloc[-1] if erasure is None else erasure)
         return float(self.metrics[of & (self.metrics.metric == metric)].value.iloc[0])
 
@@ -64,9 +73,13 @@ class Pairs:
         return pd.DataFrame(columns).assign(pictures=parts["seen"].pictures)
 
     def _repr_html_(self) -> str:
+        if not len(self.metrics):
+            return f"<p>{self}</p>"
         return f"{self.table().round(1).to_html()}<p>{html.escape('Settings: ' + self.settings['preset'])}.</p>"
 
     def __str__(self) -> str:
+        if not len(self.metrics):
+            return "Two things in one prompt: not measured, for the original model shows no pair."
         return f"{self.table().round(1).to_string()}\nSettings: {self.settings['preset']}."
 
 
@@ -89,7 +102,8 @@ def pairs(
     for it; top-1 among all that it knows (CLIP: among the erased and the companions). templates: with "{}" for the
     erased and "{other}" for the companion. Intervals: companions and seeds are resampled, crossed; Wilson's where
     nothing varies. Otherwise as `protocols.objects`.
-    MaceError: no companion, one that is erased, a name the classifier does not know, no pair that the original shows.
+    An erasure of which the original shows no pair is not measured, with a warning.
+    MaceError: no companion, a name that the classifier does not know.
     """
     erasures = listed(erasures)
     classifier = classifier or classifier_for(pipe)
@@ -122,20 +136,19 @@ def pairs(
             erasure.apply(pipe, force)
             counted = [a for a in plan if set(original[a[-2:]]) == {a[0], a[1]}]
             if not counted:
-                raise MaceError(f"The original model shows no pair of {name} and a companion: nothing can be counted.")
+                log.warning("%s beside companions was not measured: the original model shows no such pair.", name)
             now = look("erased", list(dict.fromkeys(ask[-2:] for ask in plan)))
             for gone, companion, order, prompt, seed in counted:
                 left, right = now[prompt, seed]
-                rows.append({
-                    "erasure": name, "erased": gone, "companion": companion, "order": order, "seed": seed,
-                    "left": left, "right": right, "seen": gone in (left, right), "lost": companion not in (left, right),
-                })  # fmt: skip
+                verdict = left, right, gone in (left, right), companion not in (left, right)
+                rows.append((name, gone, companion, order, seed, *verdict))
         settings = drawn.about(pipe) | made_with(pipe, erasures, classifier)
     settings |= {"classifier": classifier.name, "seeds": list(seeds), "templates": list(templates)}
     settings |= {"companions": companions, "preset": " | ".join(dict.fromkeys(e.title for e in erasures))}
-    images = pd.DataFrame(rows)
+    images = pd.DataFrame(rows, columns=IMAGES)
     tables = [_metrics(name, part) for name, part in images.groupby("erasure", sort=False)]
-    result = Pairs(images, pd.concat(tables, ignore_index=True), settings)
+    metrics = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=METRICS)
+    result = Pairs(images, metrics, settings)
     return result.save(folder) if folder else result
 
 
