@@ -178,7 +178,7 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["study", "objects", "--autocast", "int8", "--model", "m", "--out", "x"], "autocast is 'int8'"),
         (["study", "objects", "--model", "m", "--out", "file/x"], "Not a directory"),
         (["export", "absent.safetensors", "--format", "ckpt", "--out", "x"], "pipeline, weights, lora"),
-        (["study", "styles", "--out", "x"], "choose objects, characters, tuning or ablation"),
+        (["study", "styles", "--out", "x"], "choose objects, characters, tuning, ablation, pairs or keeping"),
         (["study", "objects", "--only", "zebra", "--out", "x"], "not of the paper's ten"),
         (["bench", "--products", "fp8"], "fp64, mixed, both"),
     ],

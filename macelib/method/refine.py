@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..concepts import Concept, anchored, prompts, templates
 from ..errors import MaceError
-from ..models.text import Reading, aligned, read
+from ..models.text import Reading, aligned, read, spans
 
 log = logging.getLogger(__name__)
 PRODUCTS = {"fp64": torch.float64, "mixed": torch.float32}  # mixed: products in float32, sums in float64
@@ -295,22 +295,21 @@ def concept_sums(
         torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),
         products=products,
     )
-    alone = len(templates(concept, alone=True))
-    if alone == len(alignments):
-        return X, G, all_tokens(e, alignments, G, products)
-    C = gram(torch.cat([e[i, pair.source] for i, pair in enumerate(alignments[:alone])]), products=products)
-    C = all_tokens(e[:alone], alignments[:alone], C, products)
-    return X, G, gram(torch.cat([e[i, pair.own] for i, pair in enumerate(alignments) if i >= alone]), C, products)
+    return X, G, all_tokens(e, _counted(pipe, concept, *e.shape[:2]), products)
 
 
-def all_tokens(e: Tensor, alignments: list, G: Tensor, products: Products = torch.float64) -> Tensor:
-    """C = G + the tokens that Eq. 1 leaves out: the concept's own, padding beyond the shorter tail. e: (n, T, d)."""
-    rest = []
-    for row, pair in zip(e, alignments, strict=True):
-        left = torch.ones(len(row), dtype=torch.bool)
-        left[pair.source] = False
-        rest.append(row[left.to(row.device)])
-    return gram(torch.cat(rest), G.clone(), products)
+def _counted(pipe, concept: Concept, n: int, T: int) -> Tensor:
+    """(n, T) bool: what Eq. 7 asks to be changed as the LoRA changes it, every token but a companion's own."""
+    counted, alone = torch.ones(n, T, dtype=torch.bool), len(templates(concept, alone=True))
+    for row, prompt in list(zip(counted, prompts(concept), strict=True))[alone:]:
+        for name in concept.companions:
+            row[spans(pipe, prompt, name)] = False
+    return counted
+
+
+def all_tokens(e: Tensor, counted: Tensor, products: Products = torch.float64) -> Tensor:
+    """C = Σ e eᵀ over the tokens that count, (d, d); e: (n, T, d), counted: (n, T) bool."""
+    return gram(e[counted.to(e.device)], products=products)
 
 
 def difference(R: Tensor, exact: Tensor) -> float:
