@@ -14,7 +14,7 @@ from macelib.method.refine import concept_sums
 from macelib.models.families import MINI, UNKNOWN
 from macelib.models.text import encode, tokenizers
 from macelib.models.tiny import tiny_pipeline
-from macelib.models.tokens import align
+from macelib.models.tokens import align, token_spans
 from macelib.templates import pairs_of
 
 SHIP = Concept("ship", "the sea")
@@ -50,6 +50,21 @@ def test_stage_1_maps_the_companion_beside_the_concept_to_the_companion_beside_t
             wanted_X += torch.outer(a[j], e[i])
             wanted_G += torch.outer(e[i], e[i])
     assert torch.allclose(X - X0, wanted_X, atol=1e-9) and torch.allclose(G - G0, wanted_G, atol=1e-9)
+
+
+def test_stage_3_leaves_out_the_companion_s_own_tokens_alone(pipe):
+    """C with a companion, token by token; a companion whose name is part of the concept's takes nothing from it."""
+    own = Concept("toy ship", "the sea", templates=("a photo of the {}",))
+    C0, tokenizer = concept_sums(pipe, own)[2], tokenizers(pipe)[0]
+    for companion in ("cat", "toy"):
+        wanted = C0.clone()
+        for prompt in prompts(with_companions(own, [companion]))[1:]:
+            e = encode(pipe, [prompt])[0].double()
+            ship = {i for span in token_spans(tokenizer, prompt, "toy ship") for i in span}
+            left_out = {i for span in token_spans(tokenizer, prompt, companion) for i in span} - ship
+            assert len(left_out) == len(tokenizer.tokenize(companion))
+            wanted += sum(torch.outer(row, row) for i, row in enumerate(e) if i not in left_out)
+        assert torch.allclose(concept_sums(pipe, with_companions(own, [companion]))[2], wanted, atol=1e-9)
 
 
 def test_presets_have_companions_but_the_paper_s():

@@ -295,15 +295,16 @@ def concept_sums(
         torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),
         products=products,
     )
-    return X, G, all_tokens(e, _counted(pipe, concept, *e.shape[:2]), products)
+    return X, G, all_tokens(e, _counted(pipe, concept, alignments, e.shape[1]), products)
 
 
-def _counted(pipe, concept: Concept, n: int, T: int) -> Tensor:
+def _counted(pipe, concept: Concept, alignments: list, T: int) -> Tensor:
     """(n, T) bool: what Eq. 7 asks to be changed as the LoRA changes it, every token but a companion's own."""
-    counted, alone = torch.ones(n, T, dtype=torch.bool), len(templates(concept, alone=True))
-    for row, prompt in list(zip(counted, prompts(concept), strict=True))[alone:]:
+    counted, alone = torch.ones(len(alignments), T, dtype=torch.bool), len(templates(concept, alone=True))
+    for row, prompt, pair in list(zip(counted, prompts(concept), alignments, strict=True))[alone:]:
         for name in concept.companions:
             row[spans(pipe, prompt, name)] = False
+        row[pair.own] = True
     return counted
 
 
