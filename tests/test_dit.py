@@ -38,6 +38,7 @@ WORDS = ("a photo of the {}", "the {} in the rain", "{}")
 CONCEPTS = [Concept("ship", "sea", templates=WORDS), Concept("frog", "green grass", templates=WORDS)]
 CAPTIONS = ["a photo of a house", "a red car in the city", "two dogs"]
 CONFIG = EraseConfig(
+    companions=(),
     refine=RefineConfig(lambda0=0.05, lambda1=2.0),
     images=ImagesConfig(count=1, steps=1, masks="full"),
     train=TrainOptions(steps=1, lr=0.05, S="own"),
