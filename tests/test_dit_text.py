@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,11 @@ from macelib.job import erase
 from macelib.lessons.capacity import real_encoder
 from macelib.method.prior import prior
 from macelib.method.refine import concept_sums, stored_rank
+from macelib.models import dit
 from macelib.models.denoise import SD, Levels, flow_shift
-from macelib.models.dit import views
+from macelib.models.dit import text_mask, views
 from macelib.models.pipelines import check_pipeline
-from macelib.models.text import aligned, check_prompt, prompt_fits, read, tails
+from macelib.models.text import aligned, check_prompt, prompt_fits, read, spans, tails
 from macelib.models.tiny import tiny_pipeline
 from macelib.models.tiny_dit import tiny_transformer
 from macelib.models.tokens import View, align, token_spans, tokenize
@@ -166,6 +168,29 @@ def test_what_a_pipeline_changes_in_a_prompt_is_said(pixart):
     assert len(align(cleaning, "a Photo of the {}", "SHIP", "sea").own)
     with pytest.raises(MaceError, match="leave out what it changes"):
         align(cleaning, "a photo of the {}", "ship#1", "sea")
+
+
+def test_captions_are_cleaned_as_pixarts_call_cleans_them(pixart, monkeypatch):
+    """With the library that cleaning needs (here a stand-in that changes nothing), the call drops an address."""
+    from diffusers.pipelines.pixart_alpha import pipeline_pixart_sigma as own
+
+    for module in (own, dit):
+        monkeypatch.setattr(module, "is_ftfy_available", lambda: True)
+    monkeypatch.setattr(own, "ftfy", SimpleNamespace(fix_text=str), raising=False)
+    prompt, cleaned, seen = "A Photo http://www.example.com of the SHIP", "a photo of the ship", []
+    hook = pixart.transformer.caption_projection.register_forward_hook(lambda _, args, out: seen.append(out[-1]))
+    options = {"height": 64, "width": 64, "use_resolution_binning": False, "output_type": "latent"}
+    pixart(prompt, num_inference_steps=1, **options)
+    hook.remove()
+    (view,) = views(pixart)
+    assert view.prepare(prompt).split() == cleaned.split()
+    mask = text_mask(pixart, [prompt])[0].bool()
+    e = read(pixart, [prompt]).tokens[0]
+    assert (e[mask] - seen[0][mask]).abs().max() < 1e-5 and not e[~mask].any()
+    text = "".join(
+        view.tokenizer.convert_ids_to_tokens([view.read(prompt)[0][i] for i in spans(pixart, prompt, "ship")])
+    )
+    assert text.replace("▁", "") == "ship"
 
 
 def test_a_real_bidirectional_encoder_pairs_tokens_on_both_sides_of_a_name():
