@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from brute import relative
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    PixArtTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+)
 
 from macelib.concepts import Concept
 from macelib.config import EraseConfig, ImagesConfig, PriorConfig
@@ -19,6 +26,7 @@ from macelib.method.refine import concept_sums, stored_rank
 from macelib.models import dit
 from macelib.models.denoise import SD, Levels, flow_shift
 from macelib.models.dit import text_mask, views
+from macelib.models.entrances import kv_weights, pooled_weights
 from macelib.models.pipelines import check_pipeline
 from macelib.models.text import aligned, check_prompt, prompt_fits, read, spans, tails
 from macelib.models.tiny import tiny_pipeline
@@ -227,3 +235,28 @@ def test_wide_text_keeps_more_bytes_per_concept():
 def test_other_pipelines_are_refused_with_what_is_supported():
     with pytest.raises(MaceError, match=r"is none of PixArtAlphaPipeline.*FluxPipeline.*PixArt, Sana or FLUX\.1"):
         check_pipeline(object())
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "out", "d", "pooled", "concept", "base"),
+    [
+        (PixArtTransformer2DModel, 56, 1152, 1152, 0, 0.8, 5),
+        (SanaTransformer2DModel, 40, 2240, 2240, 0, 1.0, 20),
+        (SD3Transformer2DModel, 1, 1536, 4096, 2048, 1.5, 84),
+        (FluxTransformer2DModel, 1, 3072, 4096, 768, 1.2, 69),
+    ],
+)
+def test_entrances_and_sizes_at_real_size(model, layers, out, d, pooled, concept, base):
+    """The published layouts, without weights, and the README's megabytes: per concept, and for the prior besides."""
+    options = {SD3Transformer2DModel: {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536}}
+    options |= {FluxTransformer2DModel: {"num_layers": 1, "num_single_layers": 1}}  # as wide as all of its blocks
+    options |= {PixArtTransformer2DModel: {"caption_channels": 4096}}
+    with torch.device("meta"):
+        empty = model(**options.get(model, {}))
+    found = kv_weights(empty)
+    assert len(found) == layers and {tuple(w.shape) for w in found.values()} == {(out, d)}
+    assert sum(w.shape[1] for w in pooled_weights(empty).values()) == pooled
+    k = stored_rank(d, [out] * layers)
+    kept = 4 * (2 * d * k + k * (k + 1) + layers * (out + d) + 2 * 30 * pooled)
+    assert kept / 1e6 == pytest.approx(concept, abs=0.05)
+    assert 4 * (d * (d + 1) + pooled * (pooled + 1)) / 1e6 == pytest.approx(base, abs=0.5)
