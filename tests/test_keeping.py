@@ -37,6 +37,12 @@ def test_differences_are_paired():
     assert one["value"] == 25 and one["difference"] == -25 and one["low"] < -25 < one["high"] <= 0
 
 
+def test_recorded_studies_are_shown_and_others_refused():
+    assert "| mean of 10 | erased |" in evaluate.recorded("objects")
+    with pytest.raises(MaceError, match=r"No study .styles. is recorded .* characters, "):
+        evaluate.recorded("styles")
+
+
 class Right:
     """Recognises every picture."""
 

@@ -13,6 +13,7 @@ from .listed import Listed, measure_prompts
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .prompts import Prompt, draw_prompts, read_prompts
 from .protocols import Evaluation, celebrities, characters, label, objects, styles
+from .record import recorded
 from .studies import ablation_study, characters_study, objects_study, pairs_study, tuning_study
 from .verdict import verdicts
 
@@ -46,6 +47,7 @@ __all__ = [
     "pairs_study",
     "plugged",
     "read_prompts",
+    "recorded",
     "styles",
     "tuning_lists",
     "tuning_study",

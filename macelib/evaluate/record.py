@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..errors import MaceError
 from ..files import atomic, data_folder, into_marks
 from .companions import Pairs
 from .keeping import Keeping
@@ -22,6 +23,15 @@ def record(study: str, result: Evaluation | Pairs | Keeping, folder: str | Path 
     if folder is None:
         into_marks(data_folder().parent / "README.md", f"study {study}", markdown(place))
     return place
+
+
+def recorded(study: str) -> str:
+    """A study's tables as they are kept in `data/studies`, in Markdown; MaceError where there are none."""
+    place = data_folder() / "studies" / study
+    if not (place / "metrics.csv").is_file():
+        known = ", ".join(sorted(path.parent.name for path in place.parent.glob("*/metrics.csv"))) or "none"
+        raise MaceError(f"No study {study!r} is recorded in {place.parent}; there are {known}.")
+    return markdown(place)
 
 
 def markdown(place: str | Path) -> str:
