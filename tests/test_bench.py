@@ -8,9 +8,20 @@ import pytest
 import torch
 from tiny_data import tiny_data
 
-from macelib.bench import Shapes, drawing, per_layer, random_concept, random_erasure, run, streamed
+from macelib.bench import (
+    Shapes,
+    drawing,
+    operations,
+    peak,
+    per_layer,
+    random_concept,
+    random_erasure,
+    run,
+    streamed,
+    whole,
+)
 from macelib.errors import MaceError
-from macelib.models.pipelines import load_pipeline
+from macelib.models.pipelines import load_pipeline, model_hash
 from macelib.models.threads import OTHERS, WAITING
 from macelib.models.tiny import tiny_pipeline
 
@@ -37,7 +48,8 @@ def test_report_has_times_memory_ratio_and_toggle():
     text = "\n".join(lines)
     for part in ("fp64, 3 concepts", "mixed, 3 concepts", "per layer, 2 concepts", "ratio:", "one of 3 concepts"):
         assert part in text
-    assert len(run(2, "fp64", 0, False, shapes=SHAPES)) == 1
+    lines = run(2, "fp64", 0, False, shapes=SHAPES)
+    assert len(lines) == 2 and "GFLOP/s: float64" in lines[0] and "% of the products" in lines[1]
 
 
 def test_unknown_products_are_refused():
@@ -72,3 +84,21 @@ def test_pytorch_s_own_waiting_is_measured_in_a_process_without_ours(tmp_path, m
     assert len(ran) == 1 and not {*WAITING, *OTHERS} & ran[0].keys()
     with pytest.raises(MaceError, match=r"in another process failed: .*nowhere"):
         drawing(tiny_pipeline("sd"), 1, 1, model="nowhere")
+
+
+def test_a_rate_is_of_what_was_counted():
+    """A product of two matrices of size n takes 2 n³ operations; the sums of one concept outweigh what is left."""
+    assert peak(torch.float32, 64) > 1e6
+    one, two, three = (operations(SHAPES, n) for n in (1, 2, 3))
+    assert three - two == two - one > 3 * SHAPES.prompts * (SHAPES.tokens - SHAPES.own) * SHAPES.width**2
+
+
+def test_every_step_of_an_erasure_is_timed_and_the_model_left_alone():
+    pipe = tiny_pipeline("sd")
+    before, told = model_hash(pipe), []
+    lines = whole(pipe, 1, 1, 2, ("dog", "tree"), progress=lambda *event: told.append(event[3]))
+    assert [line.partition(":")[0] for line in lines] == [
+        "text", "statistics (X, G, C)", "training pictures", "masks from attention", "stage 2", "one of 2 concepts off",
+    ]  # fmt: skip
+    assert told[-1] == "re-fusion" and len(told) == 7
+    assert "2 in one pass" in lines[4] and "the same result" in lines[4] and model_hash(pipe) == before

@@ -173,14 +173,20 @@ def bench(
     reference: Annotated[int, typer.Option(help="concepts of the per-layer reference; 0: leave it out", min=0)] = 5,
     toggle: Annotated[bool, typer.Option(help="time switching one concept, too")] = True,
     drawing: Annotated[bool, typer.Option(help="time mini-SD's drawing, too, alone and on a busy machine")] = True,
+    whole: Annotated[bool, typer.Option(help="time every step of an erasure on a model, too")] = True,
+    model: Model = "mini-sd",
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data, text encoding excluded), and of drawing."""
+    """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data), of drawing, and of each step on a model."""
     from .. import bench
 
     with Bars() as bars:
         lines = bench.run(concepts, products, reference, toggle, progress=bars)
         if drawing:
             lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars, model="mini-sd"))
+        if whole:
+            lines += bench.whole(pipeline(model, None, True, device, dtype), progress=bars)
     for line in lines:
         typer.echo(line)
 

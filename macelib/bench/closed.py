@@ -1,4 +1,4 @@
-"""Time and memory of stages 1 and 3 at the shapes of SD v1.4, on random data; and of drawing, on a busy machine, too.
+"""Time and memory of stages 1 and 3 at the shapes of SD v1.4, on random data, beside the machine's own products.
 
 Text encoding is left out. `streamed` is the mathematics of `method.refine` and `method.fuse` alone: one pass over the
 concepts, d x d sums, one map for all layers, and nothing kept by concept. An `Erasure` keeps each concept's factors and
@@ -6,9 +6,6 @@ rows, so that it can be taken back; what its fusion takes is measured beside it.
 fairly (vectorised, streamed): it accumulates W e^g e^fᵀ and W_i e eᵀ layer by layer.
 """
 
-import os
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,13 +15,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from .concepts import Concept
-from .erasure import Erasure, Part
-from .errors import MaceError
-from .method.fuse import fuse_sums
-from .method.refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
-from .models.sample import generate
-from .models.threads import OTHERS, WAITING
+from ..concepts import Concept
+from ..erasure import Erasure, Part
+from ..errors import MaceError
+from ..method.fuse import fuse_sums
+from ..method.refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
 
 
 @dataclass(frozen=True)
@@ -92,6 +87,26 @@ def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: floa
     inverse = torch.cholesky_inverse(S).to(products)  # of many rows: a product each, not two triangular solves
     for w, m in zip(W, M, strict=True):
         w.copy_(torch.addmm((m.to(products) @ inverse).to(w), w, R_tilde))  # Eq. 7
+
+
+def operations(shapes: Shapes, concepts: int) -> float:
+    """Multiplications and additions that `streamed` cannot do without, half of each symmetric sum counted."""
+    n, m = shapes.prompts * (shapes.tokens - shapes.own), shapes.prompts * shapes.own
+    d, L, rows = shapes.width, len(shapes.out), sum(shapes.out)
+    sums = 3 * n * d**2 + m * d**2 + 2 * L * d**2 + 4 * m * L * d + 2 * rows * d  # X; G; own; D C; M
+    solves = 3 * (d**3 / 3 + 2 * d**3)  # R, R̃, S⁻¹: a factor and two triangular solves each
+    return concepts * sums + solves + 4 * rows * d**2  # M S⁻¹ and W R̃
+
+
+def peak(dtype: torch.dtype, size: int = 2048, times: int = 4) -> float:
+    """The machine's own rate in products of square matrices: operations a second, the best of some."""
+    a, b = torch.randn(2, size, size, dtype=dtype)
+    out, best = a @ b, 0.0
+    for _ in range(times):
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 def _flush(M: list[Tensor], waiting: list) -> None:
@@ -189,6 +204,9 @@ def run(
     chosen = list(PRODUCTS) if products == "both" else [products]
     warm = Shapes(out=(64,), width=256)  # the libraries' own start is not measured
     streamed(warm.weights(), [random_concept(warm, 0)], torch.eye(256, dtype=torch.float64), 1.0, torch.float64)
+    peaks = {name: peak(dtype) for name, dtype in PRODUCTS.items() if name in chosen}
+    rates = ", ".join(f"{str(PRODUCTS[name]).rpartition('.')[2]} {rate / 1e9:.0f}" for name, rate in peaks.items())
+    lines.append(f"matrix products of this machine, in GFLOP/s: {rates} ({torch.get_num_threads()} threads)")
     rounds = [(name, concepts) for name in chosen] + ([(chosen[0], reference)] if reference else [])
     for name, count in rounds:
         W, label = shapes.weights(), f"{name}, {count} concepts"
@@ -196,7 +214,11 @@ def run(
             feed = meter.feed(shapes, count, lambda i, s=label, n=count: tell(s, i + 1, n, ""))
             streamed(W, feed, P, 1.0, PRODUCTS[name])
         results[name, count] = W, meter
-        lines.append(f"stages 1+3, {label}: {meter.seconds:.2f} s, {meter.megabytes:.0f} MB above the start")
+        share = operations(shapes, count) / meter.seconds / peaks[name]
+        lines.append(
+            f"stages 1+3, {label}: {meter.seconds:.2f} s, {share:.0%} of the products' rate, {meter.megabytes:.0f} MB "
+            "above the start"
+        )
     if products == "both":
         lines.append(
             f"mixed against fp64: max relative error {_error(results, *((n, concepts) for n in PRODUCTS)):.1e}"
@@ -238,50 +260,6 @@ def _toggle(erasure: Erasure, W: dict[str, Tensor], model: dict[str, Tensor]) ->
             model[name].copy_(w)
         seconds.append(time.perf_counter() - start)
     return [f"{s:.2f}" for s in seconds]
-
-
-def drawing(pipe, pictures: int = 8, steps: int = 15, progress=None, model: str | None = None) -> str:
-    """Seconds to draw pictures with the machine to itself, and beside a process that keeps one core busy.
-
-    model: the name of the pipeline, to measure PyTorch's own way to wait, too, with the machine to itself.
-    """
-    tell, total, own = progress or (lambda *_: None), 3 if model else 2, ""
-    alone = seconds(pipe, pictures, steps)
-    tell("drawing", 1, total, "alone")
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        beside = seconds(pipe, pictures, steps)
-    finally:
-        busy.kill()
-        busy.wait()
-    tell("drawing", 2, total, "beside a busy process")
-    if model:
-        spinning = _spinning(model, pictures, steps)
-        own = f" ({alone / spinning:.2f} times the {spinning:.2f} s of threads that spin, PyTorch's default)"
-        tell("drawing", 3, total, "with threads that spin")
-    return (
-        f"drawing {pictures} pictures in {steps} steps with {torch.get_num_threads()} threads: {alone:.2f} s{own}; "
-        f"beside a busy process {beside:.2f} s, {beside / alone:.1f} times as long"
-    )
-
-
-def seconds(pipe, pictures: int, steps: int) -> float:
-    """Time to draw the pictures of one prompt."""
-    generate(pipe, "a photo of the ship", range(pictures), steps=2)  # the libraries' own start is not measured
-    start = time.perf_counter()
-    generate(pipe, "a photo of the ship", range(pictures), steps=steps)
-    return time.perf_counter() - start
-
-
-def _spinning(model: str, pictures: int, steps: int) -> float:
-    """`seconds` in a process whose threads wait as PyTorch has them wait by itself."""
-    code = "import torch, macelib, macelib.bench as b; print(b.seconds(macelib.load_pipeline({!r}), {}, {}))"
-    environment = {name: value for name, value in os.environ.items() if name not in (*WAITING, *OTHERS)}
-    command = [sys.executable, "-c", code.format(model, pictures, steps)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise MaceError(f"Drawing in another process failed: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
-    return float(done.stdout)
 
 
 def _error(results: dict, one: tuple, other: tuple) -> float:
