@@ -28,6 +28,7 @@ from macelib.models.denoise import denoise
 from macelib.models.dit import text_mask
 from macelib.models.entrances import denoiser, kv_names, pooled_weights, text_attention, text_weights
 from macelib.models.offload import offload
+from macelib.models.pipelines import cast
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
 from macelib.models.text import added_conditions, read, spans, tokenizers
@@ -348,6 +349,19 @@ def test_concepts_trained_in_one_pass_equal_separate_runs(pipe):
         for name, b in alone.B.items():
             assert (together.B[name][i] - b[0]).abs().max() < 1e-5
             assert (together.D[name][i] - alone.D[name][0]).abs().max() < 1e-5
+
+
+def test_autocast_changes_little(pipe):
+    """Loss of Eq. 3 and a picture, in bf16, whose step is 1/256."""
+    losses = []
+    for autocast in (None, "bf16"):
+        (record,) = train(pipe, [prepared(pipe)], TrainConfig(steps=1, lr=0.02, autocast=autocast))
+        losses.append(float(record.losses))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    with cast(pipe, "bf16"):
+        picture = draw(pipe, num_inference_steps=1)
+    gap = (picture - draw(pipe, num_inference_steps=1)).abs()
+    assert gap.mean() < 0.02 and gap.any()
 
 
 def test_training_lowers_the_attention_to_the_phrase_inside_the_mask(pipe):

@@ -90,9 +90,10 @@ class PerSample:
             return plain + self.added(name, e).to(plain)
 
     def entered(self, module, args, output: Tensor) -> Tensor:
-        """Forward hook of the entrance of joint attention: W e + b + B_i D_i e of sample i."""
+        """Forward hook of the entrance of joint attention: W e + b + B_i D_i e of sample i, without autocast."""
         with contextlib.nullcontext() if output.is_meta else torch.autocast(output.device.type, enabled=False):
-            return output + self.added(ENTRANCE, args[0]).to(output)
+            plain = module.forward(*args)
+            return plain + self.added(ENTRANCE, args[0]).to(plain)
 
     def look(self, name: str, A: Tensor) -> None:
         """Note the layer's loss; the last layer's ends the pass."""
