@@ -1,0 +1,170 @@
+"""Lists of concepts and of names: as people write them, in a call or a file, and the paper's."""
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import MaceError
+from ..reading import Item, Texts, located, name_in, pair, phrase, read_data, read_entries, read_table
+from ..templates import OBJECT_ANCHORS
+from .concept import Concept, folded
+from .protocol import protocol
+
+log = logging.getLogger(__name__)
+SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".json")  # of lists that people write
+EXAMPLES = {"concepts": '"ship=sea"', "names": '"cat"'}
+PAPER_KINDS = {"celebrities": "celebrity", "styles": "style", "explicit": "explicit"}  # list of the paper -> kind
+
+
+def parse_concept(text: str, kind: str = "object") -> Concept:
+    """ "ship=sea" as a Concept; a side that holds a comma or "=" stands in quotes, "Downey, Jr."=a person.
+
+    MaceError where a side is missing, and where there may be several concepts.
+    """
+    name, anchor = pair(text)
+    return Concept(name, anchor, kind)
+
+
+def listed(
+    given: "str | Concept | Mapping[str, str] | Iterable[str | Concept]", suggestions: Callable[[], Iterable] = tuple
+) -> list[Concept]:
+    """Concepts from whatever `erase` is given: one, or a list, of "ship", "ship=the sea" and Concept; {name: anchor}.
+
+    A name alone takes the anchor of its entry among `suggestions` (`macelib.models.mini.Entry`), and that is said.
+    MaceError for a name without one, and for anything else.
+    """
+    if isinstance(given, Mapping):
+        if set(given) >= {"name", "anchor"}:
+            raise MaceError(f"{given!r} are the fields of a concept: write Concept(**fields), or {{name: anchor}}.")
+        return [Concept(name, anchor) for name, anchor in given.items()]
+    if isinstance(given, (str, Concept)):
+        given = [given]
+    if not isinstance(given, Iterable) or isinstance(given, bytes):
+        raise MaceError(f"{given!r} is no concept. {HOW}")
+    return [_listed(one, suggestions) for one in given]
+
+
+HOW = (
+    'Give "ship=the sea", Concept("ship", anchor="the sea"), a list of these, or {"ship": "the sea"}; for a file, '
+    "macelib.concepts.read_concepts(path)."
+)
+
+
+def _listed(one, suggestions: Callable[[], Iterable]) -> Concept:
+    if isinstance(one, Concept):
+        return one
+    if not isinstance(one, str) or not one.strip():
+        raise MaceError(f"{one!r} is no concept. {HOW}")
+    if "=" in one:
+        return parse_concept(one)
+    known = {folded(word): entry for entry in suggestions() for word in (*entry.synonyms, entry.name)}
+    if folded(one) not in known:
+        near = difflib.get_close_matches(folded(one), known, 3, 0.6)
+        raise MaceError(
+            f"No anchor is known for {one!r}: say what is to be shown in its place, "
+            f'"{one.strip()}=a person" or Concept("{one.strip()}", anchor="a person").'
+            + (f" Known names near it: {', '.join(near)}." if near else "")
+        )
+    anchor = known[folded(one)].anchor
+    log.warning('"%s": in its place %s is shown; say "%s=..." for something else.', one, anchor, one)
+    return Concept(one, anchor)
+
+
+def read_concepts(path: str | Path) -> list[Concept]:
+    """Concepts from .txt (one "name=anchor" a line, # begins a comment), .csv (columns name, anchor and, if wanted,
+    kind, synonyms, templates, companions; several by ";"), .yaml or .json (a list of "name=anchor" or of mappings).
+
+    MaceError names the file and the line of what cannot be used.
+    """
+    found = []
+    for where, entry in _items(path, "concept list", "concepts", ("name", "anchor")):
+        with located(where):
+            found.append(_entry(entry))
+    return found
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Names from .txt (one a line, # begins a comment), .csv (column name), .yaml or .json (a list); distinct.
+
+    MaceError names the file and the line of what cannot be used.
+    """
+    found = []
+    for where, entry in _items(path, "list of names", "names", ("name",)):
+        with located(where):
+            found.append(phrase(entry.get("name"), "A name") if isinstance(entry, dict) else name_in(entry))
+    return list(dict.fromkeys(found))
+
+
+def kept_names(values: Sequence[str]) -> list[str]:
+    """Names to keep as they are given: each a name, or the file of a list (see `read_names`)."""
+    found: list[str] = []
+    for value in values:
+        is_file = Path(value).suffix.lower() in SUFFIXES or Path(value).is_file()
+        found += read_names(value) if is_file else [name_in(value)]
+    return list(dict.fromkeys(found))
+
+
+def _items(path: str | Path, what: str, key: str, columns: tuple[str, ...]) -> list[Item]:
+    """The entries of a list in any of the formats; MaceError for another format, and for none."""
+    suffix = Path(path).suffix.lower()
+    if suffix == ".txt":
+        items = read_entries(path, what)
+    elif suffix in (".csv", ".tsv"):
+        items = read_table(path, what, columns)
+        if marked := next((item for item in items if item.value["name"].startswith("#")), None):
+            raise MaceError(
+                f"{marked.where}: {marked.value['name']!r} looks like a comment, which CSV has not: take the line out "
+                "(a name that begins with # goes into a .yaml list)."
+            )
+    elif suffix in (".yaml", ".yml", ".json"):
+        values, where = read_data(path, what, Texts)
+        values, prefix = (values[key], key) if isinstance(values, dict) and set(values) == {key} else (values, "")
+        if values is not None and not isinstance(values, list):
+            raise MaceError(f'The {what} {path} holds no list: begin each entry with "- ", alone or below "{key}:".')
+        items = [Item(f"{where(f'{prefix}[{i}]')}, entry {i + 1}", value) for i, value in enumerate(values or ())]
+    else:
+        raise MaceError(f"{path} is no {what}: give a .txt, .csv, .yaml or .json file.")
+    if not items:
+        raise MaceError(f"The {what} {path} is empty: give at least one entry, such as {EXAMPLES[key]}.")
+    return items
+
+
+def _entry(entry: Any) -> Concept:
+    fields = [field.name for field in dataclasses.fields(Concept)]
+    if isinstance(entry, str):
+        return parse_concept(entry)
+    if not isinstance(entry, dict) or not {"name", "anchor"} <= set(entry) <= set(fields):
+        raise MaceError(f"{entry!r} must have name and anchor, and nothing beside {', '.join(fields)}.")
+    values = {key: value for key, value in entry.items() if value not in (None, "", [])}
+    for key in ("synonyms", "templates", "companions"):
+        if isinstance(values.get(key), str):
+            values[key] = [part.strip() for part in values[key].split(";") if part.strip()]
+    return Concept(**{"name": "", "anchor": ""} | values)
+
+
+def paper_list(name: str) -> list[Concept]:
+    """One of the paper's lists: "objects", "celebrities_1", "_5", "_10", "_100", "styles_100", "explicit".
+
+    Of the objects' anchors three are published: those of the others are ours (`OBJECT_ANCHORS`).
+    """
+    kind, _, count = name.partition("_")
+    names = ["objects", "explicit", "celebrities_1", "celebrities_5", "celebrities_10", "celebrities_100", "styles_100"]
+    if name not in names:
+        raise MaceError(f"There is no list {name!r} in the paper: choose one of {', '.join(names)}.")
+    with protocol(kind) as data:
+        if kind == "objects":
+            return [Concept(n, OBJECT_ANCHORS[n], synonyms=tuple(s)) for n, s in data["synonyms"].items()]
+        listed = data[f"erase_{count}" if count else "erase"]
+        anchor = "a woman" if name == "celebrities_1" else data["anchor"]
+        return [Concept(n, anchor, PAPER_KINDS[kind]) for n in listed]
+
+
+def retained(name: str) -> list[str]:
+    """The names that the paper keeps beside a list: "celebrities" or "styles", 100 each."""
+    if name not in ("celebrities", "styles"):
+        raise MaceError(f"The paper retains no list {name!r}: choose celebrities or styles.")
+    with protocol(name) as data:
+        return [phrase(kept, "A name to retain") for kept in data["retain_100"]]
