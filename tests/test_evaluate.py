@@ -15,7 +15,7 @@ from tiny_data import tiny_clip, tiny_judge
 
 from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, load_pipeline, templates
 from macelib.erasure import Part
-from macelib.evaluate import lists, metrics, pictures, protocols, record, studies
+from macelib.evaluate import lists, metrics, pictures, protocols, record, studies, work
 from macelib.files import data_folder
 from macelib.method.refine import compress
 from macelib.models.families import MINI, family_of
@@ -66,7 +66,7 @@ class ByPixel:
         pass
 
 
-@pytest.mark.parametrize("module", [metrics, protocols, templates])
+@pytest.mark.parametrize("module", [metrics, templates, work])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

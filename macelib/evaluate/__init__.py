@@ -12,10 +12,11 @@ from .judge import ClipClassifier, Judge
 from .listed import Listed, measure_prompts
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .prompts import Prompt, draw_prompts, read_prompts
-from .protocols import Evaluation, celebrities, characters, label, objects, styles
+from .protocols import Evaluation, celebrities, characters, objects, styles
 from .record import recorded
 from .studies import ablation_study, characters_study, objects_study, pairs_study, tuning_study
 from .verdict import verdicts
+from .work import label
 
 __all__ = [
     "Classifier",

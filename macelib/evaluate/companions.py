@@ -24,7 +24,7 @@ from .classifiers import classifier_for
 from .made import made_with
 from .metrics import Resampling, interval, wilson
 from .pictures import Drawing
-from .protocols import Progress, distinct, label, listed
+from .work import Progress, distinct, label, listed
 
 log = logging.getLogger(__name__)
 IMAGES = ("erasure", "erased", "companion", "order", "seed", "left", "right", "seen", "lost")

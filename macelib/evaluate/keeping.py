@@ -24,7 +24,7 @@ from .lists import object_list
 from .made import made_with
 from .metrics import Resampling, interval
 from .pictures import Drawing
-from .protocols import Progress, label
+from .work import Progress, label
 
 DEMO = ("ship", "frog", "horse")  # what the demo erases together
 KEPT = (0, 1, 20)  # how many names are kept

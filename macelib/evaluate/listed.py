@@ -20,7 +20,7 @@ from .explicit import NudeNet
 from .made import made_with
 from .pictures import Drawing
 from .prompts import Prompt, draw_prompts
-from .protocols import Progress, label
+from .work import Progress, label
 
 log = logging.getLogger(__name__)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")

@@ -20,6 +20,7 @@ from .companions import Pairs, pairs
 from .keeping import DEMO
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .tables import Evaluation
+from .work import Progress, check_seeds, label
 
 
 def objects_study(
@@ -29,14 +30,14 @@ def objects_study(
     *,
     only: Sequence[str] | None = None,
     images: int = 50,
-    progress: protocols.Progress | None = None,
+    progress: Progress | None = None,
     **options,
 ) -> Evaluation:
     """Erase each of the paper's ten objects alone, with the same settings, and measure Acc_e, Acc_s, Acc_g and H_o.
 
     only: some of the ten. folder: erasures and evaluation. options: of `objects`. MaceError: an object not of the ten.
     """
-    protocols.check_seeds(images)
+    check_seeds(images)
     chosen = _chosen(pipe, only)
     erasures = [_erased(pipe, [concept], config, Path(folder), concept.name, progress) for concept in chosen]
     return protocols.objects(
@@ -51,7 +52,7 @@ def characters_study(
     *,
     count: int = 100,
     seeds: Sequence[int] = range(5),
-    progress: protocols.Progress | None = None,
+    progress: Progress | None = None,
     **options,
 ) -> Evaluation:
     """Erase `count` people whom the model is known to draw, or celebrities, together: Acc_e, Acc_s and H_c.
@@ -70,7 +71,7 @@ def tuning_study(
     *,
     count: int = 60,
     seeds: Sequence[int] = range(3),
-    progress: protocols.Progress | None = None,
+    progress: Progress | None = None,
     **options,
 ) -> Evaluation:
     """As `characters_study`, of concepts that are set apart to choose settings on, in two prompts.
@@ -100,7 +101,7 @@ def ablation_study(
     count: int = 100,
     images: int = 50,
     seeds: Sequence[int] = range(5),
-    progress: protocols.Progress | None = None,
+    progress: Progress | None = None,
     **options,
 ) -> Evaluation:
     """What each stage brings: the same concepts erased with `stages` 1, 2, both added up, and all, and without CFIS.
@@ -109,7 +110,7 @@ def ablation_study(
     and measured as by `objects_study`. The settings are `config`'s but for `ABLATION`; training images are shared.
     """
     config, folder = config or EraseConfig(), Path(folder)
-    protocols.check_seeds(images if only else len(seeds))
+    check_seeds(images if only else len(seeds))
     if only:
         concepts, kept = _chosen(pipe, only), ()
     else:
@@ -133,7 +134,7 @@ def pairs_study(
     only: Sequence[str] | None = None,
     tuning: bool = False,
     seeds: Sequence[int] = range(5),
-    progress: protocols.Progress | None = None,
+    progress: Progress | None = None,
     **options,
 ) -> Pairs:
     """Erased things beside companions that stay, two in a prompt, in both orders: `pairs.pairs`.
@@ -148,7 +149,7 @@ def pairs_study(
         raise MaceError(f"{', '.join(unknown)}: not among {', '.join(by_name)}.")
     alone = [[by_name[name]] for name in (only if tuning or set(only) != set(DEMO) else DEMO[:1])]
     lists = alone + ([[by_name[name] for name in only]] if len(only) > 1 else [])
-    erasures = [_erased(pipe, some, config, Path(folder), protocols.label(some), progress) for some in lists]
+    erasures = [_erased(pipe, some, config, Path(folder), label(some), progress) for some in lists]
     folder = Path(folder) / "evaluation"
     return pairs(pipe, erasures, companions, seeds=seeds, folder=folder, progress=progress, **options)
 
@@ -176,7 +177,7 @@ def _beside(
 
 def _together(pipe, lists, config, folder: Path, label: str, progress, measure, seeds, options: dict) -> Evaluation:
     """Erase the first of two lists beside the second, and measure both."""
-    protocols.check_seeds(len(seeds))
+    check_seeds(len(seeds))
     erased, kept, config = _beside(*lists, config or EraseConfig())
     erasure = _erased(pipe, erased, config, folder, label, progress)
     return measure(pipe, erasure, kept, seeds=seeds, folder=folder / "evaluation", progress=progress, **options)

@@ -1,5 +1,6 @@
 """From one row per picture to the tables of an evaluation, with bootstrap intervals."""
 
+import dataclasses
 import html
 import json
 import logging
@@ -103,6 +104,8 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
     mean: several erasures are told together, too.
     """
     images = pd.DataFrame(rows)
+    told = {role: metric for role, metric in protocol.beside.items() if role in set(images.role)}
+    protocol = dataclasses.replace(protocol, beside=told)
     weights = resample(int(images.draw.max()) + 1, TIMES, SEED)
     concepts, metrics, groups, samples = [], [], [], {}
     for (erased, model), part in images.groupby(["erased", "model"], sort=False):
