@@ -109,7 +109,7 @@ def prior(
         P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept, *names]
     pairs, kept, two = _statistics(pipe, base, list(beside[0]), None, exclude) if beside[1] else (0.0, [], 0)
     if two:
-        P, parts, extra = P + beside[1] * pairs / two, [*parts, f"beside={beside[1]:.17g}", *kept], extra + two
+        P, parts = P + beside[1] * pairs / two, [*parts, f"beside={beside[1]:.17g}", *kept]
     tokens, pooled = _unpacked(pipe, P)
     return Prior(tokens, hash_text(*parts), count + extra, pooled)
 
