@@ -25,6 +25,7 @@ FORBIDDEN = {
     "show": ("evaluate", "batch", "lessons", "cli", "bench"),
     "evaluate": ("show", "batch", "lessons", "cli", "bench"),
     "baselines": ("show", "evaluate", "batch", "lessons", "cli", "bench"),
+    "attacks": ("show", "evaluate", "batch", "lessons", "cli", "bench"),
     "batch": ("models", "method", "erasure", "show", "evaluate", "lessons", "cli", "job", "plan"),
     "lessons": ("batch", "cli"),
 }

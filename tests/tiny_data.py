@@ -53,6 +53,6 @@ def tiny_data(folder: Path) -> Path:
     model, processor = tiny_clip()
     model.save_pretrained(folder / "mini-clip")
     processor.save_pretrained(folder / "mini-clip")
-    for name in ("protocols", "world"):
+    for name in ("attacks", "protocols", "world"):
         (folder / name).symlink_to(data_folder() / name)
     return folder
