@@ -8,7 +8,15 @@ May import: models, method, erasure, baselines and the modules beside this packa
 lessons.
 """
 
-from . import completion, noise, ring_a_bell, wording  # noqa: F401  (each registers its attack)
+from . import (  # noqa: F401  (each registers its attack)
+    completion,
+    inversion,
+    noise,
+    relearning,
+    ring_a_bell,
+    unlearndiffatk,
+    wording,
+)
 from .attack import CONTROLS, Result, attack
 from .foreign import Nearest, read_pictures
 from .registry import Attack, Try, attacks, named, register

@@ -90,7 +90,8 @@ def attack(
     prompts, seeds = tuple(prompts or [sample_prompt(concept)]), tuple(seeds)
     if bad := [prompt for prompt in prompts if concept.name not in prompt]:
         raise MaceError(f"The prompt {bad[0]!r} does not name {concept.name!r}.")
-    method = "original" if erasure is None or control == "original" else erasure.title
+    own = "original" if erasure is None else erasure.title
+    method = control if control in ("original", "never-knew") else own
     about = {"attack": name, "control": control, "method": method, "concept": concept.name}
     if why := _missing(chosen, control, erasure, pictures, never):
         return Result(not_measured=[{**about, "metric": "ASR", "why": why}])

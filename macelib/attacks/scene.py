@@ -95,10 +95,10 @@ class Scene:
         u, p = (a * say(c) + b * x for c in (hook.negative(run, empty), e))
         return (hook.eps(run, t, u, p, lambda c: a * say(c) + b * x)[1] - b * x) / a
 
-    def gradient(self, loss: Tensor, of: Tensor, n: int) -> Tensor:
+    def gradient(self, loss: Tensor, of: Sequence[Tensor], n: int) -> tuple[Tensor, ...]:
         """∂ loss / ∂ of, of a loss over n latents; no weight gets a gradient."""
         self.passes.backward += n
-        return torch.autograd.grad(loss, of)[0]
+        return torch.autograd.grad(loss, of)
 
 
 def check(pipe) -> None:
