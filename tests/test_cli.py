@@ -210,6 +210,13 @@ def test_a_preset_and_a_task_are_chosen_by_name():
     assert cli._by_preset(EraseConfig(), None, "celebrities").defaults == "celebrity"
 
 
+def test_a_name_to_keep_is_not_one_to_erase(tmp_path):
+    (tmp_path / "names.txt").write_text("# animals\ncat\n")
+    assert cli._kept([str(tmp_path / "names.txt"), "dog"], ["ship"]) == ["cat", "dog"]
+    with pytest.raises(MaceError, match="to be erased and to be kept"):
+        cli._kept(["Ship"], ["ship"])
+
+
 def test_numbers_and_strengths():
     assert cli._seeds("0-2, 7") == [0, 1, 2, 7]
     assert cli._strengths(["a=b=0.5"]) == {"a=b": 0.5}

@@ -20,9 +20,9 @@ from ..show.progress import Bars
 from . import artefact, draw, measure, plan, world
 from .draw import _seeds, _strengths
 from .options import Device, Dtype, Local, LowMemory, Model, Revision, counted, example, pipeline
-from .settings import Captions, Concepts, Config, Keep, Kind, List, Preset, Seed, Task, _by_preset, settled
+from .settings import Captions, Concepts, Config, Keep, Kind, List, Preset, Seed, Task, _by_preset, _kept, settled
 
-__all__ = ["_by_preset", "_seeds", "_strengths", "app", "erase", "main"]
+__all__ = ["_by_preset", "_kept", "_seeds", "_strengths", "app", "erase", "main"]
 
 app = typer.Typer(
     name="mace",
