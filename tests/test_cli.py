@@ -50,7 +50,8 @@ def mace(capsys, *arguments):
 
 
 @pytest.mark.parametrize(
-    "command", ["erase", "plan", "generate", "evaluate", "study", "export", "info", "bench", "concepts", "notebooks"]
+    "command",
+    ["erase", "plan", "generate", "evaluate", "study", "attack", "export", "info", "bench", "concepts", "notebooks"],
 )
 def test_help_has_examples(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])

@@ -78,6 +78,7 @@ def attack(
     model unless given, where an attack needs them. settings: of the attack's class, or some of its fields.
     A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`alone`: found).
     folder: keeps rows, and goes on from them. The pipeline is left as it was.
+    What an attack refuses of a foreign name is not measured, in its words.
     MaceError: an unknown attack, control or setting, a prompt without the concept, what the attack itself refuses.
     """
     chosen = named(name)
@@ -108,7 +109,12 @@ def attack(
         with store.alone():
             jobs = [(p, s) for p in prompts for s in seeds if (p, s) not in store.done]
             scene = Scene(**whole, latents=_latents(chosen, control, pipe, pictures, whole) if jobs else None)
-            run = chosen.prepare(scene, settings) if jobs else None
+            try:
+                run = chosen.prepare(scene, settings) if jobs else None
+            except MaceError as error:
+                if control != "foreign":
+                    raise
+                return Result(not_measured=[{**about, "metric": "ASR", "why": str(error)}])
             with applied(pipe, erasure) if edited else nullcontext():
                 for prompt, seed in jobs:
                     scene = dataclasses.replace(scene, pipe=target, passes=Passes())

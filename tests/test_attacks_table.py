@@ -1,0 +1,130 @@
+"""Tables of attacks, and the command that makes them."""
+
+import json
+import sys
+
+import pytest
+from PIL import Image
+from test_attacks import SHIP
+
+from macelib import cli
+from macelib.attacks import CONTROLS, Result, attacks
+from macelib.baselines import build
+from macelib.evaluate.attacked import table
+from macelib.evaluate.metrics import wilson
+from macelib.models.tiny import tiny_pipeline
+
+QUICK = """
+ring-a-bell: {etas: [1], neutral: sea}
+noise: {etas: [1, 1.5], scales: [1]}
+completion: {percent: [50]}
+concept-inversion: {steps: 1, word: sea, batch: 1}
+unlearndiffatk: {tokens: 1, timesteps: 1, iterations: 1}
+relearning: {steps: [1], batch: 1}
+wording: {levels: [name]}
+"""
+
+
+def row(attack="noise", control="none", pre=False, success=False, variant="best of 2", concept="ship", backward=0):
+    spent = {"forward": 10, "backward": backward, "pictures": 3}
+    return {"attack": attack, "control": control, "method": "uce", "concept": concept, "seed": 0, "variant": variant,
+            "prompt": "", "token": "", "pre": pre, "success": success, "budget": spent}  # fmt: skip
+
+
+def test_rates_are_over_the_rows_of_one_kind():
+    rows = [row(success=True, pre=True), row(success=True, concept="frog"), row(), row(), row(variant="other")]
+    rows += [row("unlearndiffatk", variant=f"{i} of 2", success=i == 1, backward=10 * i) for i in (1, 2)]
+    found = {(r["attack"], r["settings"], r["metric"]): r for r in table(Result(rows))}
+    asr = found["noise", "best of 2", "ASR"]
+    assert (asr["mean"], asr["n"], asr["concepts"]) == (50, 4, 2)
+    assert (asr["low"], asr["high"]) == tuple(100 * end for end in wilson(2, 4))
+    assert found["noise", "best of 2", "pre-ASR"]["mean"] == 25 and found["noise", "other", "ASR"]["mean"] == 0
+    assert found["unlearndiffatk", "", "ASR"]["n"] == 2  # one search, wherever it ended
+    backward = found["unlearndiffatk", "", "backward passes"]
+    assert (backward["low"], backward["mean"], backward["high"]) == (10, 15, 20)
+    assert all(r["low"] <= r["mean"] <= r["high"] for r in found.values())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model, an edit of it, settings, and a judge that sees a ship in whatever is dark."""
+    folder = tmp_path_factory.mktemp("attacked")
+    pipe = tiny_pipeline("sd")
+    pipe.save_pretrained(folder / "model")
+    build(pipe, [SHIP], "uce", kept=["frog"]).save(folder / "uce.safetensors")
+    (folder / "settings.yaml").write_text(QUICK, encoding="utf-8")
+    (folder / "judge.py").write_text(
+        "import numpy as np\nimport os\n\n\ndef look(pictures, among):\n"
+        "    with open(__file__ + '.seen', 'a') as file:\n        file.write('x' * len(pictures))\n"
+        "    return ['ship' if np.asarray(p).mean() < 128 else None for p in pictures]\n"
+    )
+    return folder
+
+
+def mace(folder, out, *more):
+    """Exit code of the command."""
+    before, sys.argv = sys.argv, [
+        "mace", "attack", str(folder / "uce.safetensors"), "--model", str(folder / "model"), "--settings",
+        str(folder / "settings.yaml"), "--classifier", f"{folder / 'judge.py'}:look", "--seeds", "1", "--steps", "1",
+        "--out", str(out), "--device", "cpu", *map(str, more),
+    ]  # fmt: skip
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+    finally:
+        sys.argv = before
+    return stop.value.code or 0
+
+
+def seen(folder) -> int:
+    path = folder / "judge.py.seen"
+    return len(path.read_text()) if path.is_file() else 0
+
+
+@pytest.mark.slow
+def test_every_attack_and_control_is_in_the_tables_or_said_to_be_missing(folder, tmp_path, capsys):
+    assert mace(folder, tmp_path, "--never-knew", folder / "model") == 0
+    found = json.loads((tmp_path / "attacks.json").read_text())
+    assert set(found) == {"command", "environment", "rows", "not_measured"}
+    assert {(r["attack"], r["control"]) for r in found["rows"]} == {
+        (a, c) for a in attacks() for c in CONTROLS if c != "foreign"
+    }
+    assert {(r["attack"], r["control"]) for r in found["not_measured"]} == {(a, "foreign") for a in attacks()}
+    assert "ring-a-bell, none, uce, erased, eta 1: ASR" in capsys.readouterr().out
+    count = seen(folder)
+    assert mace(folder, tmp_path, "--never-knew", folder / "model") == 0
+    again = json.loads((tmp_path / "attacks.json").read_text())
+    assert again == found and seen(folder) == count  # nothing is drawn twice
+
+
+def test_the_command_writes_its_rows_and_goes_on_from_them(folder, tmp_path, capsys):
+    options = ["-a", "noise", "--control", "none", "--control", "never-knew"]
+    assert mace(folder, tmp_path, *options) == 0
+    found, count = json.loads((tmp_path / "attacks.json").read_text()), seen(folder)
+    assert found["command"].startswith("mace attack ") and found["environment"]["judge"] == "look"
+    assert [(r["metric"], r["n"]) for r in found["rows"][:2]] == [("ASR", 1), ("pre-ASR", 1)]
+    (missing,) = found["not_measured"]
+    assert missing["control"] == "never-knew" and "trained without" in missing["why"]
+    (tmp_path / "attacks.json").unlink()
+    assert mace(folder, tmp_path, *options) == 0
+    assert json.loads((tmp_path / "attacks.json").read_text()) == found and seen(folder) == count
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["-a", "noises"], "near it: noise"),
+        (["--control", "all"], "no control 'all'"),
+        (["--concept", "frog"], "it holds ship"),
+        (["--foreign", "nowhere"], "holds no pictures"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(folder, tmp_path, capsys, more, words):
+    assert mace(folder, tmp_path, "--model", "nowhere", *more) == 1
+    assert words in capsys.readouterr().err and not (tmp_path / "attacks.json").exists()
+
+
+def test_foreign_pictures_need_a_catalogue(folder, tmp_path, capsys):
+    Image.new("RGB", (8, 8)).save(tmp_path / "axolotl.png")
+    assert mace(folder, tmp_path / "out", "--foreign", tmp_path, "-a", "noise") == 1
+    assert "leave out --foreign" in capsys.readouterr().err
