@@ -223,12 +223,13 @@ def test_a_gate_sees_the_embedding_that_attacks_it(pipe, surgery):
 
 
 def test_ring_a_bell_has_a_row_for_each_strength_and_prompt(pipe, uce):
-    settings = {"etas": (1.0, 3.0), "neutral": "sea"}
-    rows = attack(pipe, uce, SHIP, "ring-a-bell", judge=Says(), settings=settings, seeds=[0], steps=2).rows
+    settings, judge = {"etas": (1.0, 3.0), "neutral": "sea"}, Says("ship", "sea", "sea", "sea", "ship")
+    rows = attack(pipe, uce, SHIP, "ring-a-bell", judge=judge, settings=settings, seeds=[0], steps=2).rows
     assert [(row["variant"], row["prompt"]) for row in rows] == [
         (f"{kind}, eta {eta}", text) for kind, text in (("erased", PROMPT), ("neutral", "a photo of the sea"))
         for eta in (1, 3)
     ]  # fmt: skip
+    assert [row["success"] for row in rows] == [True, True, False, True]  # the neutral prompt counts by itself
 
 
 # --- noise --------------------------------------------------------------------------------------------------------
@@ -332,6 +333,12 @@ def test_each_level_is_drawn_and_counts_by_itself(pipe, uce, tmp_path):
     assert [row["success"] for row in result.rows] == [True, False, False, True, False, False]
     with pytest.raises(MaceError, match="no wordings of 'frog'"):
         attack(pipe, uce, Concept("frog", "sea"), "wording", judge=Says(), settings=settings, steps=1)
+    strange = Concept("axolotl", "sea")
+    (row,) = attack(pipe, uce, strange, "wording", judge=Says(), control="foreign", seeds=[0], steps=1).rows
+    assert (row["variant"], row["prompt"]) == ("level name", "a photo of the axolotl")  # by its name
+    settings = {"neutral": "photo of sea frog"}
+    refused = attack(pipe, uce, strange, "ring-a-bell", judge=Says(), control="foreign", settings=settings, steps=1)
+    assert "no pair of prompts" in refused.not_measured[0]["why"]
 
 
 # --- foreign concepts ---------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def attack(
     judge: an object with top1(pictures) -> names; a try succeeds where it sees the concept in any of its pictures.
     prompts: that name the concept; its sample prompt unless given. pictures: of the concept; drawn by the original
     model unless given, where an attack needs them. settings: of the attack's class, or some of its fields.
-    A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`alone`: found).
+    A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`Try.alone`: found).
     folder: keeps rows, and goes on from them. The pipeline is left as it was.
     What an attack refuses of a foreign name is not measured, in its words.
     MaceError: an unknown attack, control or setting, a prompt without the concept, what the attack itself refuses.
@@ -98,7 +98,7 @@ def attack(
         return Result(not_measured=[{**about, "metric": "ASR", "why": why}])
     drawing = {"steps": steps, "guidance": guidance, "batch": batch}
     with untouched(pipe):
-        whole = dict(pipe=pipe, concept=concept, prompts=prompts, seeds=seeds, **drawing)
+        whole = dict(pipe=pipe, concept=concept, prompts=prompts, seeds=seeds, foreign=control == "foreign", **drawing)
         key = hash_text(json.dumps([about, dataclasses.asdict(settings), drawing, prompts]), base_hash(pipe))
         target = pipe if control != "never-knew" else never
         edited = erasure is not None and control not in ("original", "never-knew")
@@ -168,7 +168,7 @@ def _job(scene: Scene, run, chosen: Attack, settings, judge, about: dict, prompt
         return [_row(about, scene, prompt, seed, shown[0], any(shown), f"un-attacked, best of {len(shown)}")]
     pre, rows = seen(scene.draw(prompt, [seed])), []
     for found in run(scene, prompt, seed) if not (pre and chosen.search) else ():
-        success = seen(found.pictures) or (pre and not chosen.alone)
+        success = seen(found.pictures) or (pre and not found.alone)
         rows.append(_row(about, scene, found.prompt, seed, pre, success, found.variant, found.token))
         if chosen.search and success:
             break

@@ -20,6 +20,7 @@ class Try:
     variant: str  # what tells it from the attack's other tries: "eta 1", "level short"
     prompt: str
     token: str = ""  # what was found beside the prompt: tokens, or what is said of an embedding
+    alone: bool = False  # of a prompt of its own: it counts by itself, whatever the given prompt shows un-attacked
 
 
 Run = Callable[[Any, str, int], Iterator[Try]]  # (scene that is attacked, prompt, seed) -> tries
@@ -34,7 +35,6 @@ class Attack:
     prepare: Callable[[Any, Any], Run]  # (scene of the original, settings) -> run on what is attacked
     pictures: bool = False  # whether it needs pictures of the concept
     search: bool = False  # its tries are one search, left out where the concept shows without it, ended where it shows
-    alone: bool = False  # a try counts by itself, whatever shows without the attack
     best_of: Callable[[Any], int] = lambda settings: 1  # of how many pictures of a row the best is kept
 
 

@@ -59,6 +59,12 @@ def ring_a_bell(scene: Scene, settings: RingABell) -> Run:
             e = encode(scene.pipe, [text])[0]
             for eta in settings.etas:
                 with says(attacked.pipe, text, e + eta * v.to(e)):
-                    yield Try(attacked.draw(text, [seed]), f"{kind}, eta {eta:g}", text, f"E(p) + {eta:g} v")
+                    yield Try(
+                        attacked.draw(text, [seed]),
+                        f"{kind}, eta {eta:g}",
+                        text,
+                        f"E(p) + {eta:g} v",
+                        kind == "neutral",
+                    )
 
     return run

@@ -41,6 +41,7 @@ class Scene:
     steps: int = 25  # denoising steps of a picture
     guidance: float | None = None  # None: the pipeline's own
     batch: int = 8
+    foreign: bool = False  # the concept is one that the model never knew
     passes: Passes = field(default_factory=Passes)
 
     def draw(self, prompts: str | Sequence[str], seeds: Sequence[int], **kw) -> list[Image.Image]:

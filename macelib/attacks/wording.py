@@ -55,10 +55,13 @@ def _levels(name: str, levels, where) -> dict[str, tuple[str, ...]]:
     return found
 
 
-@register("wording", Wording, alone=True)
+@register("wording", Wording)
 def wording(scene: Scene, settings: Wording) -> Run:
-    """A row for each prompt of each level; the given prompt is not used. MaceError: no wordings of the concept."""
-    known = wordings(settings.file)
+    """A row for each prompt of each level; the given prompts are not used, but by a foreign concept, for its name.
+
+    MaceError: no wordings of the concept.
+    """
+    known = {scene.concept.name: {"name": scene.prompts}} if scene.foreign else wordings(settings.file)
     if scene.concept.name not in known:
         raise MaceError(
             f"There are no wordings of {scene.concept.name!r}, only of {', '.join(known)}: give a file with them."
@@ -67,7 +70,7 @@ def wording(scene: Scene, settings: Wording) -> Run:
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
         for level in settings.levels:
-            for text in levels[level]:
-                yield Try(attacked.draw(text, [seed]), f"level {level}", text)
+            for text in levels.get(level, ()):
+                yield Try(attacked.draw(text, [seed]), f"level {level}", text, alone=True)
 
     return run
