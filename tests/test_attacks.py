@@ -15,7 +15,7 @@ from macelib.baselines import Run, build
 from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.evaluate.lists import object_list
-from macelib.files import hash_tensors
+from macelib.files import data_folder, hash_tensors
 from macelib.models.mini import catalogue
 from macelib.models.sample import generate
 from macelib.models.swap import applied, applied_edit
@@ -362,6 +362,13 @@ def test_the_nearest_picture_decides(tmp_path):
         read_pictures(tmp_path / "sub" / "nothing")
     with pytest.raises(MaceError, match="two concepts"):
         Nearest(Mean(), {"one": gallery["blue"]})
+
+
+def test_ten_pictures_ship_of_what_the_catalogue_does_not_have():
+    gallery = read_pictures(data_folder() / "attacks" / "foreign")
+    assert len(gallery) == 10 and all(len(p) == 1 and p[0].size == (64, 64) for p in gallery.values())
+    known = {word for entry in catalogue() for word in (entry.name, *entry.synonyms)}
+    assert not known & {*gallery, *(name.replace(" ", "-") for name in gallery)}
 
 
 def test_every_attack_has_quick_settings_here():

@@ -26,7 +26,10 @@ def attack(
     seeds: Annotated[int, typer.Option(help="seeds per prompt", min=1)] = 3,
     settings: Annotated[Path | None, typer.Option(help="a YAML file: settings by attack")] = None,
     foreign: Annotated[
-        Path | None, typer.Option(help="of foreign: pictures of what the model never knew, by sub-folder or file name")
+        Path | None,
+        typer.Option(
+            help="of foreign: pictures of what the model never knew, by sub-folder or file name; mini-SD: the shipped"
+        ),
     ] = None,
     never_knew: Annotated[
         str | None, typer.Option(help="of never-knew: a model that was trained without the concepts")
@@ -50,7 +53,8 @@ def attack(
     from ..erasure import versions
     from ..evaluate.attacked import write_table
     from ..evaluate.classifiers import classifier_for, plugged
-    from ..files import check_writable, locked
+    from ..files import check_writable, data_folder, locked
+    from ..models.families import family_of
     from ..reading import read_data
 
     chosen, controls = attack_ or attacks(), control or list(CONTROLS)
@@ -73,6 +77,8 @@ def attack(
     with locked(out / ".lock", str(out), wait=False):
         pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
         change.check(pipe)
+        if not foreign and "foreign" in controls and family_of(pipe).catalogue is not None:
+            pictures = read_pictures(data_folder() / "attacks" / "foreign")
         never = pipeline(never_knew, None, local_files_only, device, dtype, low_memory) if never_knew else None
         who = plugged(classifier) if classifier else classifier_for(pipe)
         judge = _Among(who, [c.name for c in concepts], among or [])
