@@ -59,7 +59,7 @@ class Surgery(Hook):
 
     def embed(self, run: Run, e: Tensor) -> Tensor:
         rho = share(presence(e, self.deltas.to(e)), self.beta, self.gamma)  # (n, k)
-        texts = [self._active(run.pipe, row) for row in rho]
+        texts = [self._active(run.pipe, row) for row in rho.detach()]
         distinct = [text for text in dict.fromkeys(texts) if text]
         if not distinct:
             return e
