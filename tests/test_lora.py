@@ -11,7 +11,7 @@ from torch import nn
 from macelib.erasure.export import peft_config, peft_state, save_peft
 from macelib.errors import MaceError
 from macelib.method.lora.forward import attention_loss, per_sample
-from macelib.method.lora.group import own_directions
+from macelib.method.lora.group import Group, own_directions
 from macelib.method.lora.train import Example, TrainConfig, cfis, train
 from macelib.models.pipelines import cross_attention, kv_weights, load_pipeline
 from macelib.models.text import added_conditions, encode
@@ -387,3 +387,20 @@ def test_peft_itself_takes_the_lora(pipe):
             w += B[name] @ D[name]
         a, b = (u(x, t, encoder_hidden_states=e)[0] for u in (unet, merged))
     assert (a - b).abs().max() <= 1e-5
+
+
+def test_the_rank_sets_directions_not_the_size_of_the_change(pipe, monkeypatch):
+    """Rows of D that are all the same change W as one row does: the rate needs no other value for another rank."""
+
+    def same_rows(self, generator):
+        r = self.config.rank
+        return torch.cat([torch.randn(d, generator=generator).repeat(r) for _, d in self._shapes()])
+
+    monkeypatch.setattr(Group, "_random", same_rows)
+    changes = []
+    for rank in (1, 4):
+        config = dataclasses.replace(CONFIG, rank=rank, steps=3, clip=0.0)
+        B, D = train(pipe, some_examples(pipe, 1), config).finish().select(0)
+        changes.append({name: B[name] @ D[name] for name in B})
+    one, four = (torch.cat([change.flatten() for change in some.values()]) for some in changes)
+    assert (four - one).norm() <= 0.05 * one.norm() and one.norm() > 0

@@ -123,7 +123,10 @@ def weight_of(kind: str, run: Run) -> float:
 # keeps erased: the same names, not its erasure.
 # A celebrity's D is its own tokens' ("own") and B alone is learned, at a high rate: beside a hundred others, and names
 # to keep, fusion leaves a third to a half of what D answers to them.
-
+# Companions, the weight of their pairs, and which tokens of prompts of two stage 3 counts were compared on names that
+# settings may be chosen on (`mace study pairs --tuning --steps 8 --autocast bf16`, five seeds; the runs are in
+# data/studies/pairs/tuning.csv). Where stage 3 changed companions, too, more of them were lost the more prompts of two
+# there were; with the companion's own tokens left out, differences to no companions at all stay within the intervals.
 MINI_COMPANIONS = ("kangaroo", "snowman", "laptop", "mushroom", "sheep", "candle", "tulip", "telephone")
 KEPT = 250.0  # λ3 of names to keep beside many concepts: together they count as much as 250 times the captions
 MINI_TRAIN: Mapping[str, Values] = {

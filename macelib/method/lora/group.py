@@ -85,12 +85,15 @@ class Group:
         return own_directions(example, self.config.rank).flatten().repeat(len(self.weights))
 
     def views(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """B (N, out, r) and D (N, r, d) by layer, in the graph of `flat`."""
+        """B (N, out, r) and D (N, r, d) by layer, in the graph of `flat`.
+
+        B is what is trained, over r: AdamW moves every number as far, and r rows would change W by r times as much.
+        """
         r, shapes = self.config.rank, self._shapes()
         rows = torch.cat([self.flat, self.fixed], 1).split(
             [r * n for column in zip(*shapes, strict=True) for n in column], 1
         )
-        B = {name: row.unflatten(1, (-1, r)) for name, row in zip(self.weights, rows[: len(shapes)], strict=True)}
+        B = {name: row.unflatten(1, (-1, r)) / r for name, row in zip(self.weights, rows[: len(shapes)], strict=True)}
         D = {name: row.unflatten(1, (r, -1)) for name, row in zip(self.weights, rows[len(shapes) :], strict=True)}
         return B, D
 
