@@ -129,6 +129,7 @@ def study(
     """
     from ..config import EraseConfig
     from ..evaluate import studies
+    from ..evaluate.keeping import keeping_study
     from ..evaluate.pictures import Drawing
     from ..files import check_writable, locked
 
@@ -149,7 +150,7 @@ def study(
             if protocol == "objects":
                 result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
             elif protocol == "keeping":
-                result = studies.keeping_study(pipe, out, settings, seeds=range(seeds), **drawing)
+                result = keeping_study(pipe, out, settings, seeds=range(seeds), **drawing)
             elif protocol == "pairs":
                 drawing["seeds"] = range(seeds)
                 result = studies.pairs_study(pipe, out, settings, only=only, tuning=tuning, **drawing)
