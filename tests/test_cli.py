@@ -224,3 +224,21 @@ def test_numbers_and_strengths():
     for texts in (["ship=1", "ship=0"], ["0.5"], ["ship=x"]):
         with pytest.raises(MaceError, match="--strength"):
             cli._strengths(texts)
+
+
+@pytest.mark.parametrize("name", ["objects", "characters", "tuning", "ablation", "pairs", "keeping"])
+def test_every_study_is_found_and_told_its_options(name, capsys, tmp_path, monkeypatch):
+    from macelib.cli import measure
+    from macelib.evaluate import keeping, studies
+
+    told = {}
+
+    def fake(pipe, out, settings, **options):
+        told.update(options)
+        return f"the study {name}"
+
+    monkeypatch.setattr(measure, "pipeline", lambda *_: None)
+    monkeypatch.setattr(keeping if name == "keeping" else studies, f"{name}_study", fake)
+    code, said, _ = mace(capsys, "study", name, "--steps", "3", "--out", str(tmp_path / "s"))
+    assert code == 0 and f"the study {name}" in said and told["steps"] == 3
+    assert ("images" in told) == (name in ("objects", "ablation")) and ("seeds" in told) == (name != "objects")
