@@ -13,6 +13,7 @@ from macelib.models.mini import names
 from macelib.models.pipelines import kv_weights
 from macelib.models.tiny import tiny_pipeline
 from macelib.show.viz import Figure
+from macelib.templates import pairs_of
 
 CONFIG = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 3}}
 
@@ -96,7 +97,8 @@ def test_told_to_keep_changes_the_prior_alone(pipe, erasure, tmp_path, monkeypat
     assert [c.name for c in told.concepts] == ["frog", "dog"] and told.parts == erasure.without("ship").parts
     captions = [text for text in GENERAL if "dog" not in text]
     said = erasure.config.keeping(["cat", "ship"], 2.0).prior
-    expected = prior(pipe, captions, domain=said.domain, lambda3=said.lambda3, names=said.names)
+    beside = pairs_of(erasure.config.companions), said.beside
+    expected = prior(pipe, captions, domain=said.domain, lambda3=said.lambda3, names=said.names, beside=beside)
     assert torch.allclose(told.P, expected.P)
 
 

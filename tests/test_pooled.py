@@ -25,6 +25,7 @@ from macelib.models.tiny import tiny_pipeline
 CONCEPTS = [Concept("ship", "the sea"), Concept("frog", "grass")]
 CAPTIONS = ["a photo of a house", "a red car in the city", "two dogs", "a green field"]
 CONFIG = EraseConfig(
+    companions=(),
     refine=RefineConfig(lambda0=0.05, lambda1=2.0),
     images=ImagesConfig(count=1, steps=1, masks="full"),
     train=TrainOptions(steps=1),

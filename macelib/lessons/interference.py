@@ -11,7 +11,7 @@ from torch import Tensor
 from ..concepts import Concept, align, prompts, sample_prompt, templates
 from ..erasure import Erasure, Part
 from ..method.fuse import fuse_sums
-from ..method.refine import gram
+from ..method.refine import all_tokens, counted_tokens
 from ..models.text import encode, tokenizers
 from ..models.tokens import token_spans
 from ..show.viz import COLORS, HEAT, Figure
@@ -133,8 +133,9 @@ def approach(pipe, erasure: Erasure, E: Tensor, vectors: Sequence[Tensor], degre
     points = []
     for share in degrees:
         e, o = (encode(pipe, prompts(part.concept)).cpu().double() for part in (own, other))
+        counted = counted_tokens(pipe, (other if share < 1 else own).concept, o.shape[1])
         n = min(len(e), len(o))
-        C = gram(torch.lerp(o[:n], e[:n], share).flatten(0, 1)) * (len(o) / n)
+        C = all_tokens(torch.lerp(o[:n], e[:n], share), counted[:n]) * (len(o) / n)
         near = similarity([vectors[0], torch.lerp(vectors[1], vectors[0], share), *vectors[2:]])
         points.append((float(near[0, 1]), *pair(erasure, own, other, C, E)))
     return points

@@ -295,16 +295,17 @@ def concept_sums(
         torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),
         products=products,
     )
-    return X, G, all_tokens(e, _counted(pipe, concept, alignments, e.shape[1]), products)
+    return X, G, all_tokens(e, counted_tokens(pipe, concept, e.shape[1]), products)
 
 
-def _counted(pipe, concept: Concept, alignments: list, T: int) -> Tensor:
+def counted_tokens(pipe, concept: Concept, T: int) -> Tensor:
     """(n, T) bool: what Eq. 7 asks to be changed as the LoRA changes it, every token but a companion's own."""
-    counted, alone = torch.ones(len(alignments), T, dtype=torch.bool), len(templates(concept, alone=True))
-    for row, prompt, pair in list(zip(counted, prompts(concept), alignments, strict=True))[alone:]:
+    texts, alone = prompts(concept), len(templates(concept, alone=True))
+    counted = torch.ones(len(texts), T, dtype=torch.bool)
+    for row, prompt in list(zip(counted, texts, strict=True))[alone:]:
         for name in concept.companions:
             row[spans(pipe, prompt, name)] = False
-        row[pair.own] = True
+        row[spans(pipe, prompt, concept.name)] = True
     return counted
 
 
