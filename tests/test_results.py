@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from macelib import MaceError
+from macelib import MaceError, load_pipeline
+from macelib.models.about import about
 from macelib.show import results, viz
 
 
@@ -73,3 +74,10 @@ def test_bars_count(capsys):
         bars("images", 1, 4, "ship")
         bars("images", 4, 4, "frog")
         assert bars.bars["images"].n == 4
+
+
+def test_what_a_model_s_pictures_depend_on_can_be_recorded(tmp_path):
+    """mini-SD's scheduler has a limit of minus infinity, which JSON has no number for."""
+    found = about(load_pipeline("mini-sd", device="cpu"))
+    assert found["scheduler"]["lambda_min_clipped"] == "-inf"
+    assert results.read(results.record(tmp_path, settings=found).parent)["settings"] == found

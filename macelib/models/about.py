@@ -1,6 +1,7 @@
 """What pictures depend on besides prompt and seed, as a file can keep it: enough to draw them again."""
 
 import json
+import math
 from pathlib import Path
 
 from ..files import hash_tensors
@@ -15,7 +16,7 @@ def about(pipe) -> dict:
     A model from a folder goes by the folder's name; `weights` tells the original from an erased one.
     """
     source, options = pipe.__dict__.get("_macelib_source", (None, {}))
-    settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    settings = {name: _plain(value) for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     return {
         "model_name": Path(source).name if source and Path(source).is_absolute() else source,
         "revision": options.get("revision"),
@@ -27,3 +28,8 @@ def about(pipe) -> dict:
         "size": list(image_size(pipe)),
         "precision": str(denoiser(pipe).dtype).removeprefix("torch."),
     }
+
+
+def _plain(value):
+    """A setting as JSON can hold it: infinity, which DPM-Solver++ has for a limit, and NaN in words."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
