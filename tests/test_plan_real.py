@@ -40,7 +40,9 @@ def model(tmp_path_factory):
 
 @pytest.mark.slow
 def test_two_concepts_fit_and_the_plan_says_how_much_they_take(model, tmp_path):
-    (tmp_path / "small.yaml").write_text("images: {count: 1, steps: 2, masks: attention}\ntrain: {steps: 2}\n")
+    # The preset's 3,000 prompts of kept names take a quarter of an hour and no memory: they are left out.
+    small = "images: {count: 1, steps: 2, masks: attention}\ntrain: {steps: 2}\nprior: {domain: []}\n"
+    (tmp_path / "small.yaml").write_text(small)
     words = ["erase", "ship=sea", "frog=grass", "--captions", "builtin", "--config", str(tmp_path / "small.yaml")]
     words += ["--model", str(model), "--device", "cpu", "--out", str(tmp_path / "run")]
     with open(tmp_path / "said", "w") as said:
