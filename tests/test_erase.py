@@ -275,7 +275,7 @@ def test_what_is_applied_to_mini_sd_is_the_exact_solution():
     prior = Prior(10 * torch.eye(embedding_size(pipe), dtype=torch.float64), "", 1)
     few = EraseConfig(images=ImagesConfig(count=1, steps=1, masks="full"), train=TrainOptions(steps=1, lr=1e-9))
     erasure = erase(pipe, [ship], few, prior=prior)
-    X, G, _ = concept_sums(pipe, ship)
+    X, G, _ = concept_sums(pipe, erasure.concepts[0])  # with the companions of its settings
     refine = erasure.config.refine
     R = solve_refinement(X, G, prior.P, refine.lambda1, refine.lambda0).R
     assert erasure.truncation < 1e-5 and float((erasure.refinement.R - R).abs().max() / R.abs().max()) < 1e-5
