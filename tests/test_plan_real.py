@@ -39,6 +39,7 @@ def model(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("MACELIB_LARGE" not in os.environ, reason="5 GB of disk and 8 GB of memory: set MACELIB_LARGE=1")
 def test_two_concepts_fit_and_the_plan_says_how_much_they_take(model, tmp_path):
     # The preset's 3,000 prompts of kept names take a quarter of an hour and no memory: they are left out.
     small = "images: {count: 1, steps: 2, masks: attention}\ntrain: {steps: 2}\nprior: {domain: []}\n"
