@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from macelib.files import atomic
@@ -58,9 +58,12 @@ def work_folder() -> Path:
     return Path(root) / "world"
 
 
-def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Warm up, stay, decay linearly over the last `decay` share of the steps: the factor on the learning rate, 0..1."""
-    up = min(1.0, (step + 1) / max(1, warmup))
+def schedule(step: int, steps: int, warmup: int, decay: float, since: int = 0) -> float:
+    """Warm up, stay, decay linearly over the last `decay` share of the steps: the factor on the learning rate, 0..1.
+
+    since: the step at which the optimizer began.
+    """
+    up = min(1.0, (step - since + 1) / max(1, warmup))
     down = (steps - step) / max(1.0, decay * steps)
     return max(0.0, min(up, down, 1.0))
 
@@ -69,7 +72,12 @@ class Average:
     """Exponential moving average of a module's parameters and buffers, with a short horizon at the start."""
 
     def __init__(self, module: nn.Module, decay: float):
-        self.decay, self.count = decay, 0
+        self.decay = decay
+        self.begin(module)
+
+    def begin(self, module: nn.Module) -> None:
+        """Forget what was averaged: the average is the module as it is."""
+        self.count = 0
         self.values = {k: v.detach().clone() for k, v in module.state_dict().items()}
 
     @torch.no_grad()
@@ -152,22 +160,31 @@ def here() -> dict:
 
 
 def run_steps(
-    folder: Path, numbers: Training, optimizer, step_fn: Callable[[int], float], parts: dict
+    folder: Path,
+    numbers: Training,
+    optimizer,
+    step_fn: Callable[[int], float],
+    parts: dict,
+    new_stage: Callable[[int, dict], None] | None = None,
 ) -> Iterator[Record]:
     """Call `step_fn(step) -> loss` until all steps are made, with schedule, checkpoints, a loss log and `run.json`.
 
     Every checkpoint lies in `folder`, which is keyed by the recipe; the newest is taken up first. One is written every
-    `EVERY` seconds, at the end, and at the end of a stage, which also leaves its averaged weights (fp16). `parts`
-    (anything with `state_dict`, or a `torch.Generator`) is what a checkpoint holds. FloatingPointError when the loss is
-    not finite: the checkpoint on disk is the last good.
+    `EVERY` seconds, at the end, and at the end of a stage, which also leaves its averaged weights (fp16). A later stage
+    begins with those alone, handed to `new_stage(step, weights)`: a training whose checkpoint was lost goes on from the
+    file of its last whole stage as if nothing had been. `parts` (anything with `state_dict`, or a `torch.Generator`) is
+    what a checkpoint holds. FloatingPointError when the loss is not finite: the checkpoint on disk is the last good.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, steps, ends = folder / "checkpoint.pt", numbers.steps, _stage_ends(numbers)
-    state = load_checkpoint(path) or {"step": 0, "mean": None}
+    state = load_checkpoint(path) or {"step": _last_stage(folder, ends), "mean": None, "parts": None}
     first, mean = state["step"], state["mean"]
-    for name, part in parts.items() if first else ():
+    for name, part in parts.items() if state["parts"] else ():
         part.set_state(state["parts"][name]) if _chance(part) else part.load_state_dict(state["parts"][name])
-    before = [row for row in read_sittings(folder) if row["from_step"] < first]
+    del state
+    before = [
+        row | {"to_step": min(row["to_step"], first)} for row in read_sittings(folder) if row["from_step"] < first
+    ]
     rows = _log_until(folder / "loss.csv", first)
     begun = saved = time.monotonic()
 
@@ -181,8 +198,12 @@ def run_steps(
             temporary.write_text(json.dumps([*before, sitting], indent=1), encoding="utf-8")
 
     for step in range(first, steps):
+        since = max((end for end in ends if end <= step), default=0)
+        if since and step == since:
+            new_stage(step, load_file(_stage_file(folder, step)))
+        warmup = numbers.rewarm if since else numbers.warmup
         for group in optimizer.param_groups:
-            group["lr"] = numbers.lr * schedule(step, steps, numbers.warmup, numbers.decay)
+            group["lr"] = numbers.lr * schedule(step, steps, warmup, numbers.decay, since)
         loss = float(step_fn(step))
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise FloatingPointError(f"{folder.name}: the loss is {loss} at step {step}; the checkpoint is before it")
@@ -190,13 +211,23 @@ def run_steps(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             rows.append([step + 1, f"{mean:.6f}"])
         now = time.monotonic()
+        if step + 1 in ends and step + 1 < steps:
+            values = {name: value.half().cpu() for name, value in parts["average"].values.items()}
+            with atomic(_stage_file(folder, step + 1)) as temporary:
+                save_file(values, temporary)
         if step + 1 in ends or now - saved > EVERY:
             keep(step + 1)
             saved = time.monotonic()
-        if step + 1 in ends and step + 1 < steps:
-            values = {name: value.half().cpu() for name, value in parts["average"].values.items()}
-            save_file(values, folder / f"step-{step + 1}.safetensors")
         yield Record(step + 1, steps, mean, numbers.batch * (step + 1 - first) / (now - begun + 1e-9))
+
+
+def _stage_file(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}.safetensors"
+
+
+def _last_stage(folder: Path, ends: set[int]) -> int:
+    """The last step of the newest stage whose weights are there, without a checkpoint; 0: none is."""
+    return max((end for end in ends if _stage_file(folder, end).exists()), default=0)
 
 
 def _stage_ends(numbers: Training) -> set[int]:

@@ -86,6 +86,7 @@ class Unet(Training):
     pool: int
     passes: int
     stages: tuple[int, ...]
+    rewarm: int
 
     @property
     def steps(self) -> int:

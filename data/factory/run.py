@@ -82,12 +82,13 @@ class World:
         build.ensure_atlas()
         for model in self.recipe.models:
             numbers, training = getattr(self.recipe, model), self.training(model)
+            card = self.folder / FOLDER[model] / "README.md"
+            if card.exists() and training.name in card.read_text(encoding="utf-8"):
+                continue  # made, whether its checkpoints are still there or not
             if not finished(training, numbers.steps):
                 for _ in shown(self.train(model), model):
                     pass
-            card = self.folder / FOLDER[model] / "README.md"
-            if not card.exists() or training.name not in card.read_text(encoding="utf-8"):
-                self.export(model)
+            self.export(model)
         return self.folder
 
 

@@ -158,5 +158,11 @@ def train_unet(
         average.update(unet)
         return loss.item()
 
+    def new_stage(index: int, weights: dict) -> None:
+        unet.load_state_dict(weights)
+        average.begin(unet)
+        optimizer.state.clear()
+        generator.manual_seed(1_000_000 * (seed + 1) + index)
+
     state = {"unet": unet, "optimizer": optimizer, "average": average, "generator": generator}
-    yield from run_steps(folder, numbers, optimizer, step, state)
+    yield from run_steps(folder, numbers, optimizer, step, state, new_stage)
