@@ -109,6 +109,7 @@ def study(
         typer.Option(help="characters, ablation (100), tuning (60): how many are erased, and as many kept", min=1),
     ] = None,
     tuning: Annotated[bool, typer.Option("--tuning", help="pairs: of names that settings may be chosen on")] = False,
+    grid: Annotated[Path | None, typer.Option(help="tuning: settings to choose from, in a YAML file")] = None,
     images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
     seeds: Annotated[
         int, typer.Option(help="all but objects: seeds per prompt, five prompts a name (tuning: two)", min=3)
@@ -139,7 +140,12 @@ def study(
         )
     if tuning and protocol != "pairs":
         raise MaceError(f"--tuning is for pairs: the study {protocol} has names of its own.")
+    if grid is not None and protocol != "tuning":
+        raise MaceError(f"--grid is for tuning: the study {protocol} has one setting.")
+    if grid is not None and count is not None:
+        raise MaceError("--count is in the grid: it says how many are erased.")
     settings = EraseConfig.load(config) if config else EraseConfig()
+    points = None if grid is None else studies.Grid.load(grid)
     Drawing(steps, guidance, batch=batch, autocast=autocast)  # refuses what it does not know before the model is loaded
     check_writable(out)
     with locked(out / ".lock", str(out), wait=False):
@@ -151,6 +157,8 @@ def study(
                 result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
             elif protocol == "keeping":
                 result = keeping_study(pipe, out, settings, seeds=range(seeds), **drawing)
+            elif points is not None:
+                result = studies.grid_study(pipe, out, points, settings, seeds=range(seeds), **drawing)
             elif protocol == "pairs":
                 drawing["seeds"] = range(seeds)
                 result = studies.pairs_study(pipe, out, settings, only=only, tuning=tuning, **drawing)

@@ -14,7 +14,8 @@ from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .prompts import Prompt, draw_prompts, read_prompts
 from .protocols import Evaluation, celebrities, characters, objects, styles
 from .record import recorded
-from .studies import ablation_study, characters_study, objects_study, pairs_study, tuning_study
+from .studies import ablation_study, characters_study, grid_study, objects_study, pairs_study, tuning_study
+from .tuning import Grid, Tuning
 from .verdict import verdicts
 from .work import label
 
@@ -23,12 +24,14 @@ __all__ = [
     "ClipClassifier",
     "ClipFeatures",
     "Evaluation",
+    "Grid",
     "ImageClassifier",
     "Judge",
     "Listed",
     "NudeNet",
     "Pairs",
     "Prompt",
+    "Tuning",
     "ablation_study",
     "celebrities",
     "character_lists",
@@ -38,6 +41,7 @@ __all__ = [
     "companion_lists",
     "distances",
     "draw_prompts",
+    "grid_study",
     "label",
     "load_classifier",
     "measure_prompts",

@@ -10,9 +10,10 @@ from ..files import atomic, data_folder, into_marks
 from .companions import Pairs
 from .keeping import Keeping
 from .tables import Evaluation
+from .tuning import Tuning
 
 
-def record(study: str, result: Evaluation | Pairs | Keeping, folder: str | Path | None = None) -> Path:
+def record(study: str, result: Evaluation | Pairs | Keeping | Tuning, folder: str | Path | None = None) -> Path:
     """Keep a study's tables in `folder` (None: `data/studies/{study}`, and in the README, between its marks)."""
     place = Path(folder) if folder else data_folder() / "studies" / study
     for name in (name for name in ("metrics", "concepts") if hasattr(result, name)):
@@ -38,7 +39,7 @@ def markdown(place: str | Path) -> str:
     """The recorded tables in Markdown: a row per erasure and model, in percent, with the combined metric's interval."""
     metrics = pd.read_csv(Path(place) / "metrics.csv")
     settings = json.loads((Path(place) / "settings.json").read_text(encoding="utf-8"))
-    for column, of in (("order", _pairs), ("difference", _keeping)):
+    for column, of in (("order", _pairs), ("difference", _keeping), ("chosen", _tuning)):
         if column in metrics:
             return of(metrics, settings)
     names = list(dict.fromkeys(metrics.metric))
@@ -96,3 +97,33 @@ def _keeping(metrics: pd.DataFrame, settings: dict) -> str:
         f"steps ({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}; paired differences."
     )
     return "\n".join([*lines, "", how])
+
+
+def _tuning(metrics: pd.DataFrame, settings: dict) -> str:
+    """A row per point of the grid; the chosen ones are marked."""
+    names = ["Acc_e", "Acc_s", "Acc_a", "H_c"]
+    lines = [["Erased", "Settings", *names, "95 % of H_c", "Chosen"], ["---"] * (len(names) + 4)]
+    for row in metrics.to_dict("records"):
+        said = ", ".join(f"{name} {value}" for name, value in _flat(json.loads(row["settings"])))
+        numbers = [f"{row[name]:.1f}" for name in names]
+        mark = "yes" if row["chosen"] else ""
+        lines.append([row["erased"], said or "the preset", *numbers, f"{row['low']:.1f} to {row['high']:.1f}", mark])
+    grid = settings["grid"]
+    how = (
+        f"Alone: {grid['few']} concepts one by one; together: {grid['many']} beside {grid['many']} that are kept. "
+        f"{len(settings['seeds'])} seeds, {settings['steps']} steps ({settings.get('autocast') or 'fp32'}) at "
+        f"{_guidance(settings)}, {settings['classifier']}'s top-1. The highest H_c is chosen."
+    )
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])
+
+
+def _flat(settings: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """Nested settings as (dotted name, value).
+
+    >>> _flat({"train": {"lr": 0.1}, "stages": "1"})
+    [('train.lr', 0.1), ('stages', '1')]
+    """
+    rows = []
+    for name, value in settings.items():
+        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows

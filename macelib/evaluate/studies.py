@@ -1,7 +1,8 @@
 """A protocol of the paper from end to end: erase what it asks for, then measure. A study cut short goes on.
 
 `objects_study`: the ten objects, one erased at a time. `characters_study`: many characters or celebrities together.
-`tuning_study`: as that, of concepts in neither, to choose settings by. `ablation_study`: what each stage brings.
+`tuning_study`: as that, of concepts in neither, to choose settings by; `grid_study`: a grid of settings on these.
+`ablation_study`: what each stage brings.
 `pairs_study`: erased things beside others in one prompt. `keeping_study`: what names to keep do to others.
 """
 
@@ -20,6 +21,7 @@ from .companions import Pairs, pairs
 from .keeping import DEMO
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .tables import Evaluation
+from .tuning import Grid, Tuning, tune
 from .work import Progress, check_seeds, label
 
 
@@ -81,6 +83,24 @@ def tuning_study(
     options = {"templates": protocols.TUNING_TEMPLATES, **options}
     lists, measure = tuning_lists(count, family_of(pipe)), protocols.characters
     return _together(pipe, lists, config, Path(folder), f"{count} concepts", progress, measure, seeds, options)
+
+
+def grid_study(
+    pipe,
+    folder: str | Path,
+    grid: Grid,
+    config: EraseConfig | None = None,
+    *,
+    seeds: Sequence[int] = range(3),
+    progress: Progress | None = None,
+    **options,
+) -> Tuning:
+    """Every point of a grid on the concepts that settings are chosen on, and the best of them: `tuning.tune`."""
+
+    def erased(concepts: list[Concept], settings: EraseConfig, name: str):
+        return _erased(pipe, concepts, settings, Path(folder), name, progress)
+
+    return tune(pipe, folder, grid, erased, config, seeds=seeds, progress=progress, **options)
 
 
 ABLATION: dict[str, dict] = {  # row of the table -> settings

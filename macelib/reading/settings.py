@@ -51,7 +51,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             return str(value)
         if option is types.NoneType and value is None:
             return None
-        of = next((kind for kind in (int, float) if option == tuple[kind, ...]), None)
+        of = next((kind for kind in (int, float, dict) if option == tuple[kind, ...]), None)
         if of and isinstance(value, (list, tuple)):
             return tuple(_value(of, v, f"{name}[{i}]") for i, v in enumerate(value))
         is_texts = not of and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
@@ -82,7 +82,7 @@ def _say(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return "a list of text" if typing.get_args(hint)[0] is str else "a list of numbers"
+        return {str: "a list of text", dict: "a list of mappings"}.get(typing.get_args(hint)[0], "a list of numbers")
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}.get(
         hint, "nothing (null)"
     )
