@@ -9,7 +9,7 @@ from torch import Tensor
 from ..concepts import Concept
 from ..errors import MaceError
 from ..method.prior import captions_for, names
-from ..method.refine import gram
+from ..method.sums import gram
 from ..models.text import encode, tokenizers
 from ..models.tokens import occurrences
 from ..templates import fill

@@ -19,7 +19,8 @@ from ..concepts import Concept
 from ..erasure import Erasure, Part
 from ..errors import MaceError
 from ..method.fuse import fuse_sums
-from ..method.refine import PRODUCTS, ConceptStatistics, accumulate, cholesky, gram, solve_refinement, stored_rank
+from ..method.refine import ConceptStatistics, cholesky, solve_refinement, stored_rank
+from ..method.sums import PRODUCTS, accumulate, gram
 
 
 @dataclass(frozen=True)

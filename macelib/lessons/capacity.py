@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTokenizer
 
 from ..errors import MaceError
-from ..method.refine import accumulate, gram, solve_refinement
+from ..method.refine import solve_refinement
+from ..method.sums import accumulate, gram
 from ..models.pipelines import _quiet as quiet
 from ..models.text import encode, tokenizers
 from ..models.tokens import align, token_spans

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept, align, anchored, prompts, templates
-from ..method.refine import accumulate, cholesky, gram, solve_refinement
+from ..method.refine import cholesky, solve_refinement
+from ..method.sums import accumulate, gram
 from ..models.text import encode, tokenizers
 from ..show.viz import COLORS, Figure
 from ..templates import fill
