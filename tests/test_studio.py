@@ -16,7 +16,7 @@ from macelib.models.pipelines import fast_precision, kv_weights, load_pipeline
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
 from macelib.models.tiny import tiny_pipeline
-from macelib.show import easel, studio
+from macelib.show import cells, doing, easel, studio
 from macelib.show.easel import Easel, difference, prepared
 from macelib.show.page import gallery, message
 from macelib.show.studio import Studio, parse_seeds
@@ -165,7 +165,8 @@ def test_busy_while_drawing(page, monkeypatch):
 
     monkeypatch.setattr(page.easel, "_draw", watched)
     page.others.click()
-    assert seen[0] == (message("drawing …"), True) and seen[1] == (2, 2)
+    assert seen[0] == (message("drawing …"), True) and seen[1] == (2, 4), "before is half of it"
+    assert seen[3] == (4, 4)
     assert page.seeds.value == "2, 3" and "macelib-busy" not in page.picture._dom_classes and page.bar.value == 0
 
 
@@ -179,6 +180,16 @@ def test_words_of_the_prompt(page):
     assert positions["[end]"] == [7] and positions["[padding]"][0] == 8
     page.prompt.value = "a big dog"
     assert page.word.value == "dog"
+
+
+def test_a_word_of_several_tokens_is_looked_up_whole(page):
+    page.prompt.value = "a photo of the quxfoo"
+    words = page.easel.words(page.prompt.value)
+    pieces = [label for label, at in words.items() if label != "quxfoo" and set(at) <= set(words["quxfoo"])]
+    assert len(pieces) == len(words["quxfoo"]) > 1 and page.word.value == "quxfoo", "and it is what is offered"
+    w = {label: i for i, label in enumerate(words)}
+    heat = page.easel.draw(page.prompt.value, SEEDS).heat
+    assert torch.allclose(heat[:, w["quxfoo"]], heat[:, [w[p] for p in pieces]].mean(1), atol=1e-6)
 
 
 def test_a_word_shows_its_attention_without_drawing(page, pipe, monkeypatch):
@@ -202,7 +213,7 @@ def test_changes_that_come_quickly_are_drawn_once(page, monkeypatch):
         for strength in (0.9, 0.8, 0.7):
             page.sliders["frog"].value = strength
         assert not drawn
-        await asyncio.sleep(studio.PAUSE * 3)
+        await asyncio.sleep(doing.PAUSE * 3)
         page.worker.wait()
 
     asyncio.run(hurry())
@@ -218,6 +229,29 @@ def test_running_the_cell_again_leaves_one_page(pipe, erasure, monkeypatch):
     second.ticks["frog"].value = False
     assert [len(d) for d in drawn] == [0, 1] and first.box.comm is None and second.box.comm is not None
     second.close()
+
+
+def test_a_cell_that_runs_again_with_another_model_leaves_one_page(pipe, erasure, monkeypatch):
+    monkeypatch.setattr(studio, "running_cell", lambda: "a")
+    first, other = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS), tiny_pipeline("sd")
+    monkeypatch.setattr(studio, "running_cell", lambda: "b")
+    elsewhere = Studio(Easel(other, erasure, steps=2), PROMPT, SEEDS)
+    assert first.box.comm is not None, "the page of another cell and another model stays"
+    monkeypatch.setattr(studio, "running_cell", lambda: "a")
+    again = Studio(Easel(tiny_pipeline("sd"), erasure, steps=2), PROMPT, SEEDS)
+    assert first.box.comm is None and elsewhere.box.comm is not None and again.box.comm is not None
+    elsewhere.close(), again.close()
+
+
+def test_the_running_cell_is_known_by_its_name(monkeypatch):
+    assert cells.running_cell() == ""
+
+    class Shell:
+        def get_parent(self):
+            return {"metadata": {"cellId": "c7"}}
+
+    monkeypatch.setattr(cells, "get_ipython", Shell)
+    assert cells.running_cell() == "c7"
 
 
 def test_what_a_page_and_a_batch_run_are_given(page, monkeypatch):

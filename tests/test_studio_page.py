@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 from IPython.core.interactiveshell import InteractiveShell
+from PIL import Image
 from test_studio import CONFIG, PROMPT, SEEDS, count_draws, erasure, folder, page, pictures, pipe, same  # noqa: F401
 from tiny_data import tiny_clip, tiny_judge
 
@@ -19,10 +20,11 @@ from macelib.models.families import MINI
 from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
-from macelib.show import hints, learn, past
+from macelib.show import hints, learn, past, studio
 from macelib.show.easel import Easel, alone
+from macelib.show.page import message
 from macelib.show.studio import Studio
-from macelib.show.worker import Worker
+from macelib.show.worker import Stopped, Worker, heed
 
 
 def test_the_worker_does_the_last_thing_and_stops_the_one_before():
@@ -76,7 +78,8 @@ def test_stop_ends_a_drawing_at_its_next_step_and_leaves_the_pipeline_alone(page
     assert "stopped" in page.status.value and not page.error and page.halt.disabled
     assert "macelib-old" in page.picture._dom_classes
     assert all(torch.equal(w, before[name]) for name, w in kv_weights(pipe.unet).items())
-    page.update()
+    assert not page.start.disabled
+    page.start.click()
     assert "ready" in page.status.value and "macelib-old" not in page.picture._dom_classes
 
 
@@ -157,10 +160,22 @@ def test_a_second_prompt_stands_beside_the_first(page, pipe, erasure):  # noqa: 
         assert same(pictures(page, f"before: {other}"), generate(pipe, other, SEEDS, 2))
         erasure.apply(pipe)
         assert same(pictures(page, f"after: {other}"), generate(pipe, other, SEEDS, 2))
+    order = [row for row in re.findall(r'<img alt="([^"]+), seed 0"', page.picture.value)]
+    assert order[:5] == ["before", "after", f"before: {other}", f"after: {other}", "difference"]
     page.beside.value = "dog " * 90
     assert "shorten it" in page.error
     page.beside.value = " "
     assert not page.error and not pictures(page, f"before: {other}") and "beside" not in page.settings
+
+
+def test_the_bar_counts_the_steps_of_both_prompts(page):  # noqa: F811
+    seen = []
+    page.bar.observe(lambda change: seen.append((change["new"], page.bar.max)), "value")
+    page.beside.value = "a photo of the dog"
+    assert seen[:-1] == [(5, 8), (6, 8), (7, 8), (8, 8)], "the first prompt's half is there already"
+    seen.clear()
+    page.seeds.value = "7, 8"
+    assert seen[:-1] == [(i, 8) for i in range(1, 9)] and seen[-1][0] == 0
 
 
 def test_before_and_after_lie_one_over_the_other(page, monkeypatch):  # noqa: F811
@@ -178,6 +193,9 @@ def test_before_and_after_lie_one_over_the_other(page, monkeypatch):  # noqa: F8
             assert f'<img alt="{row}, seed {seed}" src="{source}">' in page.picture.value
         assert "previousElementSibling.style.clipPath" in both[3]
     assert not drawn
+    page.beside.value = "a photo of the dog"
+    assert 'aria-label="before to after: a photo of the dog, seed 1"' in page.picture.value
+    assert page.picture.value.count('class="wipe"') == 4
 
 
 def test_another_cell_that_runs_is_said(pipe, erasure):  # noqa: F811
@@ -205,6 +223,10 @@ def test_the_judges_verdict_stands_under_each_picture(pipe, erasure, tmp_path): 
     for seen, row in zip(verdicts(judge, images, [], ["frog", "unheard of"]), expected, strict=True):
         best = judge.concepts[int(row.argmax())]
         assert next(iter(seen)) == best and seen["frog"] == pytest.approx(float(row[1])) and len(seen) <= 2
+    shown.beside.value = "a ship"
+    texts = shown.picture.value.partition("difference")[0].split("<figcaption>")[1:]
+    assert len(texts) == 8 and all("ship 0." in text for text in texts[4:]), "the concept of the second prompt"
+    assert not any("frog" in text and not text.startswith("frog") for text in texts[4:])
     shown.close()
 
 
@@ -219,6 +241,7 @@ def test_clip_chooses_among_concepts_and_anchors(pipe):  # noqa: F811
 def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F811
     shown = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS, folder=tmp_path / "kept")
     shown.sliders["frog"].value, shown.ticks["ship"].value = 0.5, False
+    shown.beside.value = "a photo of the dog"
     shown.save.click(), shown.save.click()
     assert not shown.error and sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["001", "002"]
     assert str(tmp_path / "kept" / "002") in shown.status.value
@@ -228,9 +251,12 @@ def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F
     kept = Erasure.load(place / "erasure.safetensors")
     with untouched(pipe):
         kept.apply(pipe)
-        again = generate(pipe, about["prompt"], about["seeds"], about["steps"], about["guidance"])
+        how = about["seeds"], about["steps"], about["guidance"]
+        again, second = generate(pipe, about["prompt"], *how), generate(pipe, about["beside"], *how)
     assert same(again, pictures(shown, "after"))
-    assert {p.name for p in place.glob("*.png")} >= {"page.png", "original-seed-0.png", "erased-seed-1.png"}
+    assert same(second, [Image.open(place / f"beside-erased-seed-{seed}.png") for seed in SEEDS])
+    names = {f"{kind}-seed-{seed}.png" for kind in ("original", "erased") for seed in SEEDS}
+    assert {p.name for p in place.glob("*.png")} == {"page.png", *names, *(f"beside-{name}" for name in names)}
     shown.close()
 
 
@@ -255,11 +281,60 @@ def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
     assert not shown.error and list(shown.ticks) == ["ship", "frog", "dog"] and len(shown.lines.children) == 3
     assert shown.ticks["dog"].description == "dog → art" and not same(pictures(shown, "after"), at_first)
     assert [c.anchor for c in shown.easel.erasure.concepts] == ["sea", "grass", "art"]
-    for bad, said in (("Dog=sky", "twice"), ("dog", "No anchor is known"), ("a=a", "itself")):
+    bads = ("Dog=sky", "twice"), ("dog", "No anchor is known"), ("a=a", "itself"), (" ", "No concept is named")
+    for bad, said in bads:
         shown.more.value = bad
         shown.learn.click()
         assert said in shown.error and shown.more.value == bad and len(shown.ticks) == 3
     shown.close()
+
+
+@pytest.mark.parametrize(("part", "passes"), [("text_encoder", 1), ("unet", 1), ("unet", 2)])  # read, drawn, trained
+def test_learning_stops_at_the_next_pass_of_a_model(pipe, erasure, tmp_path, monkeypatch, part, passes):  # noqa: F811
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+    before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
+    stop, done = threading.Event(), []
+
+    def click(*_):
+        done.append(1)
+        if len(done) == passes:
+            stop.set()
+
+    hook = getattr(pipe, part).register_forward_pre_hook(click)
+    try:
+        with pytest.raises(Stopped):
+            learn.learned(pipe, erasure, Concept("dog", "grass"), lambda *_: None, lambda: heed(stop))
+    finally:
+        hook.remove()
+    assert len(done) == passes
+    assert not pipe.unet._forward_pre_hooks and not pipe.text_encoder._forward_pre_hooks
+    assert all(torch.equal(w, before[name]) for name, w in kv_weights(pipe.unet).items())
+
+
+def test_what_is_learned_is_said_in_words(page, monkeypatch):  # noqa: F811
+    said = []
+    page.status.observe(lambda change: said.append(change["new"]), "value")
+
+    def learned(pipe, erasure, concept, tell, heed):  # noqa: F811
+        tell("train", 3, 20, "")
+        raise MaceError("enough")
+
+    monkeypatch.setattr(studio, "learned", learned)
+    page.more.value = "dog=grass"
+    page.learn.click()
+    assert message("learning dog=grass: steps trained, 3 of 20") in said and page.error == "enough"
+    assert not page.learn.disabled and not page.start.disabled
+
+
+def test_every_control_stands_on_the_page_in_the_order_of_work(page):  # noqa: F811
+    shown = [*reversed([*page.widgets()])]
+    order = [page.prompt, page.beside, page.seeds, page.lines, page.more, page.start, page.halt, page.status]
+    order += [page.odd, page.word, page.side, page.wipe, page.past, page.picture]
+    places = [shown.index(widget) for widget in order]
+    assert len(set(places)) == len(order)
+    children = [*page.box.children]
+    rows = [next(i for i, row in enumerate(children) if w is row or w in getattr(row, "children", ())) for w in order]
+    assert rows == sorted(rows), "what is drawn, what is erased, how it goes, how it is looked at, the pictures"
 
 
 def test_mini_sds_catalogue_has_the_anchor(pipe, monkeypatch):  # noqa: F811
@@ -273,7 +348,9 @@ def test_hints(pipe, page, monkeypatch):  # noqa: F811
     assert hints.hint(pipe, "quxfoo") == "", "what other models know is not known here"
     assert "empty" in hints.hint(pipe, " ")
     page.prompt.value = ""
-    assert "empty" in page.status.value and not page.error
+    assert "empty" in page.odd.value and not page.error and "ready" in page.status.value
+    page.prompt.value = PROMPT
+    assert page.odd.value == ""
     monkeypatch.setattr(hints, "family_of", lambda pipe: MINI)
     assert hints.hint(pipe, "A photo of the frog, and a ship in the snow") == ""
     said = hints.hint(pipe, "a photo of the quxfoo with a shipp")

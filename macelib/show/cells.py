@@ -1,10 +1,16 @@
-"""Another cell of the notebook that is running keeps the kernel from answering a page: so the page says it."""
+"""The notebook's cells: while another one runs, the kernel does not answer a page, and so the page says it."""
 
 from collections.abc import Callable
 
 from IPython import get_ipython
 
 RUNNING = "Another cell of the notebook is running: until it has ended, the page answers slowly, or not at all."
+
+
+def running_cell() -> str:
+    """What the notebook calls the cell that runs now; empty where nothing says so."""
+    message = getattr(get_ipython(), "get_parent", dict)() or {}
+    return str(message.get("metadata", {}).get("cellId") or "")
 
 
 class Cells:

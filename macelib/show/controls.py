@@ -8,52 +8,76 @@ from ..concepts import Concept
 from .page import NAMES, SIZES, STYLE
 
 LAZY = {"continuous_update": False}
-NARROW = {"layout": {"width": "13em"}}
+SHORT = {"style": {"description_width": "initial"}}  # the label takes no more room than it needs
+
+
+def _wide(width: str) -> dict:
+    return {"layout": {"width": width}}
 
 
 class Controls:
-    """Prompts, seeds, steps, guidance, a tick and a strength for each concept, buttons, status, pictures: in `box`."""
+    """Prompts, seeds, steps, guidance, a tick and a strength for each concept, buttons, status, pictures: in `box`.
+
+    From top to bottom: what is drawn, what is erased, what is going on, how it is looked at, the pictures.
+    """
 
     def __init__(self, prompt: str, seeds: Sequence[int], steps: int, guidance: float, saves: bool):
-        self.prompt = widgets.Text(
-            prompt, description="prompt", layout={"flex": "1 1 20em", "max_width": "46em"}, **LAZY
+        line = {"layout": {"width": "auto", "max_width": "46em"}}
+        self.prompt = widgets.Text(prompt, description="prompt", **line, **LAZY)
+        self.beside = widgets.Text(description="beside it", placeholder="a second prompt to draw", **line, **LAZY)
+        self.seeds = widgets.Text(", ".join(map(str, seeds)), description="seeds", **_wide("18em"), **LAZY)
+        self.others = self._button("other seeds", "as many seeds, after these")
+        self.steps = widgets.BoundedIntText(
+            steps, 1, 1000, description="steps", tooltip="denoising steps", **SHORT, **_wide("8em"), **LAZY
         )
-        self.seeds = widgets.Text(", ".join(map(str, seeds)), description="seeds", **LAZY)
-        self.others = widgets.Button(description="other seeds", tooltip="as many seeds, after these")
-        self.steps = widgets.BoundedIntText(steps, 1, 1000, description="steps", **NARROW, **LAZY)
-        self.guidance = widgets.BoundedFloatText(guidance, min=0, max=100, step=0.5, description="guidance", **NARROW)
-        self.beside = widgets.Text(description="beside it", placeholder="a second text to draw", **LAZY)
-        self.past = widgets.Dropdown(description="earlier", layout={"flex": "1 1 20em", "max_width": "46em"})
-        self.wipe = widgets.Checkbox(False, description="wipe from before to after", indent=False)
-        self.word = widgets.Dropdown(description="attention of")
-        self.side = widgets.Dropdown(options=SIZES, description="pictures", **NARROW)
-        self.all, self.none = (widgets.Button(description=f"erase {label}") for label in ("all", "none"))
+        bounds, scale = {"min": 0, "max": 100, "step": 0.5}, "classifier-free guidance scale"
+        self.guidance = widgets.BoundedFloatText(
+            guidance, **bounds, description="guidance", tooltip=scale, **SHORT, **_wide("10em"), **LAZY
+        )
         self.ticks: dict[str, widgets.Checkbox] = {}
         self.sliders: dict[str, widgets.FloatSlider] = {}
         self.lines = widgets.VBox(layout={"max_height": "16em", "overflow": "auto", "flex": "0 0 auto"})
-        self.more = widgets.Text(description="erase also", placeholder="name=anchor", **LAZY)
-        self.learn = widgets.Button(description="learn it", tooltip="train this concept, or another anchor for it")
-        self.status, self.picture, self.elsewhere = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.bar = widgets.IntProgress(0, max=steps, layout={"width": "8em", "visibility": "hidden"})
-        self.halt = widgets.Button(description="stop", disabled=True, tooltip="stop drawing or learning")
-        self.save = widgets.Button(
-            description="save", tooltip="pictures, settings and erasure", layout={"display": "" if saves else "none"}
-        )
+        self.all, self.none = self._button("erase all"), self._button("erase none")
+        self.more = widgets.Text(description="erase also", placeholder="name=anchor", **SHORT, **_wide("18em"), **LAZY)
+        self.learn = self._button("learn it", "train this concept, or another anchor for it")
+        self.start = self._button("draw", "draw what the controls say")
+        self.halt = self._button("stop", "stop drawing or learning", disabled=True)
+        self.bar = widgets.IntProgress(0, max=steps, layout={**line["layout"], "visibility": "hidden"})
+        self.status, self.odd, self.elsewhere, self.picture = (widgets.HTML() for _ in range(4))
+        self.status.add_class("macelib-said")
+        self.word = widgets.Dropdown(description="attention of", **_wide("18em"))
+        self.side = widgets.Dropdown(options=SIZES, description="pictures", **SHORT, **_wide("11em"))
+        self.wipe = widgets.Checkbox(False, description="wipe from before to after", indent=False, **_wide("auto"))
+        self.save = self._button("save", "pictures, settings and erasure")
+        self.save.layout.display = "" if saves else "none"
+        self.past = widgets.Dropdown(description="earlier", **line)
         self.box = self._layout()
 
+    @staticmethod
+    def _button(text: str, tooltip: str | None = None, **options) -> widgets.Button:
+        return widgets.Button(description=text, tooltip=tooltip, **_wide("auto"), **options)
+
     def _layout(self) -> widgets.VBox:
-        rows = (
-            [self.prompt, self.beside],
-            [self.past],
-            [self.seeds, self.others, self.steps, self.guidance],
-            [self.word, self.side, self.wipe, self.save],
-            [self.all, self.none, self.more, self.learn],
-        )
-        head = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        foot = widgets.HBox([self.halt, self.bar, self.status, self.elsewhere], layout={"flex_flow": "row wrap"})
+        def row(*shown: widgets.Widget) -> widgets.HBox:
+            return widgets.HBox(shown, layout={"flex_flow": "row wrap", "align_items": "center", "grid_gap": "0 8px"})
+
         script = {"output_type": "display_data", "data": {"application/javascript": NAMES}, "metadata": {}}
-        names = widgets.Output(outputs=(script,))
-        box = widgets.VBox([widgets.HTML(STYLE), *head, self.lines, foot, self.picture, names])
+        box = widgets.VBox([
+            widgets.HTML(STYLE, layout={"display": "none"}),
+            self.prompt,
+            self.beside,
+            row(self.seeds, self.others, self.steps, self.guidance),
+            self.lines,
+            row(self.all, self.none, self.more, self.learn),
+            row(self.start, self.halt, self.status),
+            self.bar,
+            self.odd,
+            self.elsewhere,
+            row(self.word, self.side, self.wipe, self.save),
+            self.past,
+            self.picture,
+            widgets.Output(outputs=(script,)),
+        ])  # fmt: skip
         box.add_class("macelib-studio")
         return box
 
@@ -63,10 +87,12 @@ class Controls:
         if name in self.ticks:
             self.ticks[name].description = label
             return self.ticks[name], self.sliders[name]
-        self.ticks[name] = widgets.Checkbox(True, description=label, indent=False, layout={"width": "16em"})
-        scale = {"min": 0.0, "max": 1.0, "step": 0.05, "description": f"strength of {name}"}
-        style, layout = {"description_width": "12em"}, {"width": "32em"}
-        self.sliders[name] = widgets.FloatSlider(min(strength, 1.0), **scale, **LAZY, style=style, layout=layout)
+        half = {"width": "auto", "min_width": "8em", "max_width": "24em"}
+        self.ticks[name] = widgets.Checkbox(True, description=label, indent=False, layout={**half, "flex": "1 1 8em"})
+        scale = {"min": 0.0, "max": 1.0, "step": 0.05, "description": "strength", "tooltip": f"strength of {name}"}
+        self.sliders[name] = widgets.FloatSlider(
+            min(strength, 1.0), **scale, **LAZY, **SHORT, layout={**half, "flex": "1 1 14em"}
+        )
         self.lines.children += (widgets.HBox([self.ticks[name], self.sliders[name]]),)
         return self.ticks[name], self.sliders[name]
 
@@ -79,6 +105,7 @@ class Controls:
 
     def busy(self, busy: bool) -> None:
         """Show that something is going on, or that nothing is."""
+        self.start.disabled = busy
         self.bar.layout.visibility = "visible" if busy else "hidden"
         if busy:
             self.picture.add_class("macelib-busy")

@@ -7,6 +7,7 @@ into the model. Nothing is trained again.
 import contextlib
 import inspect
 import logging
+import re
 import shutil
 import threading
 from collections import OrderedDict
@@ -38,6 +39,7 @@ from . import viz
 
 log = logging.getLogger(__name__)
 MOST = 8  # pictures at once
+DRAWN = ("before", "after")  # rows of pictures by the model
 Tell = Callable[[int, int], None]  # done, total
 _lock = threading.RLock()  # a page is served by threads of its own: one drawing or training at a time
 
@@ -105,7 +107,7 @@ class Easel:
         self._known: OrderedDict[tuple, Drawing] = OrderedDict()
 
     def words(self, prompt: str) -> dict[str, list[int]]:
-        """What can be looked up: token positions by label, for every token, phrases of the concepts, and the padding.
+        """What can be looked up: token positions by label, for every token and word, concepts' phrases, the padding.
 
         MaceError for a prompt that is too long.
         """
@@ -116,10 +118,16 @@ class Easel:
             for span in token_spans(tokenizer, prompt, concept.name) if occurrences(prompt, concept.name) else []:
                 found.setdefault(concept.name, []).extend(span)
         last = max((i for i, (a, b) in enumerate(offsets) if a < b), default=0)
+        words = {}  # of several tokens, by the last of them
+        for match in re.finditer(r"\w+", prompt):
+            if len(at := [i for i, (a, b) in enumerate(offsets) if match.start() <= a < b <= match.end()]) > 1:
+                words[at[-1]] = match.group(), at
         for i, (a, b) in enumerate(offsets[: last + 1]):
             label = prompt[a:b] or "[start]"
             if found.get(label) != [i]:
                 found[label if label not in found else f"{label} ({i})"] = [i]
+            if i in words:
+                found.setdefault(*words[i])
         found["[end]"] = [last + 1]
         return found | ({"[padding]": list(range(last + 2, len(ids)))} if last + 2 < len(ids) else {})
 
@@ -170,24 +178,48 @@ class Easel:
         return Drawing(images, torch.stack([maps.map(p, image=None).float().cpu() for p in words.values()], 1))
 
     def rows(
-        self, prompt: str, seeds: Sequence[int], strengths: Mapping[str, float], word: str, tell=None, **how
-    ) -> dict:
+        self,
+        prompt: str,
+        seeds: Sequence[int],
+        strengths: Mapping[str, float],
+        word: str,
+        tell: Tell | None = None,
+        beside: str = "",
+        **how,
+    ) -> dict[str, list[Image.Image]]:
         """Pictures by row: before, after, their difference, and the attention of a word before and after.
 
         The difference is |after − before|; both attention rows have one scale, from 0 to the largest value of the two.
-        how: steps and guidance of `draw`.
+        beside: a second prompt, of which before and after follow the first's; empty: none. `tell` counts the steps of
+        all. how: steps and guidance of `draw`.
         """
-        before, after = (self.draw(prompt, seeds, some, tell, **how) for some in (None, strengths))
+        texts = [prompt, beside] if beside.strip() else [prompt]
+        wanted = [(text, some) for text in texts for some in (None, strengths)]
+        before, after, *others = (
+            self.draw(text, seeds, some, _part(tell, i, len(wanted)), **how) for i, (text, some) in enumerate(wanted)
+        )
         w = list(self.words(prompt)).index(word)
         highest = float(max(before.heat[:, w].max(), after.heat[:, w].max())) or 1.0
         changed = [
             _picture(abs(viz.pixels(a) - viz.pixels(b))) for a, b in zip(after.images, before.images, strict=True)
         ]
-        rows = {"before": before.images, "after": after.images, "difference": changed}
+        rows = {"before": before.images, "after": after.images}
+        rows |= {f"{row}: {beside}": other.images for row, other in zip(DRAWN, others, strict=False)}
+        rows["difference"] = changed
         for label, drawing in (("before", before), ("after", after)):
             pairs = zip(drawing.images, drawing.heat[:, w], strict=True)
             rows[f"“{word}”, {label}"] = [_overlay(image, heat / highest) for image, heat in pairs]
         return rows
+
+
+def drawn(rows: Mapping[str, Sequence]) -> list[str]:
+    """The labels of rows that the model drew: before and after, in pairs; a second prompt's have it behind a colon."""
+    return [row for row in rows if row.partition(": ")[0] in DRAWN]
+
+
+def _part(tell: Tell | None, i: int, n: int) -> Tell | None:
+    """`tell` for the i-th of n works of one size; nothing done means waiting, in each of them."""
+    return tell and (lambda done, total: tell(done and i * total + done, n * total))
 
 
 def own_guidance(pipe) -> float:

@@ -10,10 +10,10 @@ from ..erasure import Erasure, versions
 from ..errors import MaceError
 from ..files import atomic
 from ..models.pipelines import drawing_hash, model_hash
-from .easel import alone
+from .easel import alone, drawn
 from .results import save_figure
 
-ROWS = {"before": "original", "after": "erased"}  # row of the page: name of its files
+ROWS = {"before": "original", "after": "erased"}  # rows of the page: name of their files
 
 
 def keep(
@@ -25,9 +25,10 @@ def keep(
     added. The erasure holds the concepts of settings["strengths"], at these strengths.
     """
     place = _new(folder)
-    for row, name in ROWS.items():
+    for row in drawn(rows):
+        what, _, other = row.partition(": ")
         for seed, image in zip(settings["seeds"], rows[row], strict=True):
-            with atomic(place / f"{name}-seed-{seed}.png") as temporary:
+            with atomic(place / f"{'beside-' if other else ''}{ROWS[what]}-seed-{seed}.png") as temporary:
                 image.save(temporary)
     save_figure(place, "page", figure)
     strengths = settings["strengths"]

@@ -19,6 +19,12 @@ STYLE = f"""<style>
 .macelib-studio .wipe img + img {{ position: absolute; top: 0; left: 0; clip-path: inset(0 0 0 50%); }}
 .macelib-studio .wipe input {{ width: 100%; margin: 2px 0 0; }}
 .macelib-studio .scroll {{ overflow-x: auto; }}
+.macelib-studio .widget-checkbox input {{ vertical-align: middle; margin: 0 6px 2px 0; }}
+.macelib-studio .widget-html:has(> .widget-html-content:empty) {{ display: none; }}
+.macelib-studio .macelib-said {{ flex: 1 1 16em; width: auto; }}
+.macelib-studio .macelib-said .widget-html-content, .macelib-studio .status {{ line-height: 1.4; }}
+.macelib-studio .widget-hprogress, .macelib-studio .progress {{ height: 6px; }}
+.macelib-studio .progress {{ margin: 0; background: var(--jp-layout-color2, #e0e0e0); }}
 .macelib-studio .pictures, .macelib-studio .status {{ color: var(--jp-ui-font-color1, inherit); }}
 .macelib-studio .error {{ color: var(--jp-error-color0, #b71c1c); font-weight: 600; }}
 .jp-mod-dark .macelib-studio .error, [data-jp-theme-light="false"] .macelib-studio .error {{ color: #ff8a80; }}
@@ -28,16 +34,31 @@ STYLE = f"""<style>
 .macelib-studio .macelib-old {{ opacity: 0.3; filter: grayscale(1); }}
 </style>"""
 WIPE = "this.previousElementSibling.style.clipPath = `inset(0 0 0 ${this.value}%)`"
-# The widgets' sliders have no accessible name of their own: each gets the text of its label, now and when rows join.
+# What the widgets leave out: for those who hear the page, names of sliders, how far the bar is, and that the status is
+# to be read out; for those who use the keyboard, that keys belong to the control. JupyterLab would take an arrow for a
+# move to another cell, and an x for cutting this one. It is said now, and whenever something on the page changes.
 NAMES = """(() => {
-  const name = () => document.querySelectorAll(".macelib-studio .widget-slider").forEach((slider) => {
-    const label = slider.querySelector("label")?.textContent;
-    const parts = slider.querySelectorAll("[role=slider], .widget-readout");
-    parts.forEach((part) => label && part.setAttribute("aria-label", label));
+  const set = (element, names) => Object.entries(names).forEach(([name, value]) => element.setAttribute(name, value));
+  const name = () => document.querySelectorAll(".macelib-studio").forEach((studio) => {
+    set(studio, { role: "region", "aria-label": "studio" });
+    studio.querySelectorAll(".widget-slider").forEach((slider) => {
+      const label = slider.querySelector("label");
+      const parts = slider.querySelectorAll("[role=slider], .widget-readout");
+      parts.forEach((part) => label && set(part, { "aria-label": label.title || label.textContent }));
+    });
+    const keyed = "select, button, [type=checkbox], [type=range], [role=slider]";
+    studio.querySelectorAll(keyed).forEach((control) => set(control, { "data-lm-suppress-shortcuts": "true" }));
+    studio.querySelectorAll(".macelib-said").forEach((said) => set(said, { role: "status" }));
+    studio.querySelectorAll(".progress").forEach((bar) => {
+      const done = parseInt(bar.querySelector(".progress-bar")?.style.width) || 0;
+      set(bar, { role: "progressbar", "aria-label": "progress", "aria-valuenow": done });
+    });
   });
   name();
-  const studio = document.querySelector(".macelib-studio");
-  new MutationObserver(name).observe(studio ?? document.body, { childList: true, subtree: true });
+  const studio = document.querySelector(".macelib-studio:not([data-heard])");
+  studio?.setAttribute("data-heard", "");
+  const what = { childList: true, subtree: true, attributes: true, attributeFilter: ["style"] };
+  new MutationObserver(name).observe(studio ?? document.body, what);
 })();"""
 
 
@@ -46,21 +67,19 @@ def gallery(
     columns: Sequence[str],
     captions: Mapping[str, Sequence[str]] | None = None,
     side: int = SIZES["small"],
-    wipe: Sequence[str] = (),
+    wipe: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Pictures by row label, a column each, with the captions of rows that have them; `side` pixels wide at most.
 
-    wipe: labels of two rows that are shown above all, one over the other, with a handle that moves the border between
-    them. Every picture says row, column and caption to those who cannot see it.
+    wipe: pairs of row labels, shown above all, one over the other, with a handle that moves the border between them.
+    Every picture says row, column and caption to those who cannot see it.
     """
     cells = ["<span></span>", *(f"<span>{html.escape(column)}</span>" for column in columns)]
-    if wipe:
-        cells.append(f"<span>{html.escape(' | '.join(wipe))}</span>")
-        for pair, column in zip(zip(*(rows[label] for label in wipe), strict=True), columns, strict=True):
-            both = "".join(
-                _img(image, f"{label}, {column}, wiped", side) for label, image in zip(wipe, pair, strict=True)
-            )
-            name = html.escape(f"{' to '.join(wipe)}, {column}", quote=True)
+    for below, above in wipe:
+        cells.append(f"<span>{html.escape(below.partition(': ')[0])} | {html.escape(above)}</span>")
+        for one, other, column in zip(rows[below], rows[above], columns, strict=True):
+            both = _img(one, f"{below}, {column}, wiped", side) + _img(other, f"{above}, {column}, wiped", side)
+            name = html.escape(f"{below.partition(': ')[0]} to {above}, {column}", quote=True)
             handle = f'<input type="range" value="50" aria-label="{name}" oninput="{WIPE}">'
             cells.append(f'<figure class="wipe">{both}{handle}</figure>')
     for label, images in rows.items():
@@ -74,10 +93,15 @@ def gallery(
     return f'<div class="scroll">{grid}</div>'
 
 
-def message(text: str, error: bool = False, odd: str = "") -> str:
-    """A line about what is going on, read out when it changes, and a note below it."""
-    role = 'class="status error" role="alert"' if error else 'class="status" role="status"'
-    return f"<span {role}>{'⚠ ' if error else ''}{html.escape(text)}</span>{note(odd)}"
+def message(text: str, error: bool = False) -> str:
+    """A line about what is going on; an error is read out at once."""
+    role = 'class="status error" role="alert"' if error else 'class="status"'
+    return f"<span {role}>{'⚠ ' if error else ''}{html.escape(text)}</span>"
+
+
+def shares(seen: Mapping[str, float]) -> str:
+    """What a judge sees, a name and its probability a line."""
+    return "\n".join(f"{name} {share:.2f}" for name, share in seen.items())
 
 
 def note(text: str) -> str:

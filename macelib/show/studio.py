@@ -3,41 +3,34 @@
 The controls are widgets, the drawing is `macelib.show.easel`'s; the logic needs no browser.
 """
 
-import asyncio
-import logging
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import ipywidgets as widgets
 from PIL import Image
 
-from ..errors import MaceError, explained
+from ..errors import MaceError
 from ..models.tokens import occurrences
 from ..reading import seeds as read_seeds
 from . import viz
-from .cells import Cells
-from .controls import Controls
-from .easel import MOST, Easel
+from .cells import Cells, running_cell
+from .doing import Doing
+from .easel import MOST, Easel, drawn
 from .hints import hint
 from .keep import keep
-from .learn import asked, learned
-from .page import gallery, message, note
+from .learn import asked, learned, told
+from .page import gallery, message, note, shares
 from .past import Past
-from .worker import Stopped, Worker
+from .worker import heed
 
-log = logging.getLogger(__name__)
-PAUSE = 0.08  # seconds of rest before drawing, in which further changes are gathered
 BATCH = "MACELIB_RUN_FOLDER"  # environment variable of a batch run, which has no page
-SEEN = ("before", "after")  # rows whose pictures are judged
-WAITING = message("waiting for another drawing or training …")
 _open: "weakref.WeakSet[Studio]" = weakref.WeakSet()
 Judge = Callable[[Sequence[Image.Image], Sequence[str], Sequence[str]], list[dict[str, float]]]
+Tell = Callable[[int, int], None]
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -45,8 +38,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(read_seeds(text, MOST))
 
 
-class Studio(Controls):
-    """The page: the last value of a cell. A new one for the same pipeline takes the place of the one before.
+class Studio(Doing):
+    """The page: the last value of a cell. A new one for the same pipeline, or of the same cell, takes its place.
 
     judge(images, names to choose among, names to tell of): probability by name for each picture, shown below it
     (`macelib.evaluate.verdicts`). folder: where "save" writes; without one there is no such button. `error` is the
@@ -61,13 +54,13 @@ class Studio(Controls):
         judge: Judge | None = None,
         folder: str | Path | None = None,
     ):
-        for old in [studio for studio in _open if studio.easel.pipe is easel.pipe]:
+        cell = running_cell()
+        for old in [old for old in _open if old.easel.pipe is easel.pipe or (cell and old.cell == cell)]:
             old.close()
         _open.add(self)
         super().__init__(prompt, seeds, easel.steps, easel.guidance, saves=folder is not None)
         self.easel, self.judge, self.folder = easel, judge, Path(folder) if folder is not None else None
-        self.error, self.seconds, self.worker, self.history = "", 0.0, Worker(), Past(self.past)
-        self._timer, self._quiet, self._closed, self._learning = None, None, False, False
+        self.cell, self.history, self._learning = cell, Past(self.past), False
         for part in easel.erasure.parts:
             self._watch(*self.add_line(part.concept, part.strength))
         self._watch(self.prompt, self.beside, self.seeds, self.steps, self.guidance, self.word, self.side, self.wipe)
@@ -75,7 +68,7 @@ class Studio(Controls):
         self.cells = Cells(lambda text: setattr(self.elsewhere, "value", note(text)))
         for button, action in (
             (self.others, self._next_seeds), (self.all, self._tick), (self.none, self._tick),
-            (self.halt, self._halt), (self.save, self._save), (self.learn, self._learn),
+            (self.start, self._changed), (self.save, self._save), (self.learn, self._learn),
         ):  # fmt: skip
             button.on_click(action)
         self.update()
@@ -100,62 +93,31 @@ class Studio(Controls):
         """
         self._do("drawing …", partial(self._draw, partial(self._tell, stop)), draws=True)
 
-    def _draw(self, tell: Callable[[int, int], None]) -> str:
+    def _draw(self, tell: Tell) -> str:
+        self.odd.value = note(hint(self.easel.pipe, self.prompt.value, self.beside.value))
         self._offer(self.easel.words(self.prompt.value))
-        rows, seeds = self._rows(tell), parse_seeds(self.seeds.value)
-        captions, columns = {row: self._captions(rows[row]) for row in SEEN}, [f"seed {seed}" for seed in seeds]
-        self.picture.value = gallery(rows, columns, captions, self.side.value, SEEN if self.wipe.value else ())
+        rows, columns = self._rows(tell), [f"seed {seed}" for seed in parse_seeds(self.seeds.value)]
+        captions = {row: [shares(seen) for seen in verdicts] for row, verdicts in self._verdicts(rows).items()}
+        shown = drawn(rows)
+        pairs = list(zip(shown[::2], shown[1::2], strict=True)) if self.wipe.value else ()
+        self.picture.value = gallery(rows, columns, captions, self.side.value, pairs)
         erased = ", ".join(f"{n} × {s:g}" for n, s in self.strengths.items() if s) or "nothing"
         self.history.add(self.settings, erased, self.state(), self._together())
         return f"erased: {erased}"
 
-    def _rows(self, tell=None) -> dict[str, list[Image.Image]]:
+    def _rows(self, tell: Tell | None = None) -> dict[str, list[Image.Image]]:
         s = self.settings
-        how = {"steps": s["steps"], "guidance": s["guidance"]}
-        rows = self.easel.rows(s["prompt"], s["seeds"], self.strengths, s["word"], tell, **how)
-        for row, some in zip(SEEN, (None, self.strengths), strict=True) if "beside" in s else ():
-            rows[f"{row}: {s['beside']}"] = self.easel.draw(s["beside"], s["seeds"], some, tell, **how).images
-        return rows
+        how = {"steps": s["steps"], "guidance": s["guidance"], "beside": s.get("beside", "")}
+        return self.easel.rows(s["prompt"], s["seeds"], self.strengths, s["word"], tell, **how)
 
-    def _captions(self, images: Sequence[Image.Image]) -> list[str]:
-        """What the judge takes each picture for, and for how much each concept of the prompt; without one, nothing."""
-        if self.judge is None:
-            return [""] * len(images)
-        concepts = self.easel.erasure.concepts
+    def _verdicts(self, rows: Mapping[str, Sequence[Image.Image]]) -> dict[str, list[dict[str, float]]]:
+        """What the judge takes each drawn picture for, and for how much each concept of its prompt; {} without one."""
+        concepts, found = self.easel.erasure.concepts, {}
         among = [name for concept in concepts for name in (concept.name, concept.anchor)]
-        named = [c.name for c in concepts if occurrences(self.prompt.value, c.name)]
-        return [
-            "\n".join(f"{name} {share:.2f}" for name, share in seen.items())
-            for seen in self.judge(images, among, named)
-        ]
-
-    def _do(self, what: str, work: Callable[[], str], draws: bool = False) -> None:
-        """Do something that takes a while, with the page busy; what goes wrong is said in the page.
-
-        draws: without it done, the pictures are those of an earlier state, and look like it.
-        """
-        if self._closed:
-            return
-        start, self._timer, self.error, done, odd = time.perf_counter(), None, "", "", ""
-        self._doing, self.status.value = what, message(what)
-        self.busy(True)
-        try:
-            with explained():
-                odd = hint(self.easel.pipe, self.prompt.value, self.beside.value)
-                done = work()
-        except MaceError as error:
-            self.error = str(error)
-        except (Stopped, KeyboardInterrupt):
-            done = ""
-        except Exception as error:
-            self.error = f"{type(error).__name__}: {error}"
-            log.exception("The studio could not go on.")
-        self.seconds = time.perf_counter() - start
-        self.busy(False)
-        if draws:
-            self.old(not done)
-        said = f"ready in {self.seconds:.1f} s; {done}" if done else "stopped"
-        self.status.value = message(self.error or said, bool(self.error), odd)
+        for row in drawn(rows) if self.judge else ():
+            prompt = row.partition(": ")[2] or self.prompt.value
+            found[row] = self.judge(rows[row], among, [c.name for c in concepts if occurrences(prompt, c.name)])
+        return found
 
     def figure(self, title: str | None = None) -> viz.Figure:
         """What the page shows, as a figure for paper; MaceError where the page shows an error."""
@@ -166,13 +128,8 @@ class Studio(Controls):
 
     def close(self) -> None:
         """Take the page away; its controls do nothing any more."""
-        self._closed = True
-        self.worker.stop()
+        super().close()
         self.cells.close()
-        if self._timer:
-            self._timer.cancel()
-        for widget in [*self.widgets()]:
-            widget.close()
         _open.discard(self)
 
     def _repr_mimebundle_(self, **kw) -> dict:
@@ -187,43 +144,11 @@ class Studio(Controls):
             widget.observe(self._changed, "value")
 
     def _changed(self, _=None) -> None:
-        """Draw soon: a change that comes before the last one is drawn takes its place. Without a loop, draw now."""
+        """Draw soon: a change that comes before the last one is drawn takes its place."""
         for name, tick in self.ticks.items():
             self.sliders[name].disabled = not tick.value
-        if self._quiet == threading.get_ident() or self._learning:  # what is learned is drawn with all changes
-            return
-        if self._timer:
-            self._timer.cancel()
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return self.update()
-        self._timer = loop.call_later(PAUSE, self._beside, self.update)
-
-    def _beside(self, work: Callable[[threading.Event | None], None]) -> None:
-        """Have something done in the worker's thread, with Stop to click meanwhile; without a loop, do it now."""
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return work(None)
-
-        def all_of_it(stop: threading.Event) -> None:
-            self.halt.disabled = False
-            try:
-                work(stop)
-            finally:
-                self.halt.disabled = True
-
-        self.worker.start(all_of_it)
-
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        """Several changes without drawing in between."""
-        self._quiet = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._quiet = None
+        if not self._unheard() and not self._learning:  # what is learned is drawn with all changes
+            self._soon(self.update)
 
     def _offer(self, words: Mapping[str, list[int]]) -> None:
         """Words to choose from; the chosen one stays where it can, else a concept's, else the last."""
@@ -247,7 +172,7 @@ class Studio(Controls):
 
     def _back(self, _) -> None:
         """Show the chosen earlier state again; concepts that were learned since are off in it."""
-        if self._quiet == threading.get_ident():
+        if self._unheard():
             return
         with self._together():
             self.history.back(self.state(), {f"tick {name}": False for name in self.ticks})
@@ -260,32 +185,29 @@ class Studio(Controls):
             seeds = (-1,) * 4
         self.seeds.value = ", ".join(str(max(seeds) + 1 + i) for i in range(len(seeds)))
 
-    def _halt(self, _) -> None:
-        self.status.value = message("stopping …")
-        self.worker.stop()
-
     def _save(self, _) -> None:
         def work(stop: threading.Event | None) -> str:
             rows = self._rows(partial(self._tell, stop))
-            settings = {**self.settings, "verdicts": {row: self._captions(rows[row]) for row in SEEN}}
+            settings = {**self.settings, "verdicts": self._verdicts(rows)}
             place = keep(self.folder, self.easel.pipe, self.easel.erasure, rows, self.figure(), settings)
             return f"saved in {place}"
 
-        self._beside(lambda stop: self._do("saving …", partial(work, stop)))
+        self._aside(lambda stop: self._do("saving …", partial(work, stop)))
 
     def _learn(self, _) -> None:
-        self._beside(self._learn_now)
+        self._aside(self._learn_now)
 
     def _learn_now(self, stop: threading.Event | None) -> None:
         """Train the concept that is asked for, put it beside the others and draw."""
 
         def tell(stage: str, done: int, total: int, detail: str) -> None:
             self._tell(stop, done, total)
-            self.status.value = message(f"learning {self.more.value}: {stage} {done}/{total}")
+            if done:
+                self.status.value = message(f"learning {self.more.value}: {told(stage)}, {done} of {total}")
 
         def work() -> str:
             concept = asked(self.easel.pipe, self.more.value)
-            self.easel.adopt(learned(self.easel.pipe, self.easel.erasure, concept, tell))
+            self.easel.adopt(learned(self.easel.pipe, self.easel.erasure, concept, tell, partial(heed, stop)))
             self._watch(*self.add_line(concept))
             self.more.value = ""
             return f"{concept.name} is learned"
@@ -297,12 +219,3 @@ class Studio(Controls):
             self._learning = self.learn.disabled = self.save.disabled = False
         if self.easel.erasure is not before:
             self.update(stop)
-
-    def _tell(self, stop: threading.Event | None, done: int, total: int) -> None:
-        if stop is not None and stop.is_set():
-            raise Stopped
-        self.bar.max, self.bar.value = total, done
-        if not done:
-            self.status.value = WAITING
-        elif self.status.value == WAITING:
-            self.status.value = message(self._doing)

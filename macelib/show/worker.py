@@ -9,6 +9,12 @@ class Stopped(Exception):
     """Raised where work is told to stop."""
 
 
+def heed(stop: threading.Event | None) -> None:
+    """Raise Stopped once the event is set; without one, never."""
+    if stop is not None and stop.is_set():
+        raise Stopped
+
+
 class Worker:
     """Does the last thing that was asked for: what is asked later stops what is going on, and waits until it has."""
 
