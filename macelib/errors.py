@@ -30,6 +30,15 @@ def unwritable(path: str | Path, error: Exception) -> MaceError:
     return MaceError(f"{path} could not be written ({reason}): {CURES.get(number, 'choose another folder')}.")
 
 
+def unreadable(path: str | Path, error: Exception) -> MaceError:
+    """The MaceError of a safetensors file that could not be read: that it is a folder, or the reason, and the cure."""
+    if Path(path).is_dir():
+        inside = next(iter(sorted(Path(path).glob("*.safetensors"))), None)
+        cure = f"give the file in it, {inside}" if inside else "give a .safetensors file"
+        return MaceError(f"{path} is a folder, and a file is needed: {cure}.")
+    return MaceError(f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again.")
+
+
 def need(module: str, extra: str):
     """Import and return an optional module; MaceError names the extra that installs it."""
     import importlib

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import MaceError, unwritable
+from .errors import MaceError, unreadable, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -130,9 +130,7 @@ def read_tensors(path: str | Path) -> tuple[dict, dict[str, Tensor], bool]:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, aligned in memory
     except (OSError, SafetensorError, ValueError) as error:
-        raise MaceError(
-            f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again."
-        ) from error
+        raise unreadable(path, error) from error
     text, checksum = header.get("macelib", "{}"), header.get("sha256")
     if checksum is not None and checksum != hash_text(text, hash_tensors(tensors)):
         raise MaceError(f"{path} is damaged (its checksum is another): copy or make it again.")

@@ -164,6 +164,7 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["erase", "ship=sea", "--keep", "Ship", "--out", "x"], "ship: to be erased and to be kept"),
         (["erase", "ship=sea", "--keep", "absent.txt", "--out", "x"], "absent.txt cannot be read"),
         (["info", "absent.safetensors"], "missing or cut short"),
+        (["info", "."], "is a folder, and a file is needed: give a .safetensors file"),
         (["generate", "a ship", "--strength", "ship=1", "--out", "x"], "--erasure"),
         (["generate", "a ship", "--seeds", "one", "--out", "x"], "0-3 or 0,5,7"),
         (["generate", "a ship", "--seeds", "²", "--out", "x"], "0-3 or 0,5,7"),

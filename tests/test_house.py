@@ -30,6 +30,7 @@ FORBIDDEN = {
     "lessons": ("batch", "cli"),
 }
 MOST = 8  # modules directly in macelib, beside __init__
+LONG = 300  # lines of a file
 
 
 def files() -> dict[str, Path]:
@@ -110,6 +111,11 @@ def test_no_modules_import_each_other_in_a_circle(graph):
 
 def test_few_modules_stand_outside_the_packages():
     assert len([path for path in ROOT.glob("*.py") if path.name != "__init__.py"]) <= MOST
+
+
+def test_no_file_is_long():
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.rglob("*.py")}
+    assert len(lines) > 100 and not {name: n for name, n in lines.items() if n > LONG}
 
 
 def test_packages_say_what_is_in_them():

@@ -182,6 +182,26 @@ def test_studio_in_the_browser(page, tmp_path):
     ready(page)
     assert sources(page, "after") not in (after, unticked)
 
+    # the keys of a list and of a handle are theirs, not the notebook's
+    sizes, wipe = studio.get_by_label("pictures"), studio.get_by_role("checkbox", name="wipe")
+    before_keys = sizes.input_value()
+    sizes.focus()
+    page.keyboard.press("ArrowDown")
+    ready(page)
+    assert sizes.input_value() != before_keys and sizes.evaluate("e => e === document.activeElement")
+    page.keyboard.press("ArrowUp")
+    wipe.focus()
+    page.keyboard.press("x")
+    page.keyboard.press("Space")
+    ready(page)
+    assert wipe.is_checked() and studio.count() == 1, "an x cuts no cell"
+    handle = studio.get_by_role("slider", name="before to after, seed 1")
+    handle.focus()
+    page.keyboard.press("ArrowRight")
+    assert handle.evaluate("e => e.previousElementSibling.style.clipPath").endswith("51%)")
+    wipe.uncheck()
+    ready(page)
+
     # another prompt, another word, an error and the way back
     prompt = studio.get_by_label("prompt")
     prompt.fill("frog " * 90)
@@ -225,6 +245,37 @@ def test_studio_in_the_browser(page, tmp_path):
     screenshot(page, "dark", tmp_path)
 
 
+def unfit(page) -> list[str]:
+    """Controls that lie on one another or reach out of the page, and labels that are cut."""
+    return page.locator(".macelib-studio").evaluate(
+        """studio => {
+            const shown = [...studio.querySelectorAll("input, select, button, .slider-container")]
+                .filter(e => e.offsetParent && !e.closest(".pictures")).map(e => [e, e.getBoundingClientRect()]);
+            const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+            const name = e => e.outerHTML.slice(0, 80), found = [], edge = studio.getBoundingClientRect().right;
+            shown.forEach(([e, box], i) => {
+                if (box.right > edge + 1) found.push("out: " + name(e));
+                shown.slice(i + 1).forEach(([f, other]) => apart(box, other) || found.push(name(e) + " on " + name(f)));
+            });
+            studio.querySelectorAll("label, button").forEach(e => e.offsetParent
+                && e.scrollWidth > e.clientWidth + 1 && found.push("cut: " + name(e)));
+            return found;
+        }"""
+    )
+
+
+def unnamed(page) -> list[str]:
+    """What can be used, or tells something, and has no name for those who cannot see it (its role)."""
+    session = page.context.new_cdp_session(page)
+    root = session.send("DOM.getDocument", {"depth": 0})["root"]["nodeId"]
+    node = session.send("DOM.querySelector", {"nodeId": root, "selector": ".macelib-studio"})["nodeId"]
+    found = session.send("Accessibility.queryAXTree", {"nodeId": node})["nodes"]
+    roles = {"textbox", "spinbutton", "combobox", "checkbox", "slider", "button", "image", "progressbar", "region"}
+    seen = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in found if not n["ignored"]]
+    assert roles - {"progressbar"} <= {role for role, _ in seen} and ("region", "studio") in seen
+    return [role for role, name in seen if role in roles and name.strip() in ("", "null")]
+
+
 def opacity(page) -> float:
     """Of the pictures."""
     shown = page.locator(".macelib-studio .pictures")
@@ -243,7 +294,8 @@ def test_stop_sizes_hints_a_concept_more_and_saving(page, lab, tmp_path):
     steps.press("Enter")
     status.filter(has_text="drawing").wait_for()
     page.locator(".macelib-studio .progress-bar").wait_for()
-    assert opacity(page) == 0.5
+    assert opacity(page) == 0.5 and not unnamed(page) and not unfit(page)
+    assert page.locator(".macelib-studio .progress").bounding_box()["height"] >= 4
     screenshot(page, "drawing", tmp_path)
     studio.get_by_role("button", name="stop").click()
     status.filter(has_text="stopped").wait_for()
@@ -283,6 +335,11 @@ def test_stop_sizes_hints_a_concept_more_and_saving(page, lab, tmp_path):
     page.locator('body[data-jp-theme-light="false"]').wait_for(state="attached")
     assert contrast(page, ".macelib-studio figcaption") >= 4.5
     screenshot(page, "learned-dark", tmp_path)
+    for width in (900, 700):
+        page.set_viewport_size({"width": width, "height": 1400})
+        page.wait_for_timeout(500)
+        screenshot(page, f"narrow-{width}", tmp_path)
+        assert not unfit(page), width
 
 
 def contrast(page, selector: str) -> float:

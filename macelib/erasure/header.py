@@ -6,7 +6,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..errors import MaceError
+from ..errors import MaceError, unreadable
 from ..presets import title
 
 FORMAT = "macelib-erasure-2"
@@ -22,9 +22,7 @@ def header(path: str | Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
             about = json.loads((file.metadata() or {}).get("macelib", "{}"))
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise MaceError(
-            f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again."
-        ) from error
+        raise unreadable(path, error) from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise MaceError(f"{path} is not an erasure that this version reads ({FORMAT}): make one with `mace erase`.")
     return about, shapes
