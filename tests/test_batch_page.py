@@ -57,5 +57,8 @@ def test_sort_filter_and_plot(playwright, index):  # noqa: F811
     page.set_viewport_size({"width": 390, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390, "the page is wider than a phone"
     page.screenshot(path=shots / "index_phone.png")
+    assert page.locator("#chart text").first.evaluate("t => t.getBoundingClientRect().height") >= 12, (
+        "too small to read"
+    )
     browser.close()
     assert not wrong, wrong

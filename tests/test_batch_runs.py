@@ -241,6 +241,10 @@ def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):
     assert "@@" not in text and "<b>" not in text.partition("<script>")[0].replace("<li><b>", "")
     assert text.count("data:image/webp") == 1 and "training" not in text and text.count("</script>") == 2
     assert thumbnail(tmp_path / "t" / f"{0:012x}" / "grid.png")[1:] == (360, 120)
+    assert ": 3 runs, 2 complete, 1 waiting<" in text
+    fake(tmp_path / "u", [{"seed": 0}], done=1)
+    mace("runs", "u", "--root", tmp_path)
+    assert ": 1 run, 1 complete<" in (tmp_path / "u" / "index.html").read_text()
 
 
 @pytest.mark.slow

@@ -83,8 +83,9 @@ function choices() {
   const best = headline.find((name) => visible.has(name) && /(^|\.)H_o$/.test(name));
   chooseMetric = select(place, "metric", headline, best ?? [...visible][0]);
   const free = parameters.filter((n) => n !== "seed");
-  chooseX = select(place, "by", parameters, free[0] ?? parameters[0]);
-  chooseColour = select(place, "colour", ["", ...parameters], free[1] ?? "");
+  const along = free.find((n) => rows.every((row) => typeof parameter(row, n) === "number")) ?? free[0] ?? parameters[0];
+  chooseX = select(place, "by", parameters, along);
+  chooseColour = select(place, "colour", ["", ...parameters], free.find((n) => n !== along) ?? "");
   const extra = make("select", {
     onchange: () => { if (extra.value) { visible.has(extra.value) ? visible.delete(extra.value) : visible.add(extra.value); extra.value = ""; fillExtra(); draw(); } },
   });
@@ -114,7 +115,7 @@ function chart(list) {
   const [metric, x, colour] = [chooseMetric.value, chooseX.value, chooseColour.value];
   const points = list.filter((row) => typeof row.metrics[metric] === "number");
   if (!points.length) return place.replaceChildren(make("p", { className: "empty", textContent: "No run that is shown has this metric." }));
-  const W = 860, H = 330, left = 64, right = 16, top = 26, bottom = 52;
+  const W = Math.min(860, Math.max(300, place.clientWidth)), H = 330, left = 64, right = 16, top = 26, bottom = 52;
   const xs = distinct(x, points), groups = colour ? distinct(colour, points) : [null];
   const numbers = points.flatMap((row) => [row.metrics[metric], ...(interval(row, metric) ?? [])]);
   let low = Math.min(...numbers), high = Math.max(...numbers);
@@ -228,3 +229,4 @@ function draw() {
 filters();
 choices();
 draw();
+addEventListener("resize", () => chart(shown()));  // its letters keep their size

@@ -35,7 +35,7 @@ def page(folder: Path, frame: pd.DataFrame) -> str:
     )
     fill = {
         "title": html.escape(str(sweep.get("name", folder.name))),
-        "subtitle": html.escape(f"{sweep.get('notebook', '')}: {len(frame)} runs, {words}"),
+        "subtitle": html.escape(f"{sweep.get('notebook', '')}: {len(frame)} run{'s' * (len(frame) != 1)}, {words}"),
         "same": same,
         "style": (FOLDER / "page.css").read_text(encoding="utf-8"),
         "script": (FOLDER / "page.js").read_text(encoding="utf-8"),
