@@ -1,8 +1,9 @@
 """The one exception of macelib: a sentence that names the cause and the cure."""
 
 import contextlib
+import difflib
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FULL = "free some space"
@@ -21,6 +22,22 @@ CURES = {
 
 class MaceError(ValueError):
     """What the caller gave cannot be used; the message says why and what to do."""
+
+
+def unknown(what: str, name: object, known: Iterable[str], close: float = 0.5, cure: str = "") -> MaceError:
+    """The MaceError of a name that is not among those that are known: the nearest of them, or all.
+
+    what: a noun. close: 0..1, how alike a near name is. cure: one more sentence.
+
+    >>> str(unknown("method", "uec", ["uce", "speed"]))
+    "There is no method 'uec'; near it: uce."
+    >>> str(unknown("task", "zzz", ["objects"], cure="Give a file."))
+    "There is no task 'zzz'; there are objects. Give a file."
+    """
+    known = [*known]
+    near = difflib.get_close_matches(str(name), known, 3, close)
+    hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(known) or 'none'}"
+    return MaceError(f"There is no {what} {str(name)!r}; {hint}.{cure and ' ' + cure}")
 
 
 def unwritable(path: str | Path, error: Exception) -> MaceError:

@@ -14,20 +14,23 @@ import macelib
 ROOT = Path(macelib.__file__).parent
 ABOVE = (
     "baselines", "attacks", "job", "groups", "erasure", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench",
+    "compare",
 )  # fmt: skip
 FORBIDDEN = {
     "reading": ("models", "method", "concepts", "config", "files", *ABOVE),
     "presets": ("config", "models", "method", *ABOVE),
     "models": ("method", "concepts", "config", "presets", *ABOVE),
     "method": ABOVE,
-    "erasure": ("job", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench"),
-    "plan": ("evaluate", "show", "batch", "lessons", "cli", "bench"),
-    "show": ("evaluate", "batch", "lessons", "cli", "bench"),
-    "evaluate": ("show", "batch", "lessons", "cli", "bench"),
-    "baselines": ("show", "evaluate", "batch", "lessons", "cli", "bench"),
-    "attacks": ("show", "evaluate", "batch", "lessons", "cli", "bench"),
-    "batch": ("models", "method", "erasure", "show", "evaluate", "lessons", "cli", "job", "plan"),
-    "lessons": ("batch", "cli"),
+    "erasure": ("job", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench", "compare"),
+    "plan": ("evaluate", "show", "batch", "lessons", "cli", "bench", "compare"),
+    "show": ("evaluate", "batch", "lessons", "cli", "bench", "compare"),
+    "evaluate": ("show", "batch", "lessons", "cli", "bench", "compare"),
+    "baselines": ("show", "evaluate", "batch", "lessons", "cli", "bench", "compare"),
+    "attacks": ("show", "evaluate", "batch", "lessons", "cli", "bench", "compare"),
+    "batch": ("models", "method", "erasure", "show", "evaluate", "compare", "lessons", "cli", "job", "plan"),
+    "compare": ("show", "lessons", "cli"),
+    "lessons": ("batch", "cli", "compare"),
+    "bench": ("compare", "cli"),
 }
 MOST = 8  # modules directly in macelib, beside __init__
 LONG = 300  # lines of a file

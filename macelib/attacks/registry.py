@@ -1,13 +1,12 @@
 """The attacks by name: what one is asked for, what it brings, how it is found."""
 
-import difflib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from ..errors import MaceError
+from ..errors import MaceError, unknown
 
 _ATTACKS: dict[str, "Attack"] = {}
 
@@ -61,7 +60,5 @@ def attacks() -> list[str]:
 def named(name: str) -> Attack:
     """An attack by name; MaceError that lists near names for an unknown one."""
     if name not in _ATTACKS:
-        near = difflib.get_close_matches(str(name), _ATTACKS, 3, 0.5)
-        hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(_ATTACKS)}"
-        raise MaceError(f"There is no attack {name!r}; {hint}.")
+        raise unknown("attack", name, _ATTACKS)
     return _ATTACKS[name]

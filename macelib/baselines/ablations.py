@@ -12,7 +12,7 @@ from .registry import Request, register
 BY_TASK = {"celebrity": EraseConfig(defaults="celebrity")}  # many people have settings of their own
 
 
-@register("mace", EraseConfig, published=BY_TASK)
+@register("mace", EraseConfig, published=BY_TASK, trains=True)
 def mace(request: Request, settings: EraseConfig) -> Erasure:
     """All three stages; names to keep are the domain prior, unless the settings name one."""
     settings = replace(keeping(request, settings), seed=request.seed)
@@ -32,25 +32,25 @@ def stage_1(request: Request, settings: EraseConfig) -> Erasure:
     return mace(request, replace(settings, stages="1"))
 
 
-@register("mace-added-up", EraseConfig, published=BY_TASK)
+@register("mace-added-up", EraseConfig, published=BY_TASK, trains=True)
 def added_up(request: Request, settings: EraseConfig) -> Erasure:
     """Stages 1 and 2, the LoRAs added up (Eq. 6) instead of fused."""
     return mace(request, replace(settings, stages="1+2"))
 
 
-@register("mace-without-cfis", EraseConfig, published=BY_TASK)
+@register("mace-without-cfis", EraseConfig, published=BY_TASK, trains=True)
 def without_cfis(request: Request, settings: EraseConfig) -> Erasure:
     """Training timesteps drawn uniformly instead of from Eq. 5."""
     return mace(request, replace(settings, train=replace(settings.train, timesteps="uniform")))
 
 
-@register("mace-without-prior", EraseConfig, published=BY_TASK)
+@register("mace-without-prior", EraseConfig, published=BY_TASK, trains=True)
 def without_prior(request: Request, settings: EraseConfig) -> Erasure:
     """No prior in Eq. 2 and Eq. 7."""
     return mace(request, replace(settings, prior=replace(settings.prior, use=False)))
 
 
-@register("mace-values-only", EraseConfig, published=BY_TASK)
+@register("mace-values-only", EraseConfig, published=BY_TASK, trains=True)
 def values_only(request: Request, settings: EraseConfig) -> WeightDelta:
     """The whole erasure, of which only the change of the values is written."""
     erasure = mace(request, settings)

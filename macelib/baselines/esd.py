@@ -122,8 +122,8 @@ def _denoised(unet, scheduler, x: Tensor, pair: tuple[Tensor, Tensor], stop: int
     return x, scheduler.timesteps[stop]
 
 
-@register("esd-u", ESDU, grid=GRID)
-@register("esd-x", ESD, published={"code": CODE_2025}, grid=GRID)
+@register("esd-u", ESDU, grid=GRID, trains=True)
+@register("esd-x", ESD, published={"code": CODE_2025}, grid=GRID, trains=True)
 def esd(request: Request, settings: ESD) -> WeightDelta:
     """The whole change of the trained weights; each step trains one concept."""
     check_text(request.pipe)

@@ -1,14 +1,13 @@
 """The methods by name: what one is asked for, what it brings, how it is found and run."""
 
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..concepts import Concept
-from ..errors import MaceError
+from ..errors import MaceError, unknown
 from ..reading import check_settings
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
@@ -53,6 +52,7 @@ class Method:
     make: Callable[[Request, Any], Any]  # -> a Change, or an Erasure
     published: Mapping[str, Any] = field(default_factory=dict)  # by task, where they differ from the defaults
     grid: Mapping[str, Sequence] = field(default_factory=dict)  # field -> values tried for a tuned row
+    trains: bool = False  # takes optimiser steps: minutes or hours for a list of concepts
 
     def settings_for(self, task: str = "object") -> Any:
         """The published settings for "object", "celebrity", "style", "unsafe" or what else the method names."""
@@ -65,7 +65,12 @@ class Method:
 
 
 def register(
-    name: str, settings: type, *, published: Mapping[str, Any] | None = None, grid: Mapping[str, Sequence] | None = None
+    name: str,
+    settings: type,
+    *,
+    published: Mapping[str, Any] | None = None,
+    grid: Mapping[str, Sequence] | None = None,
+    trains: bool = False,
 ) -> Callable:
     """Decorator: make(request, settings) becomes the method `name`; MaceError where that is taken."""
 
@@ -75,7 +80,7 @@ def register(
     def add(make: Callable) -> Callable:
         if name in _METHODS and _METHODS[name].make.__qualname__ != make.__qualname__:
             raise MaceError(f"There is a method {name!r} already: choose another name.")
-        _METHODS[name] = Method(name, settings, make, published or {}, grid or {})
+        _METHODS[name] = Method(name, settings, make, published or {}, grid or {}, trains)
         return make
 
     return add
@@ -89,7 +94,5 @@ def methods() -> list[str]:
 def method(name: str) -> Method:
     """A method by name; MaceError that lists near names for an unknown one."""
     if name not in _METHODS:
-        near = difflib.get_close_matches(str(name), _METHODS, 3, 0.5)
-        hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(_METHODS)}"
-        raise MaceError(f"There is no method {name!r}; {hint}.")
+        raise unknown("method", name, _METHODS)
     return _METHODS[name]

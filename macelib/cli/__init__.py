@@ -1,7 +1,7 @@
 """The command line `mace`. Here: the app and `erase`.
 
-`draw` has generate, `measure` evaluate, study and bench, `attack` attack, `artefact` export and info, `plan` plan,
-`world` concepts and notebooks, `macelib.batch.cli` run, batch, params and runs.
+`draw` has generate, `measure` evaluate, study and bench, `compare` compare and report, `attack` attack, `artefact`
+export and info, `plan` plan, `world` concepts and notebooks, `macelib.batch.cli` run, batch, params and runs.
 Exit codes: 0 done; 1 a MaceError, whose sentence is on standard error; 2 wrong usage. All of macelib may be imported,
 inside the commands, so that `--help` does not wait for it.
 """
@@ -17,7 +17,7 @@ from .. import __version__
 from ..batch import cli as batch
 from ..errors import MaceError, explained
 from ..show.progress import Bars
-from . import artefact, attack, draw, measure, plan, world
+from . import artefact, attack, compare, draw, measure, plan, world
 from .draw import _seeds, _strengths
 from .options import Device, Dtype, Local, LowMemory, Model, Revision, counted, example, pipeline
 from .settings import Captions, Concepts, Config, Keep, Kind, List, Preset, Seed, Task, _by_preset, _kept, settled
@@ -109,7 +109,7 @@ def erase(
     typer.echo(f"{path}: {counted(chosen)}, {size}; {erasure.config.title}")
 
 
-for commands in (draw, measure, attack, plan, artefact, world, batch):
+for commands in (draw, measure, compare, attack, plan, artefact, world, batch):
     commands.register(app)
 
 

@@ -1,6 +1,5 @@
 """Tables of attacks: what comes back, with intervals, and what each attack spent."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..attacks import Result, named
-from ..files import atomic
+from . import results
 from .metrics import wilson
 
 SPENT = {"forward": "forward passes", "backward": "backward passes", "pictures": "pictures"}
@@ -41,8 +40,4 @@ def table(result: Result, task: str = "attacks") -> list[dict[str, Any]]:
 
 def write_table(path: str | Path, result: Result, command: str, environment: Mapping[str, Any]) -> Path:
     """The tables, and what was not measured, as JSON: {"command", "environment", "rows", "not_measured"}."""
-    whole = {"command": command, "environment": dict(environment), "rows": table(result)}
-    whole["not_measured"] = result.not_measured
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return Path(path)
+    return results.write(path, command, environment, table(result), result.not_measured)

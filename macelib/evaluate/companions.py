@@ -115,7 +115,7 @@ def pairs(
     classifier.check(everyone)
     among = None if getattr(classifier, "concepts", None) else everyone
     drawn = Drawing(**drawing)
-    plans = [_asks([c.name for c in e.concepts], companions, templates, seeds) for e in erasures]
+    plans = [pair_asks([c.name for c in e.concepts], companions, templates, seeds) for e in erasures]
     jobs = list(dict.fromkeys(ask[-2:] for plan in plans for ask in plan))
     total, done, rows = len(jobs) + sum(len({ask[-2:] for ask in plan}) for plan in plans), 0, []
 
@@ -161,7 +161,7 @@ def halves(image: Image.Image) -> tuple[Image.Image, Image.Image]:
     return tuple(image.crop(box).resize((height, height), Image.Resampling.BILINEAR) for box in boxes)
 
 
-def _asks(erased, companions, templates, seeds) -> list[tuple[str, str, str, str, int]]:
+def pair_asks(erased, companions, templates, seeds) -> list[tuple[str, str, str, str, int]]:
     """(erased, companion, which is named first, prompt, seed)."""
     return [
         (name, other, _order(t), fill(beside(t, other), name), seed)

@@ -4,17 +4,17 @@ A task names everything that is measured of a concept (anchor, super-category, g
 a catalogue is measured like one that has it. A task of one's own is one more file of the same shape.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..concepts import Concept
-from ..errors import MaceError
+from ..errors import MaceError, unknown
 from ..files import data_folder
 from ..reading import build_settings, read_data
 
+OWN = "Or give a file.yaml of your own."
 ROW = ("name", "anchor", "super", "group", "synonyms")
 
 
@@ -87,9 +87,7 @@ def task(name: str | Path, folder: str | Path | None = None) -> Task:
         return read_task(path)
     known = tasks(folder)
     if str(name) not in known:
-        near = difflib.get_close_matches(str(name), known, 3, 0.4)
-        hint = f"near it: {', '.join(near)}" if near else f"there are {', '.join(known) or 'none'}"
-        raise MaceError(f"There is no task {str(name)!r}; {hint}. Or give a file.yaml of your own.")
+        raise unknown("task", name, known, 0.4, OWN)
     return read_task(_folder(folder) / f"{name}.yaml")
 
 

@@ -79,7 +79,7 @@ class Work:
 
     def _run(self, pipe, erasures: list[Erasure], asks: list[list[Ask]], look: Callable) -> Evaluation:
         """`run` by this process alone."""
-        plans = [self._jobs([a for some in asks for a in some]), *(self._jobs(some) for some in asks)]
+        plans = [self.jobs([a for some in asks for a in some]), *(self.jobs(some) for some in asks)]
         total, done, seen = sum(map(len, plans)), 0, []
         concepts = [concept for erasure in erasures for concept in erasure.concepts]
         wider = None if self.options is None else list(dict.fromkeys([*self.options, *(c.anchor for c in concepts)]))
@@ -113,10 +113,10 @@ class Work:
         for name, erasure, some, found in zip(labels, erasures, asks, seen[1:], strict=True):
             stand = {concept.name: stand_ins(concept, family) for concept in erasure.concepts}
             for model, (verdicts, instead) in (("original", seen[0]), ("erased", found)):
-                rows += self._rows(name, model, some, verdicts)
+                rows += self.rows(name, model, some, verdicts)
                 if self.protocol.beside:
                     gone = [replace(ask, role="shown") for ask in some if ask.role == "erased"]
-                    rows += self._rows(name, model, gone, instead, stand)
+                    rows += self.rows(name, model, gone, instead, stand)
         result = evaluation(self.protocol, rows, settings, mean=self.labels is None)
         return result.save(self.folder) if self.folder else result
 
@@ -124,11 +124,11 @@ class Work:
         """(index of the seed, prompt, seed) of every draw of a word."""
         return [(i, fill(t, word), seed) for t in self.templates for i, seed in enumerate(self.seeds)]
 
-    def _jobs(self, asks: Sequence[Ask]) -> list[tuple[str, int]]:
+    def jobs(self, asks: Sequence[Ask]) -> list[tuple[str, int]]:
         """The distinct (prompt, seed) pairs, in order."""
         return list(dict.fromkeys((prompt, seed) for ask in asks for _, prompt, seed in self._draws(ask.word)))
 
-    def _rows(
+    def rows(
         self, erased: str, model: str, asks: Sequence[Ask], found: dict, right: dict[str, set[str]] | None = None
     ) -> list[dict]:
         """One row per picture. right: by name asked for, what it may be taken for; None: that name alone."""

@@ -1,0 +1,118 @@
+"""Commands `mace compare` and `report`: every method on one task, and the README's tables from what is recorded."""
+
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import MaceError
+from ..show.progress import Bars
+from .options import Device, Dtype, Local, LowMemory, Model, Revision, example, pipeline
+
+
+def compare(
+    task: Annotated[
+        str,
+        typer.Option("--task", "-t", help="objects, characters-100, styles, unsafe, two-things; or a file.yaml"),
+    ],
+    methods: Annotated[
+        str | None, typer.Option(help="some, with commas between; unless given all, of quick those without training")
+    ] = None,
+    profile: Annotated[str, typer.Option(help="quick, recorded or paper: how much is drawn")] = "quick",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="folder: pictures, what is seen there, TASK.json; runs/compare-..."),
+    ] = None,
+    model: Model = "mini-sd",
+    only: Annotated[list[str] | None, typer.Option(help="some of the task's erased names")] = None,
+    seeds: Annotated[int | None, typer.Option(help="so many in place of the profile's", min=1)] = None,
+    metrics: Annotated[str | None, typer.Option(help="some, with commas between")] = None,
+    against: Annotated[str | None, typer.Option(help="whom the others are compared with, pair by pair; mace")] = None,
+    classifier: Annotated[str | None, typer.Option(help="who judges, as in `mace evaluate`; the model's own")] = None,
+    engine: Annotated[str | None, typer.Option(help="local or ray: each method in a process of its own")] = None,
+    jobs: Annotated[int | None, typer.Option(help="of an engine: methods at once", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 16,
+    record: Annotated[bool, typer.Option("--record", help="keep the tables in data/results and in the README")] = False,
+    revision: Revision = None,
+    local_files_only: Local = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    low_memory: LowMemory = False,
+) -> None:
+    """Erase what a task asks for by every method, with published settings and tuned ones, and measure all alike.
+
+    Cut short, the same command goes on.
+    """
+    from .. import compare as comparing
+    from ..batch.engines import make_engine
+    from ..evaluate import results
+    from ..files import check_writable
+    from ..models.families import family_of
+
+    def settled(worlds=comparing.WORLDS):
+        plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds)
+        return plan, comparing.ways(_listed(methods), plan, comparing.tuned_settings(plan.kind))
+
+    settled()  # refuses what there is not before the model is loaded
+    if jobs is not None and engine is None:
+        raise MaceError("--jobs belongs to an engine: give --engine local or ray.")
+    if record and (only or seeds):
+        raise MaceError("A part of a task is not recorded: leave out --only and --seeds, or --record.")
+    where = make_engine(engine, jobs=jobs) if engine else None
+    if out is not None:
+        check_writable(out)
+    pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
+    plan, ways = settled(comparing.worlds(family_of(pipe)))
+    folder = out or Path("runs") / f"compare-{plan.name}-{profile}"
+    with Bars() as bars:
+        options = {"classifier": classifier, "batch": batch, "engine": where, "progress": bars}
+        options |= {"metrics": _listed(metrics), "against": against, "command": shlex.join(["mace", *sys.argv[1:]])}
+        path = comparing.compare(pipe, plan, ways, folder, **options)
+    whole = results.read(path)
+    typer.echo(comparing.report.markdown(whole))
+    for row in whole["not_measured"]:
+        typer.echo(f"{row['method']}, {row['metric']}: not measured, {row['why']}", err=True)
+    typer.echo(path)
+    if record:
+        results.folder().mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, results.place(plan.name))
+        report()
+
+
+def report(
+    check: Annotated[bool, typer.Option("--check", help="fail where README and records disagree")] = False,
+) -> None:
+    """Put the tables of data/results and data/studies into the README, between their marks, and draw its figures."""
+    from ..compare import report as pages
+
+    if check:
+        if wrong := pages.disagreements():
+            raise MaceError(f"README and records disagree on {', '.join(wrong)}: call mace report.")
+        return
+    for line in pages.render():
+        typer.echo(line)
+
+
+def _listed(text: str | None) -> list[str] | None:
+    """ "a,b" as a list; MaceError where there is nothing in it."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise MaceError("The list is empty: give names with commas between, or leave the option out.")
+    return names
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an app."""
+    app.command(
+        epilog=example(
+            "mace compare --task objects",
+            "mace compare --task characters-100 --methods uce,speed,mace --profile recorded --out runs/hundred",
+            "mace compare --task objects --model CompVis/stable-diffusion-v1-4 --profile paper --engine ray",
+        )
+    )(compare)
+    app.command(epilog=example("mace report", "mace report --check"))(report)

@@ -1,0 +1,28 @@
+"""Every method on one task, drawn and counted alike: `mace compare`, and the pages that show what was recorded.
+
+`plan` says what is drawn, `measure` draws and looks, `residual` leaves a concept's own words out, `counts` adds up,
+`rows` has means and intervals, `tables` the file, `run` all of it in turn; `report` renders what is recorded.
+
+It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
+"""
+
+from . import report
+from .plan import PROFILES, WORLDS, Plan, Profile, Way, find, planned, tuned_settings, ways, worlds
+from .run import compare
+from .tables import metric_names
+
+__all__ = [
+    "PROFILES",
+    "WORLDS",
+    "Plan",
+    "Profile",
+    "Way",
+    "compare",
+    "find",
+    "metric_names",
+    "planned",
+    "report",
+    "tuned_settings",
+    "ways",
+    "worlds",
+]  # fmt: skip

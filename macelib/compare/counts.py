@@ -1,0 +1,154 @@
+"""What is counted in the pictures of one method: sums by concept and seed, for every metric of a task."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from ..evaluate.shown import stand_ins
+from ..models.families import Family
+from .measure import Measuring, Seen
+from .plan import Plan
+
+COMBINED = {"H_o": ("Acc_e", "Acc_s", "Acc_g"), "H_c": ("Acc_e", "Acc_s"), "H_a": ("CLIP_e", "CLIP_s")}
+CLASSES = " among the classes"  # the paper's rule: the best of the task's names, whatever else the judge knows
+RELATIONS = ("shares a word", "same group", "unrelated")  # of a kept name to what is erased; the first that holds
+ORDERS = ("erased first", "companion first")
+METRICS = {"erased": "Acc_e", "kept": "Acc_s", "synonym": "Acc_g"}  # by role
+SCORES = {"erased": "CLIP_e", "kept": "CLIP_s"}
+SMALL = {"the", "a", "an", "of", "and", "with", "in", "on"}  # words that make no names alike
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Sums of values, and counts of pictures: a row per concept (or per erasure), a column per seed."""
+
+    which: int  # of `Counts.sizes`
+    hits: np.ndarray
+    counts: np.ndarray
+    proportion: bool = True
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one method's pictures add up to."""
+
+    cells: dict[str, Cells]  # by metric
+    sizes: tuple[int, ...]  # how many are in each set of concepts that is taken anew
+    each: bool  # the combined metric is the mean of every erasure's own
+    marks: tuple[str, ...] = ()  # further ways of counting, by what is put behind the metrics' names
+
+
+def counts(run: Measuring, seen: Sequence[Seen], original: Sequence[Seen], family: Family) -> Counts:
+    """The sums of one method from what was seen by erasure; pairs count where the original shows both."""
+    if run.plan.pairs:
+        return _two(run.plan, seen, original)
+    frames = dict(_frames(run, seen, family))
+    plan = run.plan
+    names = list(dict.fromkeys(c.name for concepts in plan.erasures for c in concepts))
+    if plan.apart:  # the concepts that are taken anew are the erasures, each with all that it is measured on
+        sets = {0: [*range(len(plan.erasures))], 1: [*range(len(plan.erasures))]}
+        which, sizes = {"kept": 0}, (len(plan.erasures),)
+    else:
+        sets, which = {0: names, 1: plan.kept(0)}, {"kept": 1}
+        sizes = len(sets[0]), len(sets[1])
+    cells = {}
+    for metric, (frame, role) in frames.items():
+        at = which.get(role, 0)
+        key = frame["erasure" if plan.apart else "name"]
+        cells[metric] = _cells(frame.assign(key=key), sets[at], plan.seeds, at, not metric.startswith("CLIP"))
+    marks = (CLASSES,) if any(metric.endswith(CLASSES) for metric in cells) else ()
+    return Counts(cells, sizes, plan.apart, marks)
+
+
+def _cells(frame: pd.DataFrame, keys: Sequence, seeds: Sequence[int], which: int, proportion: bool = True) -> Cells:
+    parts = []
+    for how in ("sum", "count"):
+        table = frame.groupby(["key", "seed"]).value.agg(how).unstack(fill_value=0)
+        parts.append(table.reindex(index=keys, columns=seeds, fill_value=0).to_numpy(float))
+    return Cells(which, *parts, proportion)
+
+
+def _frames(run: Measuring, seen: Sequence[Seen], family: Family) -> Iterator[tuple[str, tuple[pd.DataFrame, str]]]:
+    """By metric its pictures, a row each, and their role."""
+    first = next(iter(seen[0]["drawn"].values()))
+    if "score" in first:
+        yield from _by_role(_rows(run, seen, "score"), SCORES)
+        main = "style"
+    else:
+        main = "known"
+    if main not in first:
+        return
+    frame = _rows(run, seen, main)
+    yield from _by_role(frame, METRICS)
+    kept = frame[frame.role == "kept"]
+    pairs = list(zip(kept["erasure"].tolist(), kept["name"], strict=True))
+    relations = {pair: relation(run.plan, *pair) for pair in dict.fromkeys(pairs)}
+    for name in RELATIONS:
+        if (part := kept[[relations[pair] == name for pair in pairs]]).size:
+            yield f"Acc_s {name}", (part, "kept")
+    if main == "known":
+        yield "Acc_a", (_rows(run, seen, "wider" if "wider" in first else main, "shown", family), "erased")
+    if seen[0]["residual"]:
+        yield "residual", (_rows(run, seen, main, "residual"), "erased")
+    if "classes" in first:
+        yield from _by_role(_rows(run, seen, "classes"), METRICS, CLASSES)
+
+
+def _by_role(frame: pd.DataFrame, metrics: Mapping[str, str], mark: str = ""):
+    for role, metric in metrics.items():
+        if (of := frame[frame.role == role]).size:
+            yield metric + mark, (of, role)
+
+
+def _rows(run: Measuring, seen: Sequence[Seen], rule: str, role: str = "", family: Family | None = None):
+    """One row per picture, counted as the protocols count. role: of the erased names alone, "shown" or "residual"."""
+    rows, plan = [], run.plan
+    for i, of in enumerate(seen):
+        asks, right = plan.asks(i), None
+        if role:
+            asks = [replace(ask, role=role) for ask in asks if ask.role == "erased"]
+        if role == "shown":
+            right = {c.name: stand_ins(c, family) | set(_bare(plan.rows[c.name].super)) for c in plan.erasures[i]}
+        work, part = (run.around, "residual") if role == "residual" else (run.work, "drawn")
+        found = {job: rules[rule] for job, rules in of[part].items()}
+        rows += [{**line, "erasure": i} for line in work.rows(str(i), "", asks, found, right)]
+    return pd.DataFrame(rows)
+
+
+def _bare(text: str) -> tuple[str, str]:
+    return text, re.sub(r"^(the|an?) ", "", text, flags=re.IGNORECASE)
+
+
+def relation(plan: Plan, i: int, name: str) -> str:
+    """How near a kept name is to what goes in erasure i: the first of `RELATIONS` that holds."""
+    gone, rows = [concept.name for concept in plan.erasures[i]], plan.rows
+    if any(_words(name) & _words(other) for other in gone):
+        return RELATIONS[0]
+    return RELATIONS[1] if rows[name].group in {rows[other].group for other in gone} else RELATIONS[2]
+
+
+def _words(name: str) -> set[str]:
+    return set(re.findall(r"\w+", name.casefold())) - SMALL
+
+
+def _two(plan: Plan, seen: Sequence[Seen], original: Sequence[Seen]) -> Counts:
+    """Erased things seen, and companions not lost, in pairs of which the original shows both; the set: companions."""
+    rows = []
+    for i, (now, before) in enumerate(zip(seen, original, strict=True)):
+        for gone, other, order, prompt, seed in plan.two(i):
+            if set(before["drawn"][prompt, seed].values()) != {gone, other}:
+                continue
+            shown = set(now["drawn"][prompt, seed].values())
+            for metric, value in (("Acc_e", gone in shown), ("Acc_s", other in shown)):
+                rows.append({"metric": metric, "key": other, "order": order, "seed": seed, "value": float(value)})
+    frame, companions, cells = pd.DataFrame(rows), [row.name for row in plan.task.kept], {}
+    for metric in ("Acc_e", "Acc_s") if rows else ():
+        of = frame[frame.metric == metric]
+        cells[metric] = _cells(of, companions, plan.seeds, 0)
+        for order in ORDERS:
+            if (part := of[of.order == order]).size:
+                cells[f"{metric} {order}"] = _cells(part, companions, plan.seeds, 0)
+    return Counts(cells, (len(companions),), False)

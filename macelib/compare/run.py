@@ -1,0 +1,126 @@
+"""A comparison from end to end: every row's pictures, then its tables, anew after each method."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..batch.jobs import Job
+from ..errors import MaceError, explained, unknown
+from ..evaluate.classifiers import classifier_for, plugged
+from ..evaluate.made import made_with
+from ..evaluate.pictures import Drawing
+from ..files import atomic, check_writable, locked
+from ..models.entrances import denoiser
+from ..models.pipelines import load_pipeline
+from ..models.swap import untouched
+from .measure import Looking, Measuring, Progress
+from .plan import ORIGINAL, Plan, Way
+from .tables import Tables, metric_names
+
+
+def compare(
+    pipe,
+    plan: Plan,
+    ways: Sequence[Way],
+    folder: str | Path,
+    *,
+    classifier=None,
+    batch: int = 16,
+    metrics: Sequence[str] | None = None,
+    against: str | None = None,
+    engine=None,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Path:
+    """Measure every row that is still to be measured, and write the tables: `folder/{name of the task}.json`.
+
+    classifier: who looks, as `protocols.objects` takes it; text where an engine runs the rows in processes of their
+    own. metrics: some of `metric_names`. against: the method that the others' combined metric is compared with.
+    MaceError: a name that the classifier does not know, an unknown metric, a folder that holds another run.
+    """
+    if missing := [name for name in metrics or () if name not in metric_names(plan)]:
+        raise unknown("metric", missing[0], metric_names(plan), 0.4)
+    if against is not None and against not in {way.method for way in ways}:
+        raise unknown("method among those that are measured", against, dict.fromkeys(way.method for way in ways))
+    folder, tell = Path(folder), progress or (lambda *_: None)
+    check_writable(folder)
+    with locked(folder / ".lock", str(folder), wait=False), untouched(pipe):
+        run = measuring(pipe, plan, classifier, batch, folder)
+        about = _about(pipe, run)
+        _same_run(folder, about)
+        if why := run.run(pipe, ORIGINAL, tell):
+            raise MaceError(why)
+        tables = Tables(pipe, run, [*ways], metrics, against, about, command)
+        path = tables.write({})
+        whys: dict[Way, str] = {}
+        for way, why in _measured(pipe, run, [way for way in ways if way != ORIGINAL], classifier, engine, tell):
+            whys |= {way: why} if why else {}
+            path = tables.write(whys)
+        return path
+
+
+def measuring(pipe, plan: Plan, classifier, batch: int, folder: Path) -> Measuring:
+    """The run of a plan on a model; MaceError for a name that the classifier does not know."""
+    who = classifier_for(pipe) if classifier is None else plugged(classifier)
+    look = Looking(plan, who, classifier_for(pipe, "styles") if plan.kind == "style" else None)
+    look.check()
+    return Measuring(plan, Drawing(steps=plan.steps, batch=batch), look, folder)
+
+
+def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:
+    """Each row, when it is measured, and why it could not be."""
+    if engine is None:
+        for way in ways:
+            with explained():
+                yield way, run.run(pipe, way, tell)
+        return
+    source = pipe.__dict__.get("_macelib_source")
+    if source is None or not (classifier is None or isinstance(classifier, (str, Path))):
+        raise MaceError(
+            "An engine loads the model and the classifier in each of its processes: load the model with "
+            "macelib.load_pipeline, and name the classifier in text."
+        )
+    how = source, pipe.scheduler, denoiser(pipe).dtype, run.plan, classifier, run.drawing.batch, str(run.folder)
+    todo = {str(way): way for way in ways}
+    waiting = [Job(key, measure_elsewhere, (*how, way)) for key, way in todo.items() if run.seen(way) is None]
+    yield from ((way, None) for key, way in todo.items() if key not in {job.key for job in waiting})
+    for done, outcome in enumerate(engine.run(waiting), 1):
+        tell("methods", done, len(waiting), outcome.key)
+        yield todo[outcome.key], outcome.error or outcome.value
+
+
+def measure_elsewhere(
+    source: tuple[str, dict], scheduler, dtype, plan: Plan, classifier, batch: int, folder: str, way: Way
+) -> str | None:
+    """One row in a process of its own, into the folder; why it cannot be measured. MaceError: not the same model."""
+    model, options = source
+    device = options["device"] and str(options["device"]).split(":")[0]  # the process sees its own GPU
+    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
+    pipe.scheduler = scheduler
+    run = measuring(pipe, plan, classifier, batch, Path(folder))
+    _same_run(run.folder, _about(pipe, run))
+    with explained():
+        return run.run(pipe, way, lambda *_: None)
+
+
+def _about(pipe, run: Measuring) -> dict[str, Any]:
+    """What all pictures and counts of a run depend on, beside the methods."""
+    plan, about = run.plan, run.drawing.about(pipe) | made_with(pipe, [], run.look.classifier)
+    about |= {"task": plan.name, "title": plan.task.about.title, "profile": plan.profile, "batch": run.drawing.batch}
+    about |= {"templates": list(plan.templates), "seeds": list(plan.seeds), "told_to_keep": list(plan.told)}
+    about |= {"erasures": [[c.name for c in concepts] for concepts in plan.erasures]}
+    return json.loads(json.dumps(about | {"device": str(pipe.device.type)}, default=str))
+
+
+def _same_run(folder: Path, about: Mapping[str, Any]) -> None:
+    """MaceError where the folder holds another run, or what no comparison has written."""
+    path = folder / "run.json"
+    if not path.is_file():
+        if any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise MaceError(f"{folder} holds what no comparison has written: choose an empty folder.")
+        with atomic(path) as temporary:
+            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if other := [name for name in about if kept.get(name) != about[name]]:
+        raise MaceError(f"{folder} holds pictures of another run ({', '.join(other)} differ): choose another folder.")
