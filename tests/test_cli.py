@@ -51,8 +51,11 @@ def mace(capsys, *arguments):
 
 @pytest.mark.parametrize(
     "command",
-    ["erase", "plan", "generate", "evaluate", "study", "attack", "export", "info", "bench", "concepts", "notebooks"],
-)
+    [
+        "erase", "plan", "generate", "evaluate", "study", "compare", "report", "attack", "export", "info", "bench",
+        "concepts", "notebooks",
+    ],
+)  # fmt: skip
 def test_help_has_examples(command):
     result = CliRunner().invoke(cli.app, [command, "--help"])
     assert result.exit_code == 0 and "Examples" in result.output and f"mace {command}" in result.output

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Way:
 
     method: str
     settings: str  # "published" or "tuned"; "" of the original model
-    values: Mapping[str, Any] | None = None  # fields of its settings; None: as published
+    values: Mapping[str, Any] | None = field(default=None, hash=False)  # fields of its settings; None: as published
 
     def __str__(self) -> str:
         return f"{self.method} ({self.settings})" if self.settings else self.method
@@ -137,13 +137,7 @@ def find(name: str, worlds: Sequence[str] = WORLDS, folder: str | Path | None = 
                 found.concepts(count)
                 return found, count
     shown = {spelt.partition("-")[2] if spelt.startswith(WORLDS[0]) else spelt for spelt in known}
-    shown |= {f"{spelt}-{n}" for spelt in shown for n in _counts(spelt, folder)}
     raise unknown("task", name, sorted(shown), 0.4, OWN)
-
-
-def _counts(spelt: str, folder) -> Sequence[int]:
-    known = tasks(folder)
-    return task(spelt if spelt in known else f"{WORLDS[0]}-{spelt}", folder).counts
 
 
 def planned(

@@ -15,7 +15,7 @@ from ..files import atomic, data_folder, into_marks
 from .rows import COMBINE, DIFFERENCE
 
 SHOWN = ("Acc_e", "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
-MARKED = re.compile(r"<!-- (results|study) ([\w-]+) -->\n(.*?)\n<!-- end of \1 \2 -->", re.DOTALL)
+MARKED = re.compile(r"<!-- (results|study) ([\w-]+) -->\n(.*?)\n?<!-- end of \1 \2 -->", re.DOTALL)
 
 
 def markdown(whole: Mapping[str, Any]) -> str:
@@ -77,7 +77,7 @@ def _how(whole: Mapping[str, Any]) -> str:
     about, pictures = whole["environment"], max((row["n"] for row in whole["rows"]), default=0)
     parts = [f"Profile {about['profile']}: {pictures:,} pictures a row"] if "profile" in about else []
     if "steps" in about:
-        parts.append(f"{about['steps']} steps at guidance {about['guidance']:g}")
+        parts.append(f"{about['steps']} steps at {record.guidance(about)}")
     if "judge" in about:
         parts.append(f"judged by {about['judge']['name']}")
     says = "; ".join(parts) + "." if parts else f"By {whole['command']}."

@@ -42,7 +42,7 @@ def words_around(pipe, names: Mapping[str, str]) -> Iterator[None]:
         e = kwargs["encoder_hidden_states"].clone()  # (n or 2 n, T, d), the conditional half last
         for row, prompt in enumerate(current, len(e) - len(current)):
             own, eos = places[prompt]
-            e[row, own] = e[row, eos]
+            e[row, own] = e[row, eos].clone()
         return args, kwargs | {"encoder_hidden_states": e}
 
     pipe.encode_prompt = encode_prompt

@@ -56,14 +56,14 @@ def markdown(place: str | Path) -> str:
         lines.append([what, model, *(f"{row.value:.1f}" for row in rows), interval])
     how = (
         f"{int(metrics.images.max()):,} pictures in {settings['steps']} steps"
-        f" ({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}, {settings['classifier']}'s top-1"
+        f" ({settings.get('autocast') or 'fp32'}) at {guidance(settings)}, {settings['classifier']}'s top-1"
         f" among {'all that it knows' if settings['among'] == 'known' else 'the classes'}."
     )
     how += f" Erased with {settings['preset']}." if "preset" in settings else ""
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])
 
 
-def _guidance(settings: dict) -> str:
+def guidance(settings: dict) -> str:
     return "the model's own guidance" if settings["guidance"] is None else f"guidance {settings['guidance']:g}"
 
 
@@ -76,7 +76,7 @@ def _pairs(metrics: pd.DataFrame, settings: dict) -> str:
         lines.append(f"| {erasure} | {order} | {seen} | {lost} | {of.loc['seen'].pictures} |")
     how = (
         f"{len(settings['companions'])} companions, {len(settings['seeds'])} seeds, {settings['steps']} steps "
-        f"({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}; counted where the original "
+        f"({settings.get('autocast') or 'fp32'}) at {guidance(settings)}; counted where the original "
         f"shows both, {settings['classifier']}'s top-1 of each half. Erased with {settings['preset']}."
     )
     return "\n".join([*lines, "", how])
@@ -94,7 +94,7 @@ def _keeping(metrics: pd.DataFrame, settings: dict) -> str:
         lines.append(f"| {row.erased} | {row.kept} | {row.value:.1f} | {change} | {ends} |")
     how = (
         f"{len(settings['names'])} names that were not mentioned, {len(settings['seeds'])} seeds, {settings['steps']} "
-        f"steps ({settings.get('autocast') or 'fp32'}) at {_guidance(settings)}; paired differences."
+        f"steps ({settings.get('autocast') or 'fp32'}) at {guidance(settings)}; paired differences."
     )
     return "\n".join([*lines, "", how])
 

@@ -1,0 +1,535 @@
+"""Comparisons on a tiny pipeline: what is drawn, counted and kept, gone on from after a kill, and what is refused."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_cli import mace
+from test_evaluate import ByPixel
+from tiny_data import tiny_clip, tiny_judge
+
+from macelib import MaceError, evaluate
+from macelib.baselines import build, methods, register
+from macelib.baselines.registry import _METHODS, Settings
+from macelib.compare import compare, find, metric_names, plan, planned, tuned_settings, ways
+from macelib.compare.counts import CLASSES, Cells, Counts, relation
+from macelib.compare.measure import Looking
+from macelib.compare.plan import ORIGINAL, Way, settings_kind
+from macelib.compare.rows import Number, numbers, resampling
+from macelib.evaluate import metrics, pictures, results
+from macelib.evaluate.tasks import read_task, task
+from macelib.files import hash_text
+from macelib.models.swap import applied_edit
+from macelib.models.tiny import tiny_pipeline
+
+NAMES = {"ship": "vessel", "frog": "amphibian", "horse": "steed", "cat": "kitty"}
+ROWS = {
+    name: {"name": name, "anchor": "sea", "super": "a thing", "group": "water" if name in ("ship", "frog") else "land",
+           "synonyms": [other]}
+    for name, other in NAMES.items()
+}  # fmt: skip
+ALONE = {"title": "Alone", "model": "sd", "metric": "H_o", "erase": "one by one", "templates": ["a photo of the {}"],
+         "erased": [ROWS["ship"], ROWS["frog"], ROWS["horse"]]}  # fmt: skip
+MANY = {**ALONE, "metric": "H_c", "erase": "together", "templates": ["a {}", "a big {}"], "kept": [ROWS["cat"]],
+        "erased": [ROWS["ship"], ROWS["frog"]]}  # fmt: skip
+TWO = {**MANY, "erase": "one by one", "kept": [ROWS["horse"], ROWS["cat"]],
+       "templates": ["a {} by the {other}", "a {other} by the {}"]}  # fmt: skip
+STYLES = {**MANY, "metric": "H_a", "kind": "style", "erased": [ROWS["ship"]], "kept": [ROWS["cat"]]}
+KNOWN = [f"concept:{name}" for name in [*NAMES, "sea", "grass"]] + ["style:ship", "style:cat"]
+METHODS = ["uce", "semantic-surgery"]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline("sd")
+
+
+class Judge(ByPixel):
+    """Names a picture after its pixels, and has a list of all that it knows."""
+
+    concepts, styles = [*NAMES, "sea", "grass"], ["ship", "cat", "noto"]
+
+    def top1(self, images, among=None, kind="concept"):
+        return super().top1(images, among or (self.styles if kind == "style" else self.concepts), kind)
+
+    def check(self, names, kind="concept"):
+        evaluate.Judge.check(self, names, kind)
+
+
+def pictured(pipe, prompts, seeds, *args, **kw):
+    """Pictures that depend on prompt, seed and what is applied, and take no time."""
+    edit = applied_edit(pipe)
+    texts = [hash_text(p, s, "" if edit is None else edit.key) for p, s in zip(prompts, seeds, strict=True)]
+    return [Image.frombytes("RGB", (4, 5), text.encode()[:60]) for text in texts]
+
+
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """Little is drawn, and every (prompt, seed) of it is counted; "stop": after how many the process is killed."""
+    monkeypatch.setitem(plan.PROFILES, "quick", plan.Profile("quick", steps=1, images=3, templates=2, seeds=2, pairs=2))
+    seen = {"jobs": [], "stop": None}
+
+    def counted(pipe, prompts, seeds, *args, **kw):
+        if seen["stop"] is not None and len(seen["jobs"]) >= seen["stop"]:
+            raise KeyboardInterrupt
+        seen["jobs"] += zip(prompts, seeds, strict=True)
+        return pictured(pipe, prompts, seeds)
+
+    monkeypatch.setattr(pictures, "generate", counted)
+    return seen
+
+
+def planned_of(values, tmp_path, **options):
+    path = tmp_path / "pets.yaml"
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return planned(read_task(path), **options)
+
+
+def run(pipe, found, folder, names=METHODS, **options):
+    tuned = options.pop("tuned", {})
+    options = {"classifier": Judge(), "batch": 4, "command": "mace compare"} | options
+    return results.read(compare(pipe, found, ways(names, found, tuned), folder, **options))
+
+
+def numbers_of(whole, method, settings="published"):
+    return {r["metric"]: r["mean"] for r in whole["rows"] if (r["method"], r["settings"]) == (method, settings)}
+
+
+def untimed(whole):
+    """A file without what depends on how fast and full the machine is."""
+    rows = [r for r in whole["rows"] if not r["metric"].startswith(("time", "peak memory"))]
+    return whole | {"rows": rows}
+
+
+# --- what is drawn and counted ------------------------------------------------------------------------------------
+
+
+def test_every_picture_is_drawn_once_for_a_method_and_shared_between_measures(pipe, tmp_path, drawn):
+    found = planned_of(ALONE, tmp_path)
+    whole = run(pipe, found, tmp_path / "out")
+    words = {name: (name, *row["synonyms"]) for name, row in ROWS.items()}
+    each = [w for name in ("ship", "frog", "horse") for w in words[name]]
+    one = {name: [*words[name], *(other for other in ("ship", "frog", "horse") if other != name)] for name in words}
+    expected = Counter()
+    for word in each:  # the original: every word once
+        expected += Counter({(f"a photo of the {word}", seed): 1 for seed in range(3)})
+    for name in ("ship", "frog", "horse"):  # and each method: its own words, synonyms, the others
+        for word in one[name]:
+            expected += Counter({(f"a photo of the {word}", seed): len(METHODS) for seed in range(3)})
+        expected += Counter({(f"a photo of the {name}", seed): 1 + len(METHODS) for seed in range(3)})  # residual
+    assert Counter(drawn["jobs"]) == expected
+    count = len(drawn["jobs"])
+    assert run(pipe, found, tmp_path / "out") == whole and len(drawn["jobs"]) == count
+    more = run(pipe, found, tmp_path / "out", [*METHODS, "negative-prompt"])
+    assert len(drawn["jobs"]) == count + sum(3 * (len(one[name]) + 1) for name in ("ship", "frog", "horse"))
+    assert numbers_of(more, "uce") == numbers_of(whole, "uce")
+
+
+def test_accuracies_are_those_of_the_protocol(pipe, tmp_path):
+    found, look = planned_of(ALONE, tmp_path), Judge()
+    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    edits = [build(pipe, concepts, "uce", kept=found.told) for concepts in found.erasures]
+    classes = ["ship", "frog", "horse"]
+    for among, mark in (("known", ""), ("classes", CLASSES)):
+        result = evaluate.objects(
+            pipe, edits, classifier=look, classes=classes, images=3, among=among, steps=1
+        )  # fmt: skip
+        for method, model in (("original", "original"), ("uce", "erased")):
+            numbers = numbers_of(whole, method, "published" if method == "uce" else "")
+            for metric in ("Acc_e", "Acc_s", "Acc_g", "H_o"):
+                value = result.value(metric, "mean of 3", model)
+                assert numbers[metric + mark] == pytest.approx(value, abs=1e-3), (metric, mark)
+            if not mark:
+                assert numbers["Acc_a"] == pytest.approx(result.value("Acc_a", "mean of 3", model), abs=1e-3)
+
+
+def test_many_together_are_counted_as_by_the_protocol_and_clip_chooses_among_the_names(pipe, tmp_path):
+    found, look = planned_of(MANY, tmp_path, seeds=3), ByPixel()
+    whole = run(pipe, found, tmp_path / "out", ["uce"], classifier=look)
+    edit = build(pipe, found.erasures[0], "uce", kept=["cat"])
+    assert list(found.rows) == ["cat", "ship", "frog"]  # what is chosen among; the protocol's order is another
+    order = ["cat", "ship", "frog", "sea"]
+    look.top1 = lambda images, among=None: ByPixel().top1(images, sorted(among, key=order.index))
+    options = {"classifier": look, "templates": found.templates, "seeds": range(3), "steps": 1}
+    result = evaluate.characters(pipe, edit, ["cat"], **options)
+    for method, model in (("original", "original"), ("uce", "erased")):
+        found_numbers = numbers_of(whole, method, "published" if method == "uce" else "")
+        for metric in ("Acc_e", "Acc_s", "H_c"):
+            assert found_numbers[metric] == pytest.approx(result.value(metric, model=model), abs=1e-3), metric
+    assert not any(CLASSES in r["metric"] for r in whole["rows"])
+    whys = {r["metric"]: r["why"] for r in whole["not_measured"] if r["method"] == "uce (published)"}
+    assert "no list of its own" in whys[f"H_c{CLASSES}"] and "no kept name" in whys["Acc_s same group"]
+
+
+def test_styles_have_clip_scores_and_the_judge_s_styles(pipe, tmp_path, monkeypatch):
+    clip = evaluate.ClipClassifier(*tiny_clip())
+    monkeypatch.setattr("macelib.compare.run.classifier_for", lambda pipe, kind="objects": clip)
+    found = planned_of(STYLES, tmp_path, seeds=3)
+    whole, look = run(pipe, found, tmp_path / "out", ["uce"]), Judge()
+    of = numbers_of(whole, "original", "")
+    for metric, name in (("CLIP_e", "ship"), ("CLIP_s", "cat")):
+        jobs = [(t.format(name), seed) for t in found.templates for seed in range(3)]
+        images = pictured(pipe, *zip(*jobs, strict=True))
+        assert of[metric] == pytest.approx(np.mean(clip.score(images, [p for p, _ in jobs])), abs=1e-2)
+        seen = [style == name for style in look.top1(images, kind="style")]
+        assert of["Acc_e" if name == "ship" else "Acc_s"] == pytest.approx(100 * np.mean(seen), abs=1e-3)
+    assert of["H_a"] == pytest.approx(of["CLIP_s"] - of["CLIP_e"], abs=1e-3)
+    assert {r["unit"] for r in whole["rows"] if r["metric"] in ("H_a", "CLIP_e")} == {"points"}
+
+
+def test_two_things_count_where_the_original_shows_both(tmp_path, pipe):
+    """By hand, from what is seen: the counts need no pictures."""
+    from macelib.compare.counts import counts
+
+    found = planned_of(TWO, tmp_path)
+    jobs = [found.two(i) for i in range(2)]
+    before = [{"drawn": {p[-2:]: {"left": p[0], "right": p[1]} for p in some}} for some in jobs]
+    for (*_, prompt, seed), some in zip([jobs[0][0], jobs[1][3]], before, strict=True):
+        some["drawn"][prompt, seed]["right"] = "sea"  # these two are not counted
+    now = [{"drawn": {p[-2:]: {"left": p[1], "right": p[1]} for p in some}} for some in jobs]
+    *_, prompt, seed = jobs[0][1]
+    now[0]["drawn"][prompt, seed] = {"left": "sea", "right": "ship"}
+    run_ = type("Run", (), {"plan": found})
+    sums = counts(run_, now, before, None)
+    of = numbers(found, sums, resampling(sums, 2))
+    total = sum(map(len, jobs)) - 2
+    assert of["Acc_e"].value == pytest.approx(1 / total) and of["Acc_e"].n == total
+    assert of["Acc_s"].value == pytest.approx(1 - 1 / total)
+    assert of["H_c"].value == pytest.approx(metrics.h_c(1 / total, 1 - 1 / total))
+    assert of["Acc_e erased first"].n + of["Acc_e companion first"].n == total
+    blind = [{"drawn": {job: {"left": "sea", "right": "sea"} for job in some["drawn"]}} for some in before]
+    assert numbers(found, counts(run_, now, blind, None), None) == {}
+
+
+def test_two_things_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
+    whole = run(pipe, planned_of(TWO, tmp_path), tmp_path / "out", ["uce"])
+    whys = {r["metric"]: r["why"] for r in whole["not_measured"] if r["method"] == "original"}
+    measured = {r["metric"] for r in whole["rows"]}
+    assert "Acc_e" in measured or "shows no such pair" in whys["Acc_e"]
+    assert "Acc_a" not in measured and "Acc_g" not in measured
+
+
+def test_relations_of_names():
+    found = planned(task("mini-shared-words"))
+    assert [c.name for c in found.erasures[0]] == ["cat"]
+    bear = next(i for i, concepts in enumerate(found.erasures) if concepts[0].name == "bear")
+    assert relation(found, bear, "polar bear") == "shares a word"
+    objects = planned(task("mini-objects"))
+    assert relation(objects, 0, "ship") == "same group" and relation(objects, 0, "frog") == "unrelated"
+
+
+# --- intervals ----------------------------------------------------------------------------------------------------
+
+
+def cells(which, values):
+    return Cells(which, np.asarray(values, float), np.ones_like(values, dtype=float))
+
+
+def test_intervals_against_plain_resampling():
+    rng = np.random.default_rng(3)
+    erased, kept = (rng.random((12, 6)) < 0.3).astype(float), (rng.random((9, 6)) < 0.8).astype(float)
+    sums = Counts({"Acc_e": cells(0, erased), "Acc_s": cells(1, kept)}, (12, 9), False)
+    found = planned(task("mini-characters"), 1)
+    of = numbers(found, sums, resampling(sums, 6))
+    plain = []
+    for _ in range(4000):
+        seeds = rng.integers(6, size=6)
+        e, s = erased[rng.integers(12, size=12)][:, seeds].mean(), kept[rng.integers(9, size=9)][:, seeds].mean()
+        plain.append((e, s, metrics.h_c(e, s)))
+    for metric, sample in zip(("Acc_e", "Acc_s", "H_c"), np.array(plain).T, strict=True):
+        assert np.allclose(of[metric].interval, metrics.interval(sample), atol=0.02), metric
+    assert of["H_c"].value == pytest.approx(metrics.h_c(erased.mean(), kept.mean()))
+
+
+def test_the_mean_of_erasures_is_resampled_with_them():
+    rng = np.random.default_rng(4)
+    parts = [(rng.random((10, 5)) < p).astype(float) for p in (0.2, 0.9, 0.4)]
+    sums = Counts({m: cells(0, p) for m, p in zip(("Acc_e", "Acc_s", "Acc_g"), parts, strict=True)}, (10,), True)
+    taken = resampling(sums, 5)
+    of = numbers(planned(task("mini-objects")), sums, taken)["H_o"]
+    assert of.value == pytest.approx(np.mean([metrics.h_o(*(p[i].mean() for p in parts)) for i in range(10)]))
+    for t in range(0, 2000, 400):  # one resample at a time, by loops
+        own = [metrics.h_o(*(float(taken.draws[t] @ p[i]) for p in parts)) for i in range(10)]
+        assert of.sample[t] == pytest.approx(float(taken.concepts[0][t] @ own))
+
+
+def test_nothing_that_varies_has_wilson_s_interval():
+    sums = Counts({"Acc_e": cells(0, np.zeros((10, 2))), "Acc_s": cells(1, np.ones((5, 2)))}, (10, 5), False)
+    of = numbers(planned(task("mini-characters"), 1), sums, resampling(sums, 2))
+    assert of["Acc_e"].interval == pytest.approx(metrics.wilson(0, 20))
+    low, high = of["H_c"].interval
+    assert high == 1 and low == pytest.approx(metrics.h_c(metrics.wilson(0, 20)[1], metrics.wilson(10, 10)[0]))
+    same = of["H_c"].minus(of["H_c"])
+    assert same.value == 0 and same.interval[0] == pytest.approx(low - 1) and same.interval[1] == pytest.approx(1 - low)
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(5)
+    hard = (rng.random((40, 3)) < np.linspace(0, 1, 40)[:, None]).astype(float)
+    better = np.maximum(hard, rng.random((40, 3)) < 0.2)
+    taken = resampling(Counts({}, (40,), False), 3)
+    one, two = (
+        numbers(planned(task("mini-characters"), 1), Counts({"Acc_e": cells(0, v)}, (40,), False), taken)["Acc_e"]
+        for v in (hard, better)
+    )
+    paired, loose = two.minus(one).interval, [two.interval[0] - one.interval[1], two.interval[1] - one.interval[0]]
+    assert two.minus(one).value == pytest.approx(better.mean() - hard.mean())
+    assert np.ptp(paired) < 0.5 * np.ptp(loose) and paired[0] > 0
+    alone = Number(0.5, None, (0.2, 0.8), 4, 1)
+    assert alone.minus(Number(0.4, None, (0.4, 0.4), 4, 1)).interval == pytest.approx((-0.2, 0.4))
+
+
+def test_rows_hold_together(pipe, tmp_path):
+    whole = run(pipe, planned_of(ALONE, tmp_path), tmp_path / "out", metrics=None)
+    results.check(whole, "here")
+    rows = whole["rows"]
+    assert all(r["low"] <= r["mean"] <= r["high"] and r["profile"] == "quick" and r["n/d"] == 1 / 32 for r in rows)
+    assert [r["method"] for r in rows] == sorted((r["method"] for r in rows), key=["original", *METHODS].index)
+    by = {(r["method"], r["metric"]): r for r in rows}
+    assert by["uce", "Acc_e"]["n"] == 9 and by["uce", "Acc_s"]["n"] == 18 and by["uce", "H_o"]["n"] == 36
+    assert by["uce", "Acc_s same group"]["n"] == 6 and by["uce", "Acc_s unrelated"]["n"] == 12
+    assert by["uce", "H_o difference"]["against"] == "uce (published)" if ("uce", "H_o difference") in by else True
+    difference = by["semantic-surgery", "H_o difference"]
+    expected = by["semantic-surgery", "H_o"]["mean"] - by["uce", "H_o"]["mean"]
+    assert difference["against"] == "uce (published)" and difference["mean"] == pytest.approx(expected, abs=1e-3)
+    assert by["uce", "time, s"]["n"] == 3 and by["uce", "peak memory, MB"]["low"] > 0
+    assert ("original", "time, s") not in by
+    missing = {(r["method"], r["metric"]) for r in whole["not_measured"]}
+    assert ("original", "time, s") in missing and ("uce (published)", "rank of what is kept") in missing
+    settings = whole["environment"]["settings"]
+    assert settings["uce (published)"]["lambda_"] == 0.5 and whole["environment"]["task"] == "pets"
+    told = run(pipe, planned_of(MANY, tmp_path), tmp_path / "many", ["uce"])
+    rank = next(r for r in told["rows"] if r["metric"] == "rank of what is kept")
+    assert rank["mean"] == 1 and rank["n/d"] == 2 / 32
+
+
+def test_one_seed_has_no_interval_over_seeds_and_says_so(pipe, tmp_path):
+    whole = run(pipe, planned_of(ALONE, tmp_path, seeds=1), tmp_path / "out", ["uce"])
+    assert {r["profile"] for r in whole["rows"]} == {"quick, 1 seed"}
+    assert {r["over"] for r in whole["rows"] if r["metric"] == "Acc_s"} <= {"concepts", "pictures, Wilson"}
+    assert any(r["metric"] == "interval over seeds" and "one seed" in r["why"] for r in whole["not_measured"])
+
+
+# --- a run is gone on with ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stop", [5, 60])
+def test_killed_at_any_moment_and_run_again_gives_the_same_tables(pipe, tmp_path, drawn, stop):
+    found = planned_of(ALONE, tmp_path)
+    whole = run(pipe, found, tmp_path / "whole")
+    count = len(drawn["jobs"])
+    drawn.update(jobs=[], stop=stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, found, tmp_path / "out")
+    before = len(drawn["jobs"])
+    drawn["stop"] = None
+    again = run(pipe, found, tmp_path / "out")
+    assert untimed(again) == untimed(whole) and 0 < before < count == len(drawn["jobs"])
+
+
+def test_what_is_damaged_is_looked_at_anew_without_drawing(pipe, tmp_path, drawn):
+    found = planned_of(MANY, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    count = len(drawn["jobs"])
+    (tmp_path / "out" / "seen" / "uce-published-000.json").write_text('{"key"')
+    assert untimed(run(pipe, found, tmp_path / "out", ["uce"])) == untimed(whole) and len(drawn["jobs"]) == count
+
+
+def test_tuned_settings_are_a_second_row_and_are_measured_anew_when_they_change(pipe, tmp_path, drawn):
+    found = planned_of(MANY, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", ["uce"], tuned={"uce": {"lambda_": 5.0}})
+    assert [(r["method"], r["settings"]) for r in whole["rows"] if r["metric"] == "Acc_e"] == [
+        ("original", ""), ("uce", "published"), ("uce", "tuned")
+    ]  # fmt: skip
+    values = whole["environment"]["settings"]
+    assert (values["uce (published)"]["lambda_"], values["uce (tuned)"]["lambda_"]) == (0.5, 5.0)
+    count = len(drawn["jobs"])
+    run(pipe, found, tmp_path / "out", ["uce"], tuned={"uce": {"lambda_": 0.01}})
+    assert len(drawn["jobs"]) == count * 4 // 3  # one row of three
+
+
+def test_a_method_that_refuses_is_not_measured_and_the_others_are(pipe, tmp_path):
+    @register("refuses", Settings)
+    def refuses(request, settings):
+        raise MaceError("It does not do that.")
+
+    try:
+        whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["refuses", "uce"])
+    finally:
+        del _METHODS["refuses"]
+    row = {"method": "refuses (published)", "metric": "all", "why": "It does not do that."}
+    assert row in whole["not_measured"] and {r["method"] for r in whole["rows"]} == {"original", "uce"}
+
+
+def test_a_training_that_was_done_is_kept(pipe, tmp_path, drawn):
+    built, found = [], planned_of(MANY, tmp_path)
+
+    @register("slow", Settings, trains=True)
+    def slow(request, settings):
+        built.append(1)
+        return _METHODS["original"].make(request, settings)
+
+    try:
+        drawn["stop"] = 20  # the original and a part of the method
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, found, tmp_path / "out", ["slow"])
+        drawn["stop"] = None
+        whole = run(pipe, found, tmp_path / "out", ["slow"])
+        quick, recorded = (ways(None, dataclasses.replace(found, profile=name), {}) for name in ("quick", "recorded"))
+        assert Way("slow", "published") not in quick and Way("slow", "published") in recorded
+    finally:
+        del _METHODS["slow"]
+    assert built == [1] and {r["training_seeds"] for r in whole["rows"] if r["method"] == "slow"} == {1}
+
+
+def test_another_run_s_folder_is_refused(pipe, tmp_path):
+    found = planned_of(MANY, tmp_path)
+    run(pipe, found, tmp_path / "out", [])
+    with pytest.raises(MaceError, match=r"pictures of another run .*seeds differ"):
+        run(pipe, planned_of(MANY, tmp_path, seeds=1), tmp_path / "out", [])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(MaceError, match="holds what no comparison has written"):
+        run(pipe, found, tmp_path / "other", [])
+
+
+@pytest.mark.slow
+def test_an_engine_measures_rows_in_processes_of_their_own(tmp_path):
+    from macelib import load_pipeline
+    from macelib.batch import make_engine
+
+    tiny_pipeline("sd").save_pretrained(tmp_path / "model")
+    tiny_judge(KNOWN).save_pretrained(tmp_path / "judge")
+    pipe, found = load_pipeline(str(tmp_path / "model"), device="cpu"), planned_of(MANY, tmp_path, profile="quick")
+    options = {"classifier": str(tmp_path / "judge")}
+    here = run(pipe, found, tmp_path / "here", METHODS, **options)
+    there = run(pipe, found, tmp_path / "there", METHODS, engine=make_engine("local", jobs=1, threads=1), **options)
+    assert untimed(here) == untimed(there)
+    with pytest.raises(MaceError, match="name the classifier in text"):
+        run(pipe, found, tmp_path / "objects", ["uce"], engine=make_engine("local"))
+
+
+# --- the plan and the command -------------------------------------------------------------------------------------
+
+
+def test_profiles_say_how_much_is_drawn():
+    characters, objects = task("mini-characters"), task("mini-objects")
+    recorded = planned(characters, 100, "recorded")
+    assert (len(recorded.templates), len(recorded.seeds), recorded.steps, recorded.name) == (2, 3, 8, "characters-100")
+    assert len(recorded.erasures) == 1 and len(recorded.erasures[0]) == len(recorded.told) == 100
+    ten = planned(objects, None, "recorded")
+    assert (len(ten.erasures), len(ten.seeds), ten.steps, ten.told) == (10, 20, 8, ())
+    paper = planned(characters, 30, "paper")
+    assert (len(paper.templates), len(paper.seeds), paper.steps) == (5, 5, 25)
+    assert len(planned(task("mini-two-things"), None, "recorded").templates) == 2
+
+
+def test_tasks_by_the_names_that_people_write():
+    sd, mini = ("sd", "mini"), ("mini", "sd")
+    for name, worlds, expected in [
+        ("objects", mini, ("mini-objects", None)), ("objects", sd, ("sd-objects", None)),
+        ("characters-1", mini, ("mini-characters", 1)), ("characters-1", sd, ("sd-celebrities-1", None)),
+        ("characters-10", sd, ("sd-celebrities", 10)), ("two-things", sd, ("mini-two-things", None)),
+    ]:  # fmt: skip
+        found, count = find(name, worlds)
+        assert (found.name, count) == expected
+    kinds = {"characters": "celebrity", "unsafe": "unsafe", "styles": "style", "objects": "object"}
+    assert {name: settings_kind(find(name)[0]) for name in kinds} == kinds
+    for name, text in [("object", "near it: objects"), ("characters-31", "it erases 1, 5"), ("zzz", "two-things")]:
+        with pytest.raises(MaceError, match=text):
+            find(name)
+
+
+def test_rows_of_methods():
+    found = planned(task("mini-objects"))
+    quick, every = ways(None, found, {}), ways(None, planned(task("mini-objects"), None, "paper"), {})
+    assert quick[0] == every[0] == ORIGINAL and {way.method for way in every} == set(methods())
+    assert not {"mace", "esd-x"} & {way.method for way in quick} and "mace-stage-1" in {way.method for way in quick}
+    chosen = ways(["oce", "uce", "original"], found, {"uce": {"beta": 2.0}})
+    assert list(map(str, chosen)) == ["original", "oce (published)", "uce (published)", "uce (tuned)"]
+
+
+def test_tuned_settings_are_read_and_refused(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    assert tuned_settings("object", path) == {}
+    path.write_text("uce: {celebrity: {lambda_: 5.0}, object: {beta: 0.1}}\ndp: {celebrity: {k: 16}}\n")
+    assert tuned_settings("celebrity", path) == {"uce": {"lambda_": 5.0}, "dp": {"k": 16}}
+    assert tuned_settings("style", path) == {}
+    for text, said in [
+        ("uec: {object: {}}", "no method 'uec'; near it: uce"), ("uce: {objects: {}}", "near it: object"),
+        ("uce: {object: {lambda: 1}}", "no setting of uce 'lambda'; near it: lambda_"), ("uce: 3", "must map methods"),
+    ]:  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(MaceError, match=said):
+            tuned_settings("object", path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline("sd").save_pretrained(folder / "tiny")
+    tiny_judge(KNOWN).save_pretrained(folder / "judge")
+    (folder / "pets.yaml").write_text(yaml.safe_dump(MANY), encoding="utf-8")
+    return folder
+
+
+def test_the_command_writes_the_table_and_shows_it(model, tmp_path, capsys):
+    common = ["--model", model / "tiny", "--classifier", model / "judge", "--device", "cpu", "--out", tmp_path / "out"]
+    code, said, errors = mace(capsys, "compare", "--task", model / "pets.yaml", "--methods", "uce, dp", *common)
+    assert code == 0, errors
+    whole = results.read(tmp_path / "out" / "pets.json")
+    assert whole["command"].startswith("mace compare --task") and {r["method"] for r in whole["rows"]} >= {"uce", "dp"}
+    assert "| uce | published |" in said and "not measured" in errors
+    some = ["--metrics", "Acc_e,H_c", "--methods", "uce"]
+    assert mace(capsys, "compare", "-t", model / "pets.yaml", *some, *common)[0] == 0
+    assert {r["metric"] for r in results.read(tmp_path / "out" / "pets.json")["rows"]} == {"Acc_e", "H_c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--methods", "uec"], "no method 'uec'; near it: uce"),
+        (["--methods", ","], "The list is empty"),
+        (["--profile", "fast"], "no profile 'fast'; there are quick, recorded, paper"),
+        (["--task", "objekts"], "no task 'objekts'; near it: objects"),
+        (["--only", "shipp"], "no concept in pets 'shipp'; near it: ship"),
+        (["--engine", "cloud"], "choose from local, ray"),
+        (["--jobs", "2"], "--jobs belongs to an engine"),
+        (["--record", "--only", "ship"], "A part of a task is not recorded"),
+        (["--task", "sd-explicit"], "macelib[explicit]"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(model, tmp_path, capsys, options, words):
+    given = ["--task", model / "pets.yaml", "--model", "nowhere", "--out", tmp_path / "out", *options]
+    code, _, said = mace(capsys, "compare", *given)
+    assert code == 1 and words in said and not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_known_are_refused_before_anything_is_drawn(pipe, tmp_path, drawn):
+    found = planned_of({**MANY, "kept": [ROWS["cat"] | {"name": "zebra"}]}, tmp_path)
+    with pytest.raises(MaceError, match="knows no concept 'zebra'"):
+        run(pipe, found, tmp_path / "out")
+    with pytest.raises(MaceError, match="no metric 'Acc_x'; near it: Acc_"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", metrics=["Acc_x"])
+    with pytest.raises(MaceError, match="among those that are measured 'mace'; near it: uce"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["uce"], against="mace")
+    with pytest.raises(MaceError, match=r"nudenet is needed here .*macelib\[explicit\]"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", classifier="nudenet")
+    with pytest.raises(MaceError, match="0 seeds"):
+        planned_of(MANY, tmp_path, seeds=0)
+    assert not drawn["jobs"] and "H_c difference" in metric_names(planned_of(MANY, tmp_path))
+
+
+def test_what_is_looked_for(pipe, tmp_path):
+    jobs, look = [("a ship", 0), ("a ship", 1)], Judge()
+    images = pictured(pipe, *zip(*jobs, strict=True))
+    seen = Looking(planned_of(MANY, tmp_path), look)(images, jobs)
+    assert [s["known"] for s in seen] == look.top1(images)
+    assert [s["classes"] for s in seen] == look.top1(images, ["cat", "ship", "frog"])
+    assert json.loads(json.dumps(seen)) == seen
+    wider = Looking(planned_of(MANY, tmp_path), ByPixel())(images, jobs)
+    assert [s["wider"] for s in wider] == ByPixel().top1(images, ["cat", "ship", "frog", "sea", "a thing"])

@@ -1,0 +1,146 @@
+"""Recorded results: what a file must hold, the tables that pages show, and where README and records disagree."""
+
+import json
+
+import pytest
+from test_attacks_table import row as attack_row
+from test_cli import mace
+
+from macelib.attacks import Result
+from macelib.compare import report
+from macelib.errors import MaceError
+from macelib.evaluate import record, results
+from macelib.evaluate.attacked import write_table
+from macelib.files import data_folder
+
+
+def line(method, settings, metric, mean, half=1.0, **beside):
+    about = {"task": "objects", "method": method, "settings": settings, "profile": "quick", "metric": metric}
+    return about | {"mean": mean, "low": mean - half, "high": mean + half, "n": 50, "unit": "%"} | beside
+
+
+ROWS = [
+    line("original", "", "Acc_e", 98.0), line("original", "", "H_o", 3.0),
+    line("uce", "published", "Acc_e", 12.34), line("uce", "published", "H_o", 80.0, n=1650),
+    line("uce", "published", "H_o difference", -4.25, unit="points", against="mace (tuned)"),
+    line("uce", "published", "time, s", 2.5, unit="s"),
+    line("mace", "tuned", "Acc_e", 2.0), line("mace", "tuned", "H_o", 84.25),
+]  # fmt: skip
+ABOUT = {"profile": "quick", "steps": 8, "guidance": 7.5, "judge": {"name": "mini-judge"}}
+MISSING = [{"method": "speed (published)", "metric": "all", "why": "It refuses."}]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A checkout of its own: data, and a README with a place for one task."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "studies").symlink_to(data_folder() / "studies")
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path / "data"))
+    places = "".join(f"<!-- {m} -->\n<!-- end of {m} -->\n" for m in ("results objects", "study pairs"))
+    (tmp_path / "README.md").write_text(f"Before.\n{places}![x](data/readme/results-objects.png)\nAfter.\n")
+    return tmp_path
+
+
+def write(name="objects", rows=ROWS):
+    return results.write(results.place(name), "mace compare --task objects", ABOUT, rows, MISSING)
+
+
+def test_the_readme_shows_what_is_recorded():
+    assert report.disagreements() == [], "mace report"
+
+
+def test_tables_by_method_with_intervals():
+    head, _, *lines, _, how = report.markdown(
+        {"command": "c", "environment": ABOUT, "rows": ROWS, "not_measured": MISSING}
+    ).splitlines()
+    assert head == "| Method | Settings | Acc_e | H_o | 95 % of H_o | less mace (tuned)'s | Time, s |"
+    assert lines == [
+        "| original |  | 98.0 | 3.0 | 2.0 to 4.0 |  |  |",
+        "| uce | published | 12.3 | 80.0 | 79.0 to 81.0 | -4.2 (-5.2 to -3.2) | 2.5 |",
+        "| mace | tuned | 2.0 | 84.2 | 83.2 to 85.2 |  |  |",
+    ]
+    assert how == (
+        "Profile quick: 1,650 pictures a row; 8 steps at guidance 7.5; judged by mini-judge. "
+        "Not measured: speed (published)."
+    )
+
+
+def test_attacks_are_shown_by_control(tmp_path):
+    rows = [attack_row(success=True), attack_row(), attack_row(control="original", success=True, pre=True)]
+    whole = results.read(write_table(tmp_path / "attacks.json", Result(rows), "mace attack", {}))
+    text = report.markdown(whole).splitlines()
+    assert text[0].startswith("| Attack | Control |") and text[2].startswith(
+        "| noise | none | uce | best of 2 | 0.0 | 50.0 | 9.5 to 90.5 | 2 |"
+    )
+    assert text[3].startswith("| noise | original | uce | best of 2 | 100.0 | 100.0 |")
+
+
+def test_readme_is_rendered_and_checked(folder, capsys):
+    assert report.disagreements() == ["results objects", "study pairs"]
+    write()
+    said = report.render()
+    assert "results objects: shown" in said and "study pairs: shown" in said
+    assert any("has no place" in text for text in said) and (folder / "data/readme/results-objects.png").is_file()
+    page = (folder / "README.md").read_text()
+    assert page.startswith("Before.\n") and page.endswith("After.\n") and "| uce | published | 12.3 |" in page
+    assert record.markdown(data_folder() / "studies" / "pairs") in page and report.disagreements() == []
+    assert mace(capsys, "report", "--check")[0] == 0
+    write(rows=[*ROWS[:-1], line("mace", "tuned", "H_o", 85.25)])  # one number is another
+    assert report.disagreements() == ["results objects"]
+    code, _, said = mace(capsys, "report", "--check")
+    assert code == 1 and "disagree on results objects: call mace report" in said
+    assert mace(capsys, "report")[0] == 0 and report.disagreements() == []
+    results.place("objects").unlink()
+    assert report.disagreements() == ["results objects"]  # shown, and not recorded
+
+
+def test_nothing_recorded_is_no_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path / "data"))
+    code, said, _ = mace(capsys, "report")
+    assert code == 0 and "Nothing is recorded yet" in said and results.recorded() == []
+
+
+def test_studies_are_read_as_results():
+    for name in ("objects", "characters", "ablation", "pairs"):
+        whole = results.of(name)
+        assert whole["rows"] and whole["command"] == f"mace study {name}"
+    mean = next(r for r in results.of("objects")["rows"]
+                if (r["erased"], r["method"], r["metric"]) == ("mean of 10", "mace", "H_o"))  # fmt: skip
+    table = record.markdown(data_folder() / "studies" / "objects").splitlines()
+    assert f"| {mean['mean']:.1f} | {mean['low']:.1f} to {mean['high']:.1f} |" in table[13]
+    assert {r["order"] for r in results.of("pairs")["rows"]} == {"both orders", "erased first", "companion first"}
+    with pytest.raises(MaceError, match="no result 'object'; near it: objects"):
+        results.of("object")
+
+
+def test_a_record_comes_before_a_study(folder):
+    write()
+    assert results.of("objects")["command"] == "mace compare --task objects" and results.recorded() == ["objects"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"mean": float("nan")}, "must be finite numbers"),
+        ({"mean": None}, "must be finite numbers"),
+        ({"low": 99.0}, "low ≤ mean ≤ high does not hold for 99, 98, 99"),
+        ({"high": 100.5}, "not within 0 to 100 percent"),
+        ({"n": 0}, "n is 0: what nothing was measured for belongs to not_measured"),
+        ({"method": None}, "method is missing"),
+    ],
+)
+def test_rows_that_say_nothing_are_not_written(tmp_path, change, words):
+    bad = line("uce", "published", "Acc_e", 98.0) | change
+    with pytest.raises(MaceError, match=words):
+        results.write(tmp_path / "objects.json", "c", {}, [ROWS[0], bad], [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_are_named(tmp_path):
+    path = tmp_path / "objects.json"
+    for text in ("{", json.dumps({"command": "c", "environment": {}, "rows": 3, "not_measured": []}), "[]"):
+        path.write_text(text)
+        with pytest.raises(MaceError, match=r"objects\.json"):
+            results.read(path)
+    with pytest.raises(MaceError, match="why is missing"):
+        results.write(path, "c", {}, [], [{"method": "uce", "metric": "Acc_g", "why": ""}])
