@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tiny_data import tiny_clip, tiny_judge
 
-from macelib import Concept, EraseConfig, Erasure, MaceError, evaluate, load_pipeline, templates
+from macelib import Concept, EraseConfig, Erasure, MaceError, errors, evaluate, load_pipeline, templates
 from macelib.erasure import Part
 from macelib.evaluate import lists, metrics, pictures, protocols, record, studies, work
 from macelib.files import data_folder
@@ -66,7 +66,7 @@ class ByPixel:
         pass
 
 
-@pytest.mark.parametrize("module", [metrics, templates, work])
+@pytest.mark.parametrize("module", [errors, metrics, templates, work])
 def test_doctests(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

@@ -73,8 +73,11 @@ def compare(
         path = comparing.compare(pipe, plan, ways, folder, **options)
     whole = results.read(path)
     typer.echo(comparing.report.markdown(whole))
+    missing: dict[tuple[str, str], list[str]] = {}
     for row in whole["not_measured"]:
-        typer.echo(f"{row['method']}, {row['metric']}: not measured, {row['why']}", err=True)
+        missing.setdefault((row["metric"], row["why"]), []).append(row["method"])
+    for (metric, why), names in missing.items():
+        typer.echo(f"{metric}: not measured, {why} ({', '.join(names)})", err=True)
     typer.echo(path)
     if record:
         results.folder().mkdir(parents=True, exist_ok=True)

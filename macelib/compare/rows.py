@@ -106,7 +106,8 @@ def row(about: Mapping, metric: str, number: Number, seeds: int, **beside) -> di
     scale, (low, high) = 100 if number.proportion else 1, number.interval
     unit = "%" if number.proportion and DIFFERENCE not in metric else "points"
     over = [what for what, count in (("concepts", number.concepts), ("seeds", seeds)) if count > 1]
-    how = " and ".join(over) if number.varies else "pictures, Wilson" if number.proportion else "none"
+    still = "both intervals" if DIFFERENCE in metric else "pictures, Wilson" if number.proportion else "none"
+    how = " and ".join(over) if number.varies else still
     values = {"mean": number.value, "low": low, "high": high}
     values = {name: round(scale * value, 4) for name, value in values.items()}
     return {**about, "metric": metric, **values, "n": number.n, "concepts": number.concepts, "seeds": seeds,
