@@ -112,7 +112,7 @@ def _tuning(metrics: pd.DataFrame, settings: dict) -> str:
     how = (
         f"Alone: {grid['few']} concepts one by one; together: {grid['many']} beside {grid['many']} that are kept. "
         f"{len(settings['seeds'])} seeds, {settings['steps']} steps ({settings.get('autocast') or 'fp32'}) at "
-        f"{_guidance(settings)}, {settings['classifier']}'s top-1. The highest H_c is chosen."
+        f"{guidance(settings)}, {settings['classifier']}'s top-1. The highest H_c is chosen."
     )
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])
 
