@@ -10,6 +10,7 @@ from tiny_data import tiny_data
 
 from macelib.bench import (
     Shapes,
+    at_size,
     drawing,
     operations,
     peak,
@@ -21,9 +22,10 @@ from macelib.bench import (
     whole,
 )
 from macelib.errors import MaceError
+from macelib.models import layouts
 from macelib.models.pipelines import load_pipeline, model_hash
 from macelib.models.threads import OTHERS, WAITING
-from macelib.models.tiny import tiny_pipeline
+from macelib.models.tiny import tiny_pipeline, tiny_tokenizer
 
 SHAPES = Shapes(out=(8, 8, 16), width=24, tokens=7, prompts=5)
 
@@ -102,3 +104,26 @@ def test_every_step_of_an_erasure_is_timed_and_the_model_left_alone():
     ]  # fmt: skip
     assert told[-1] == "re-fusion" and len(told) == 7
     assert "2 in one pass" in lines[4] and "the same result" in lines[4] and model_hash(pipe) == before
+
+
+def test_a_layout_is_filled_with_random_weights_and_timed(monkeypatch):
+    unet = {
+        "sample_size": 8, "cross_attention_dim": 32, "attention_head_dim": 2, "block_out_channels": (32, 64),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }  # fmt: skip
+    monkeypatch.setitem(layouts.LAYOUTS, "small", {"unet": unet, "text": [(32, 2, 2)]})
+    monkeypatch.setattr(layouts, "VAE", layouts.VAE | {"block_out_channels": (32, 32, 32, 32)})
+    first, second = (layouts.random_pipeline("small", tiny_tokenizer()) for _ in range(2))
+    for a, b in zip(first.unet.parameters(), second.unet.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.unet.config.cross_attention_dim == 32 and first.vae.config.sample_size == 64
+    lines = at_size("small", "cpu")
+    assert lines[0] == "small, random weights, on cpu:" and len(lines) == 7
+    assert re.search(r"^stage 2: \d+ ms a concept and step, 2 in one pass; .* the same result$", lines[5]), lines
+
+
+def test_a_layout_of_two_encoders_and_one_that_there_is_not_are_refused():
+    for layout in ("SDXL", "SD v3"):
+        with pytest.raises(MaceError, match=f"no layout '{layout}' to fill with random weights; choose from SD v1.4"):
+            layouts.random_pipeline(layout, tiny_tokenizer())

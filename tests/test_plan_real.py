@@ -6,12 +6,9 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from brute import real_tokenizer
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel
 
-from macelib.lessons.your_model import LAYOUTS, VAE, _text
+from macelib.models.layouts import random_pipeline
 
 MOST = 8e9  # bytes
 
@@ -19,21 +16,8 @@ MOST = 8e9  # bytes
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A random pipeline with SD v1.4's layers."""
-    folder, layout = tmp_path_factory.mktemp("model") / "sd-v1-4-random", LAYOUTS["SD v1.4"]
-    torch.manual_seed(0)
-    tokenizer = real_tokenizer()
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(**VAE, sample_size=512, scaling_factor=0.18215),
-        text_encoder=CLIPTextModel(_text(*layout["text"][0])),
-        tokenizer=tokenizer,
-        unet=UNet2DConditionModel(**layout["unet"]),
-        scheduler=PNDMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    folder = tmp_path_factory.mktemp("model") / "sd-v1-4-random"
+    pipe = random_pipeline("SD v1.4", real_tokenizer())
     pipe.save_pretrained(folder)
     return folder
 

@@ -1,13 +1,14 @@
-"""How long everything takes: `closed` stages 1 and 3, `drawing` pictures, `whole` each step of an erasure of a model.
+"""How long everything takes: `closed` stages 1 and 3, `drawing` pictures, `whole` each step of an erasure of a model,
+`at_size` of one with random weights in the layout of a real one.
 
 It may import all that erases; nothing of `evaluate`, `show`, `batch`, `lessons` or `cli`.
 """
 
 from .closed import Meter, Shapes, operations, peak, per_layer, random_concept, random_erasure, run, streamed
 from .drawing import drawing, seconds
-from .whole import whole
+from .whole import at_size, whole
 
 __all__ = [
-    "Meter", "Shapes", "drawing", "operations", "peak", "per_layer", "random_concept", "random_erasure", "run",
-    "seconds", "streamed", "whole",
+    "Meter", "Shapes", "at_size", "drawing", "operations", "peak", "per_layer", "random_concept", "random_erasure",
+    "run", "seconds", "streamed", "whole",
 ]  # fmt: skip

@@ -16,6 +16,8 @@ from ..method.lora.train import Example, TrainConfig, example, train
 from ..method.masks import make_masks
 from ..method.refine import concept_sums
 from ..models.entrances import denoiser, text_weights
+from ..models.layouts import random_pipeline
+from ..models.pipelines import default_device, load_pipeline
 from ..models.sample import generate
 from ..models.swap import untouched
 from ..models.text import encode
@@ -75,6 +77,16 @@ def whole(
     start = time.perf_counter()
     list(erasure.without(chosen[0].name).weights(text_weights(denoiser(pipe))))
     return [*lines, f"one of {len(chosen)} concepts off: {clock(start):.2f} s"]
+
+
+def at_size(layout: str, device: str | None = None, progress=None) -> list[str]:
+    """`whole` with random weights in the layout of a real model: two concepts, one picture each, two steps.
+
+    It reads as mini-SD does, with whose vocabulary texts are read. device: cpu, cuda, ...; None: the fastest.
+    """
+    pipe = random_pipeline(layout, load_pipeline("mini-sd", device="cpu").tokenizer).to(device or default_device())
+    lines = whole(pipe, 1, 2, 2, COMPANIONS[:2], progress)
+    return [f"{layout}, random weights, on {pipe.device.type}:", *lines]
 
 
 def _trained(pipe, examples: list[Example], config: TrainConfig) -> list[torch.Tensor]:

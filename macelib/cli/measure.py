@@ -183,6 +183,9 @@ def bench(
     toggle: Annotated[bool, typer.Option(help="time switching one concept, too")] = True,
     drawing: Annotated[bool, typer.Option(help="time mini-SD's drawing, too, alone and on a busy machine")] = True,
     whole: Annotated[bool, typer.Option(help="time every step of an erasure on a model, too")] = True,
+    layout: Annotated[
+        str | None, typer.Option(help="in the model's place: random weights in the layout of SD v1.4 or SD v2.1")
+    ] = None,
     model: Model = "mini-sd",
     device: Device = None,
     dtype: Dtype = None,
@@ -194,8 +197,10 @@ def bench(
         lines = bench.run(concepts, products, reference, toggle, progress=bars)
         if drawing:
             lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars, model="mini-sd"))
-        if whole:
+        if whole and layout is None:
             lines += bench.whole(pipeline(model, None, True, device, dtype), progress=bars)
+        elif whole:
+            lines += bench.at_size(layout, device, progress=bars)
     for line in lines:
         typer.echo(line)
 
@@ -216,4 +221,10 @@ def register(app: typer.Typer) -> None:
             "mace study ablation --only ship --images 20 --out runs/ablation",
         )
     )(study)
-    app.command(epilog=example("mace bench", "mace bench --concepts 1000 --products mixed --reference 0"))(bench)
+    app.command(
+        epilog=example(
+            "mace bench",
+            'mace bench --layout "SD v1.4" --no-drawing',
+            "mace bench --concepts 1000 --products mixed --reference 0",
+        )
+    )(bench)

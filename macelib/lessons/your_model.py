@@ -12,40 +12,14 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextModel
 
 from ..method.lora.forward import per_sample
 from ..method.prior import Prior, prior
 from ..method.refine import stored_rank
 from ..models.entrances import kv_weights
+from ..models.layouts import LAYOUTS, VAE, text_config
 from ..models.pipelines import _quiet as quiet
-
-_V2 = {"use_linear_projection": True}
-LAYOUTS: dict[str, dict] = {  # unet: fields of UNet2DConditionModel; text: width, layers, heads of each encoder
-    "SD v1.4": {
-        "unet": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
-        "text": [(768, 12, 12)],
-    },
-    "SD v2.1": {
-        "unet": {"sample_size": 96, "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), **_V2},
-        "text": [(1024, 23, 16)],
-    },
-    "SDXL": {
-        "unet": {
-            "sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), **_V2,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10),
-            "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-            "projection_class_embeddings_input_dim": 2816,
-        },
-        "text": [(768, 12, 12), (1280, 32, 20)],
-    },
-}  # fmt: skip
-VAE = {
-    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
-    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
-}  # fmt: skip
 
 
 def needs(
@@ -58,7 +32,7 @@ def needs(
     """
     with torch.device("meta"):
         unet = UNet2DConditionModel(**layout["unet"]).half()
-        rest = [AutoencoderKL(**VAE), *(CLIPTextModel(_text(*shape)) for shape in layout["text"])]
+        rest = [AutoencoderKL(**VAE), *(CLIPTextModel(text_config(*shape)) for shape in layout["text"])]
     W, weights = kv_weights(unet), [sum(p.numel() for p in part.parameters()) for part in (unet, *rest)]
     activations, step = _training(unet, W, rank)
     return {
@@ -101,11 +75,6 @@ def payload(path: Path) -> int:
     """Bytes of the tensors in a safetensors file: all but its header, whose length is its first eight bytes."""
     with open(path, "rb") as file:
         return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-
-
-def _text(width: int, layers: int, heads: int) -> CLIPTextConfig:
-    sizes = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
-    return CLIPTextConfig(vocab_size=49408, num_attention_heads=heads, projection_dim=width, **sizes)
 
 
 def _inputs(unet, T: int = 77) -> tuple:
