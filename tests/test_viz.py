@@ -55,6 +55,13 @@ def test_attention_is_bright_where_the_map_is():
     assert decoded(fig).mean() > 0
 
 
+def test_attention_by_row_has_a_scale_for_each():
+    heat = torch.zeros(4, 4)
+    heat[0, 0] = 0.5
+    fig = viz.attention([[RED], [RED]], [[heat], [heat / 100]], ["own", "padding"], by_row=True)
+    assert [ax.images[1].norm.vmax for ax in fig.axes[:2]] == pytest.approx([0.5, 0.005])
+
+
 def test_mask_dims_the_outside():
     mask = torch.zeros(1, 64, 64)
     mask[:, :, 32:] = 1
@@ -71,7 +78,7 @@ def test_bars_and_whiskers():
     })  # fmt: skip
     ax = viz.bars(frame).axes[0]
     assert sorted(patch.get_height() for patch in ax.patches) == [0, 3, 93, 98]
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["Acc_e", "H_o"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["Acc_e\n(low is good)", "H_o\n(high is good)"]
     ends = {round(float(point[1])) for lines in ax.collections for line in lines.get_segments() for point in line}
     assert ends == {0, 1, 2, 4, 90, 95, 100}
 
@@ -82,6 +89,8 @@ def test_curves():
     ax = viz.curves(lines, "step", "loss", log_x=True, marks={"t1": 2}).axes[0]
     assert ax.get_xscale() == "log" and [line.get_label() for line in ax.lines[:2]] == ["cfis", "uniform"]
     assert np.array_equal(ax.lines[0].get_ydata(), [1, 2, 3]) and len(ax.collections) == 1
+    left, right = viz.curves(lines, falling=True).axes[0].get_xlim()
+    assert left > right
 
 
 def test_png_keeps_under_the_limit():
@@ -90,3 +99,22 @@ def test_png_keeps_under_the_limit():
     full = viz.png(fig, 10**9)
     light = viz.png(fig, 60_000)
     assert len(full) > 60_000 >= len(light) > 5_000
+
+
+def test_shades_do_not_fall_into_bands():
+    """A palette has few shades for each of many ramps: they are mixed by dots, so that their means over places hold."""
+    y, x = np.mgrid[0:64, 0:64] / 63
+    picture = np.stack([x, y, (1 - x) * y], -1) + np.random.default_rng(0).normal(0, 0.03, (64, 64, 3))
+    heat = torch.tensor(np.exp(-8 * (x - y) ** 2))
+    fig = viz.attention([[picture] * 6] * 2, [[heat * (1 - i / 8) for i in range(6)]] * 2)
+    _, data = (viz.png(fig, 10**9) for _ in range(2))  # the layout has settled at the second
+    full = Image.open(io.BytesIO(data)).convert("RGB")
+    light = Image.open(io.BytesIO(viz.png(fig, len(data) - 1))).convert("RGB")
+    assert len(light.getcolors()) <= 256 and light.size == full.size
+
+    def means(image):  # of 8 x 8 pixels
+        shown = np.asarray(image, dtype=float)[: image.height // 8 * 8, : image.width // 8 * 8]
+        return shown.reshape(len(shown) // 8, 8, -1, 8, 3).mean((1, 3))
+
+    mixed, stepped = (np.abs(means(some) - means(full)).mean() for some in (light, full.quantize(256).convert("RGB")))
+    assert mixed < 0.85 * stepped

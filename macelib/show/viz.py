@@ -18,6 +18,7 @@ DPI = 110
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#f0e442")  # Okabe and Ito
 HEAT = "inferno"
 MARK = "#ff7f0e"
+GOOD = {"low": ("Acc_e", "Acc_g"), "high": ("Acc_s", "Acc_a", "H_o", "H_c")}  # which end of a metric is the good one
 
 
 class Figure(matplotlib.figure.Figure):
@@ -31,18 +32,22 @@ class Figure(matplotlib.figure.Figure):
 
 
 def png(fig: matplotlib.figure.Figure, limit: int = LIMIT) -> bytes:
-    """The figure as PNG of at most `limit` bytes: first by a palette of 256 colours, then by a lower resolution."""
+    """The figure as PNG of at most `limit` bytes: by a palette of 256 colours (mixed by dots, so that shades do not
+    fall into bands, where that is light enough), then by a lower resolution."""
     dpi, data = fig.dpi, b""
     while dpi >= 20:
         buffer = io.BytesIO()
         fig.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", facecolor=fig.get_facecolor())
         if len(buffer.getvalue()) <= limit:
             return buffer.getvalue()
-        shrunk = io.BytesIO()
-        Image.open(buffer).convert("RGB").quantize(256).save(shrunk, format="PNG", optimize=True)
-        data = shrunk.getvalue()
-        if len(data) <= limit:
-            break
+        full = Image.open(buffer).convert("RGB")
+        plain = full.quantize(256)
+        for shown in (full.quantize(palette=plain, dither=Image.Dither.FLOYDSTEINBERG), plain):
+            shrunk = io.BytesIO()
+            shown.save(shrunk, format="PNG", optimize=True)
+            data = shrunk.getvalue()
+            if len(data) <= limit:
+                return data
         dpi *= max(0.5, 0.97 * (limit / len(data)) ** 0.5)
     return data
 
@@ -71,22 +76,34 @@ def attention(
     title: str | None = None,
     size: float = 1.0,
     highest: float | None = None,
+    by_row: bool = False,
 ) -> Figure:
-    """Attention maps (h, w) laid over grey pictures, on one scale from 0 to `highest` (the largest value)."""
+    """Attention maps (h, w) laid over grey pictures, on one scale from 0 to `highest` (the largest value).
+
+    by_row: every row has a scale of its own, to its largest value.
+    """
     values = [[np.asarray(m, dtype=np.float64) for m in row] for row in maps]
     fig, axes = _axes(images, row_labels, column_labels, title, size)
     norm = Normalize(0, highest or max(m.max() for row in values for m in row))
     for row, of_row, line in zip(images, values, axes, strict=True):
+        norm = Normalize(0, max(m.max() for m in of_row)) if by_row else norm
         for image, heat, ax in zip(row, of_row, line, strict=False):
             shown = pixels(image)
             ax.imshow(shown.mean(-1), cmap="gray", vmin=0, vmax=1)
             box = (-0.5, shown.shape[1] - 0.5, shown.shape[0] - 0.5, -0.5)
             seen = 0.2 + 0.6 * norm(heat).filled().clip(0, 1)  # little attention, little colour
             ax.imshow(heat, cmap=HEAT, norm=norm, alpha=seen, extent=box, interpolation="bilinear")
+        if by_row:
+            _bar(fig, norm, line, "")
+    if not by_row:
+        _bar(fig, norm, axes, "attention (share of 1)")
+    return fig
+
+
+def _bar(fig: Figure, norm: Normalize, axes, label: str) -> None:
     bar = fig.colorbar(ScalarMappable(norm, HEAT), ax=axes, fraction=0.03, pad=0.02)
     bar.ax.tick_params(labelsize=7)
-    bar.set_label("attention (share of 1)", fontsize=7)
-    return fig
+    bar.set_label(label, fontsize=7)
 
 
 def masks(
@@ -146,7 +163,8 @@ def bars(
             top = np.fmax(height, high)
         for position, value, above in zip(at, height, top, strict=True):
             ax.annotate(f"{value:.0f}", (position, above), (0, 2), textcoords="offset points", ha="center", fontsize=7)
-    ax.set_xticks(np.arange(len(ticks)), ticks)
+    good = {name: f"\n({end} is good)" for end, names in GOOD.items() for name in names}
+    ax.set_xticks(np.arange(len(ticks)), [f"{tick}{good.get(tick, '')}" for tick in ticks])
     ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
@@ -160,8 +178,12 @@ def curves(
     log_y: bool = False,
     marks: Mapping[str, float] | None = None,
     markers: bool = False,
+    falling: bool = False,
 ) -> Figure:
-    """Curves by name: (x, y) or (x, y, low, high) with a band. marks: labelled vertical lines."""
+    """Curves by name: (x, y) or (x, y, low, high) with a band. marks: labelled vertical lines.
+
+    falling: x from high to low, as timesteps run while a picture is drawn.
+    """
     fig, ax = _plot(5.5, title, ylabel)
     for i, (label, (x, y, *band)) in enumerate(lines.items()):
         x, y = np.asarray(x), np.asarray(y)
@@ -177,8 +199,10 @@ def curves(
         ax.set_xscale("log")
     if log_y:
         ax.set_yscale("log")
+    if falling:
+        ax.invert_xaxis()
     if len(lines) > 1:
-        ax.legend(fontsize=7, frameon=False)
+        ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
 
@@ -203,7 +227,8 @@ def _axes(rows, row_labels, column_labels, title, size):
     if not columns:
         raise MaceError("There is no picture to show: give at least one row with one.")
     margin = 1.1 if row_labels else 0.0
-    fig = Figure(figsize=(columns * size + margin, len(rows) * size + 0.3), dpi=DPI, layout="constrained")
+    height = len(rows) * size + (0.55 if title else 0.3)
+    fig = Figure(figsize=(columns * size + margin, height), dpi=DPI, layout="constrained")
     fig.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     fig.set_facecolor("white")
     axes = fig.subplots(len(rows), columns, squeeze=False)
