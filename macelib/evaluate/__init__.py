@@ -13,7 +13,7 @@ from .listed import Listed, measure_prompts
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .prompts import Prompt, draw_prompts, read_prompts
 from .protocols import Evaluation, celebrities, characters, objects, styles
-from .record import recorded
+from .record import recorded, recorded_verdict
 from .studies import ablation_study, characters_study, grid_study, objects_study, pairs_study, tuning_study
 from .tuning import Grid, Tuning
 from .verdict import verdicts
@@ -53,6 +53,7 @@ __all__ = [
     "plugged",
     "read_prompts",
     "recorded",
+    "recorded_verdict",
     "styles",
     "tuning_lists",
     "tuning_study",

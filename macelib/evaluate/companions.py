@@ -55,6 +55,22 @@ class Pairs:
         of = self.metrics.erasure == (self.metrics.erasure.iloc[-1] if erasure is None else erasure)
         return float(self.metrics[of & (self.metrics.metric == metric)].value.iloc[0])
 
+    def verdict(self) -> str:
+        """A sentence for each erasure: what is still seen, and what is lost, by the order of the two things."""
+        told = []
+        for erasure, rows in self.metrics.groupby("erasure", sort=False):
+            cells = rows.set_index(["metric", "order"])
+            seen, lost = (
+                " and ".join(
+                    f"{r.value:.0f} % ({r.low:.0f} to {r.high:.0f}; {order})"
+                    for order, r in cells.loc[metric].iterrows()
+                    if order != "both orders"
+                )
+                for metric in ("seen", "lost")
+            )
+            told.append(f"{erasure} beside another thing: still seen in {seen}; the other thing is lost in {lost}.")
+        return " ".join(told) or str(self)
+
     def save(self, folder: str | Path) -> "Pairs":
         """Write images.csv, metrics.csv and settings.json."""
         for name in ("images", "metrics"):

@@ -35,6 +35,26 @@ def recorded(study: str) -> str:
     return markdown(place)
 
 
+def recorded_verdict(study: str) -> str:
+    """A recorded study of several ways to erase the same, in a sentence: what was erased, and the ways in order.
+
+    Two neighbours are told apart where their 95 % intervals do not meet. MaceError as `recorded`.
+    """
+    recorded(study)
+    place = data_folder() / "studies" / study
+    metrics = pd.read_csv(place / "metrics.csv")
+    settings = json.loads((place / "settings.json").read_text(encoding="utf-8"))
+    name = metrics.metric.iloc[-1]
+    rows = metrics[(metrics.metric == name) & (metrics.model == "erased")].sort_values("value", ascending=False)
+    told = [f"{r.erased} {r.value:.1f}" for r in rows.itertuples()]
+    best = rows.iloc[0]
+    near = [r.erased for r in rows.iloc[1:].itertuples() if r.high >= best.low]
+    concepts = [concept["name"] for concept in settings["config"][0]["concepts"]]
+    more = f" and {len(concepts) - 3} more" if len(concepts) > 3 else ""
+    end = f"Not told apart from the first, as their intervals meet: {'; '.join(near)}." if near else "The first leads."
+    return f"Erased: {' + '.join(concepts[:3])}{more}. By {name}: {'; '.join(told)}. {end}"
+
+
 def markdown(place: str | Path) -> str:
     """The recorded tables in Markdown: a row per erasure and model, in percent, with the combined metric's interval."""
     metrics = pd.read_csv(Path(place) / "metrics.csv")

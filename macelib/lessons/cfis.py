@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..concepts import Concept
 from ..errors import MaceError
+from ..evaluate.metrics import wilson
 from ..method.fuse import Fusion
 from ..method.lora.train import Example, Loras, Record, TrainConfig, example, train
 from ..method.masks import make_masks
@@ -18,7 +19,7 @@ from ..models.text import encode, tokenizers
 from ..models.tokens import token_spans
 from ..show.viz import COLORS, Figure
 from ..templates import fill
-from .shared import TEMPLATE, choices, fast, panels, written
+from .shared import TEMPLATE, choices, fast, panels, series, written
 
 
 def swap(pipe, first: str, then: str, step: int, seeds: Sequence[int], **drawing) -> list[Image.Image]:
@@ -77,15 +78,20 @@ def window(timesteps: Sequence[float], share: Sequence[float], low: float = 0.25
 
 def swap_figure(table: pd.DataFrame, xi: Tensor) -> Figure:
     """Share of pictures that still show the first concept, by the timestep of the swap, over ξ(t)."""
-    fig, (ax,) = panels(1, 5.5, 2.8)
+    fig, (ax,) = panels(1, 6.5, 2.8)
     t = np.arange(len(xi))
     ax.fill_between(t, (xi / xi.max()).numpy(), color="#dddddd", linewidth=0, label="ξ(t), scaled")
     for i, (pair, part) in enumerate(table.groupby("pair", sort=False)):
-        ax.plot(part.timestep, part["first"], "o-", color=COLORS[i % len(COLORS)], markersize=3, label=f"{pair}: first")
+        style = {
+            "marker": "osD"[i % 3],
+            "linestyle": ("-", "--", ":")[i % 3],
+            "markersize": 6 - i % 3,
+        }  # all seen
+        ax.plot(part.timestep, part["first"], color=COLORS[i % len(COLORS)], label=f"{pair}: first", **style)
     ax.set(xlim=(len(xi), 0), ylim=(-0.02, 1.05))
     ax.set_xlabel("timestep at which the prompt is swapped (drawing runs from left to right)", fontsize=8)
     ax.set_ylabel("share that shows it", fontsize=8)
-    ax.legend(fontsize=7, frameon=False, loc="upper left")
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
 
@@ -127,7 +133,7 @@ def training_figure(records: Sequence[Record], xi: Tensor) -> Figure:
             losses.setdefault(name, []).append(loss)
     for i, (name, values) in enumerate(losses.items()):
         relative = np.asarray(values) / np.mean(values[:5])
-        smooth = pd.Series(relative).ewm(span=10).mean()
+        smooth = pd.Series(relative).rolling(9, center=True, min_periods=1).mean()
         steps, color = np.arange(1, len(values) + 1), COLORS[i % len(COLORS)]
         left.plot(steps, relative, ".", color=color, markersize=2, alpha=0.5)
         left.plot(steps, smooth, color=color, linewidth=1.5, label=name)
@@ -201,3 +207,56 @@ def measure(pipe, kept: Mapping[str, Sequence[str]], loras: Loras, draw, share) 
             rows.append({"concept": concept, "name": name, "role": role, "share": value})
             pictures[concept, name] = images[name]
     return rows, pictures
+
+
+# --- what a run found
+
+
+def window_said(measured: tuple[int, int], t1: int, t2: int) -> str:
+    """When the concept is decided, and whether ξ of the settings looks there; measured: of `window`."""
+    late, early = measured  # time falls while a picture is drawn
+    both = min(early, t2) - max(late, t1)
+    if late >= t2:
+        where = "later, when it is decided"
+    elif early <= t1:
+        where = "earlier, before it is decided"
+    else:
+        where = f"at {both} of these {early - late} timesteps"
+    return f"Which concept is drawn is decided between t = {early} and {late}. ξ, from {t2} to {t1}, looks {where}."
+
+
+def losses_said(losses: Sequence[float], part: float = 0.05) -> str:
+    """When the loss has fallen to a part of its first five steps' mean for good, or how far it falls."""
+    relative = np.asarray(losses) / np.mean(losses[:5])
+    above = np.flatnonzero(relative > part)
+    if len(above) == len(relative) or above[-1:] == len(relative) - 1:
+        return f"After {len(losses)} steps the loss is at {relative[-5:].mean():.2f} of its start."
+    step = int(above[-1]) + 2 if len(above) else 1
+    return (
+        f"From step {step} of {len(losses)} on the loss stays below {part:g} of its start: what is trained after that "
+        "finds hardly anything left to push down."
+    )
+
+
+def sampling_said(
+    needed: Mapping[str, int | None], kept: Mapping[str, float | None], last: Mapping[str, float], pictures: int
+) -> str:
+    """What each sampling has kept (percent of so many pictures) at equal efficacy, and at the last step.
+
+    Samplings are told apart where their 95 % intervals do not meet.
+    """
+    reached = {
+        kind: wilson(round(share * pictures / 100), pictures) for kind, share in kept.items() if share is not None
+    }
+    told = [
+        f"{kind} after {needed[kind]} steps {kept[kind]:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+        for kind, (low, high) in reached.items()
+    ]
+    text = f"With the concepts halved, names that share a word are kept by {series(told)}"
+    if reached:
+        apart = max(low for low, _ in reached.values()) > min(high for _, high in reached.values())
+        meet = "do not all meet" if apart else "meet: this run does not tell them apart"
+        text += f"; the 95 % intervals of {pictures} pictures {meet}"
+    if never := [kind for kind, step in needed.items() if step is None]:
+        text += f". Not halved: {series(never)}"
+    return f"{text}. At the last step they keep {series([f'{kind} {value:.0f} %' for kind, value in last.items()])}."

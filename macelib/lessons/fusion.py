@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
 from ..erasure import Erasure
 from ..job import prior_of
 from ..show.viz import COLORS, Figure
-from .shared import album, mean, panels, shares
+from .shared import album, mean, panels, series, shares
 
 CONCEPTS = {  # of the mini world: name and anchor, in the order in which the notebook erases them
     "frog": "grass", "ship": "the sea", "pizza": "food", "guitar": "an object",
@@ -119,3 +120,56 @@ def trace_left(erasure: Erasure, name: str) -> float:
     fewer = erasure.without(name)
     fresh = dataclasses.replace(fewer)  # the same parts, no running sums
     return float((fewer.fusion.D_star - fresh.fusion.D_star).abs().max() / fresh.fusion.D_star.abs().max())
+
+
+# --- what a run found
+
+
+def sweep_said(rows: Sequence[Mapping]) -> str:
+    """Erased, kept and unmentioned names, by the number of concepts and the method; rows: of `sweep`."""
+    score, told = {(row["method"], row["count"]): row for row in rows}, []
+    for n in sorted({row["count"] for row in rows} - {0}):
+        both = [
+            series([f"{100 * score[method, n][metric]:.0f} % ({method})" for method in METHODS])
+            for metric in ("Acc_e", "Acc_s", "others")
+        ]
+        told.append(f"with {n} concepts erased ones {both[0]}, kept ones {both[1]}, others {both[2]}")
+    original = "original", 0
+    return (
+        f"Recognised: {'; '.join(told)}. By the original: kept ones {100 * score[original]['Acc_s']:.0f} %, others "
+        f"{100 * score[original]['others']:.0f} %."
+    )
+
+
+def shared_words(name: str, erased: Sequence[str]) -> list[str]:
+    """Erased names that share a word with a name.
+
+    >>> shared_words("hot dog", ["dog", "frog"])
+    ['dog']
+    """
+    return [other for other in erased if set(other.split()) & set(name.split())]
+
+
+def kept_said(table: pd.DataFrame, erased: Sequence[str]) -> str:
+    """Which kept names the closed form loses, and whether likeness or a shared word tells which.
+
+    table: a row per kept name: nearest erased, similarity, and the percent recognised: original, closed.
+    """
+    lose, like = table[table.closed < table.original], table.sort_values("similarity")
+    told = [f"{name} ({row.closed:.0f} %, similarity {row.similarity:.2f})" for name, row in lose.iterrows()]
+    alike = [name for name in table.index if shared_words(name, erased)]
+    last = like.iloc[-1]
+    text = (
+        f"Kept names that the closed form loses, wholly or in part: {series(told)}. The most similar one, {last.name} "
+        f"({last.similarity:.2f} to {last['nearest erased']}), is recognised in {last.closed:.0f} %."
+    )
+    words = [f"{name} ({table.closed[name]:.0f} %; {series(shared_words(name, erased))})" for name in alike]
+    return f"{text} Kept names that share a word with an erased one: {series(words)}."
+
+
+def back_said(found: pd.DataFrame, name: str) -> str:
+    """What becomes of the concept that is taken back, of the other erased ones and of kept ones; rows: states."""
+    told = series([f"{found.loc[state, name]:.0f} % ({state})" for state in found.index], 99)
+    gone, again = found.loc["all erased"], found.iloc[-1]
+    rest = [f"{what} {gone[what]:.0f} to {again[what]:.0f} %" for what in found.columns if what != name]
+    return f"The {name} is recognised in {told}. From the second to the last row: {series(rest)}."

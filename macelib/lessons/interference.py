@@ -12,10 +12,11 @@ from ..concepts import Concept, align, prompts, sample_prompt, templates
 from ..erasure import Erasure, Part
 from ..method.fuse import fuse_sums
 from ..method.refine import all_tokens, counted_tokens
+from ..models.entrances import kv_weights
 from ..models.text import encode, tokenizers
 from ..models.tokens import token_spans
 from ..show.viz import COLORS, HEAT, Figure
-from .shared import panels
+from .shared import panels, series
 
 
 def own_tokens(pipe, concept: Concept) -> Tensor:
@@ -124,20 +125,31 @@ def all_pairs(erasure: Erasure, E: Sequence[Tensor], alike: Tensor) -> list[tupl
     ]
 
 
-def approach(pipe, erasure: Erasure, E: Tensor, vectors: Sequence[Tensor], degrees: Sequence[float]) -> list[tuple]:
-    """(similarity, naive, closed) of the first two concepts while the second's prompts move towards the first's.
+def two_words(names: Sequence[str]) -> int:
+    """Which concept is brought near the first: the next whose name has several words, or the second.
+
+    >>> two_words(["frog", "ship", "police car"]), two_words(["frog", "ship"])
+    (2, 1)
+    """
+    return next((i for i, name in enumerate(names) if i and " " in name), 1)
+
+
+def approach(
+    pipe, erasure: Erasure, E: Tensor, vectors: Sequence[Tensor], degrees: Sequence[float], j: int = 1
+) -> list[tuple]:
+    """(similarity, naive, closed) of the first concept and the j-th, whose prompts move towards the first's.
 
     E: own words of the first. vectors: name vectors of all concepts. degrees: 0 (as it is) to 1 (the same prompts).
     """
-    own, other = erasure.parts[:2]
+    own, other = erasure.parts[0], erasure.parts[j]
     points = []
     for share in degrees:
         e, o = (encode(pipe, prompts(part.concept)).cpu().double() for part in (own, other))
         counted = counted_tokens(pipe, (other if share < 1 else own).concept, o.shape[1])
         n = min(len(e), len(o))
         C = all_tokens(torch.lerp(o[:n], e[:n], share), counted[:n]) * (len(o) / n)
-        near = similarity([vectors[0], torch.lerp(vectors[1], vectors[0], share), *vectors[2:]])
-        points.append((float(near[0, 1]), *pair(erasure, own, other, C, E)))
+        near = similarity([*vectors[:j], torch.lerp(vectors[j], vectors[0], share), *vectors[j + 1 :]])
+        points.append((float(near[0, j]), *pair(erasure, own, other, C, E)))
     return points
 
 
@@ -159,8 +171,11 @@ def threshold(x: Sequence[float], y: Sequence[float], tolerance: float) -> float
 
 
 def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[float]], tolerance: float) -> Figure:
-    """Interference by similarity, (similarity, naive, closed) each: dots for real pairs, a line for `curve`."""
-    fig, (ax,) = panels(1, 5.5, 3.0)
+    """Interference by similarity, (similarity, naive, closed) each: dots for real pairs, a line for `curve`.
+
+    Beside it how the real pairs' interference is spread, in bins of equal width on the same logarithmic axis.
+    """
+    fig, (ax, side) = panels(2, 3.9, 3.2, sharey=True)
     x, *y = zip(*points, strict=True)
     cx, *cy = zip(*curve, strict=True)
     for label, dots, line, color in zip(("naive", "closed"), y, cy, (COLORS[1], COLORS[0]), strict=True):
@@ -171,8 +186,88 @@ def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[flo
     if limit is not None:
         ax.axvline(limit, color="#555555", linestyle=":", linewidth=0.8)
         ax.annotate(f"{limit:.2f}", (limit, tolerance), (3, -10), textcoords="offset points", fontsize=7)
+    ends = np.log10(np.clip([min(map(min, y)), max(map(max, y))], 1e-9, None))
+    for dots, color in zip(y, (COLORS[1], COLORS[0]), strict=True):
+        options = {"orientation": "horizontal", "histtype": "step", "linewidth": 1.4}
+        side.hist(dots, np.logspace(ends[0], ends[1] + 1e-6, 40), color=color, **options)
+    side.set_xlabel("pairs", fontsize=8)
     ax.set(yscale="log")
     ax.set_xlabel("similarity of the two names (cosine)", fontsize=8)
     ax.set_ylabel("interference", fontsize=8)
     fig.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     return fig
+
+
+# --- what a run found
+
+
+def columns_said(matrices: Mapping[str, Tensor], names: Sequence[str]) -> str:
+    """Whose LoRA changes others' words most, and what names of several words do; matrices: sum, then closed form."""
+    off = ~torch.eye(len(names), dtype=torch.bool)
+    column = {
+        label: torch.stack([M[off[:, j], j].median() for j in range(len(names))]) for label, M in matrices.items()
+    }
+    (first, naive), (second, closed) = column.items()
+    error, largest = matrices[second].diagonal(), naive.argsort(descending=True)[:5].tolist()
+    told = series([f"{names[j]} {float(naive[j]):.2f}" for j in largest])
+    text = (
+        f"In the {first}, the LoRAs that change others' words most are those of {told} (median over the others); of "
+        f"all LoRAs the median is {float(naive.median()):.2f}, and {float(closed.median()):.2f} in the {second}."
+    )
+    several = torch.tensor([" " in name for name in names])
+    if not several.any() or several.all():
+        return text
+    parts = [
+        f"names of {what} word{'s' * (what == 'several')} {float(naive[of].median()):.2f} in the {first} and "
+        f"{float(closed[of].median()):.2f} in the {second}, where they lose {100 * float(error[of].median()):.0f} % of "
+        f"their own effect"
+        for what, of in (("several", several), ("one", ~several))
+    ]
+    return f"{text} By the number of words, in the median: {'; '.join(parts)}."
+
+
+def tail(points: Sequence[Sequence[float]]) -> pd.DataFrame:
+    """Quantiles of the interference of real pairs, (similarity, naive, closed) each: a row per quantile."""
+    frame = pd.DataFrame([point[1:] for point in points], columns=["naive", "closed"])
+    rows = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
+    return pd.DataFrame({label: frame.quantile(q) for label, q in rows.items()} | {"mean": frame.mean()}).T
+
+
+def pairs_said(points: Sequence[Sequence[float]], table: pd.DataFrame, limit: float | None, tolerance: float) -> str:
+    """Which of the two interferes more, in how many pairs and how far; table: of `tail`, limit: of `threshold`."""
+    more = sum(closed > naive for _, naive, closed in points) / len(points)
+    row = lambda label: f"{table.naive[label]:.2f} against {table.closed[label]:.2f}"  # noqa: E731
+    end = (
+        f"For the mixed pair the closed form passes {tolerance:g} at a similarity of {limit:.2f}."
+        if limit is not None
+        else f"For the mixed pair the closed form does not stay above {tolerance:g} at the end."
+    )
+    return (
+        f"Sum against closed form, over {len(points)} pairs: median {row('median')}, 99 % {row('99 %')}, largest "
+        f"{row('largest')}. In {100 * more:.0f} % of the pairs the closed form interferes more. {end}"
+    )
+
+
+def missed(pipe, erasure: Erasure) -> float:
+    """What Eq. 7 minimises, ridge included, at the erasure's fusion, relative to no change at all (W* = W').
+
+    Σ_i ‖(W* − W' − B_i D_i) E_i‖² + λ2 ‖(W* − W) E_p‖² + λ0 ‖W* − W'‖², over all layers; the closed form has the least.
+    """
+    R, fusion, layers = erasure.refinement.R, erasure.fusion, list(erasure.layers.values())
+    P = erasure.prior_weight("fuse.lambda2") * (0 if erasure.P is None else erasure.P)
+    ridge, ranks = erasure.ridge("fuse.lambda0"), [part.D.shape[1] for part in erasure.parts]
+    C = [part.weight * part.statistics.C() for part in erasure.parts]
+    B, W = [part.B.double().split(layers) for part in erasure.parts], kv_weights(pipe.unet)
+    eye, total = torch.eye(erasure.width, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for at, name in enumerate(erasure.layers):
+        w = W[name].detach().cpu().double()
+        stars = fusion.D_star[at].split(ranks)
+        change = w @ (fusion.R_tilde - R) + sum(b[at] @ star.double() for b, star in zip(B, stars, strict=True))
+        for k, now in enumerate((change, torch.zeros_like(change))):
+            total[k] += ridge * now.square().sum()
+            for part, b, c in zip(erasure.parts, B, C, strict=True):
+                gap = now - part.strength * b[at] @ part.D[at].double()
+                total[k] += ((gap @ c) * gap).sum()
+            gap = now - w @ (eye - R)
+            total[k] += ((gap @ P) * gap).sum() if erasure.P is not None else 0
+    return float(total[0] / total[1])

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
 from ..errors import MaceError
+from ..evaluate.metrics import bootstrap, interval, resample
 from ..method.masks import otsu
 from ..models.attention import Maps, resize, trace
 from ..models.mini import renderings
@@ -16,6 +18,7 @@ from ..models.sample import encode_images, image_size
 from ..models.text import added_conditions, encode, tokenizers
 from ..models.tokens import token_spans, tokenize
 from ..show import viz
+from .shared import series
 
 ALL = "all"  # steps, or layers: their mean
 
@@ -182,3 +185,88 @@ def best_iou(heat: Tensor, alpha: Tensor, levels: int = 40) -> Tensor:
     high = resize(heat[:, None], size)
     low, top = high.amin((1, 2, 3), keepdim=True), high.amax((1, 2, 3), keepdim=True)
     return torch.stack([iou((high > low + (top - low) * k / levels).float(), alpha) for k in range(levels)]).amax(0)
+
+
+# --- what a run found
+
+
+def likeness(a: Tensor, b: Tensor) -> float:
+    """Correlation of two maps over their places, 0 where one of them is even."""
+    return float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]).double())[0, 1].nan_to_num())
+
+
+def time_said(timesteps: Sequence[float], heat: Tensor) -> str:
+    """When a map (steps, h, w) is brightest, and how like their mean the maps are."""
+    top, like = heat.flatten(1).amax(1).tolist(), [likeness(h, heat.mean(0)) for h in heat]
+    high, low, other = top.index(max(top)), top.index(min(top)), like.index(min(like))
+    at = lambda i: f"t = {timesteps[i]:.0f}"  # noqa: E731
+    return (
+        f"The own tokens' map is brightest at {at(high)} (up to {top[high]:.2f} of a place's attention), faintest "
+        f"at {at(low)} ({top[low]:.2f}). Its likeness to the mean over time (correlation over the places) is "
+        f"{like[0]:.2f} at the first step, {at(0)}, and least at {at(other)} ({like[other]:.2f})."
+    )
+
+
+def blocks_said(blocks: Mapping[str, Tensor]) -> str:
+    """Which block's map is most and least like the mean of all; block -> (steps, h, w)."""
+    means = {name: heat.mean(0) for name, heat in blocks.items()}
+    like = {name: likeness(heat, torch.stack([*means.values()]).mean(0)) for name, heat in means.items()}
+    most, least = max(like, key=like.get), min(like, key=like.get)
+    return (
+        f"Most like the mean of all blocks is {most} (correlation {like[most]:.2f}), least {least} ({like[least]:.2f})."
+    )
+
+
+def shares_said(parts: Mapping[str, Tensor], timesteps: Sequence[float]) -> str:
+    """Who gets the attention in the mean over time, and the own tokens' at both ends; parts: of `shares`."""
+    means = {name: float(share.mean()) for name, share in parts.items()}
+    told = series([f"{name} {means[name]:.2f}" for name in sorted(means, key=means.get, reverse=True)])
+    first, last = float(parts["own"][0]), float(parts["own"][-1])
+    return (
+        f"In the mean over time: {told}. The own tokens get {first:.2f} at t = {timesteps[0]:.0f} and {last:.2f} at "
+        f"t = {timesteps[-1]:.0f}."
+    )
+
+
+def masks_said(overlap: Tensor, names: Sequence[str], scenic: Sequence[bool]) -> str:
+    """Mean IoU by ground and the best and the worst name; overlap (n,)."""
+    frame = pd.DataFrame({"name": names, "scenic": scenic, "iou": overlap.tolist()})
+    by_name, by_ground = (frame.groupby(column).iou.mean() for column in ("name", "scenic"))
+    where = {False: "before a plain colour", True: "before a scene"}
+    grounds = [f"{value:.2f} {where[bool(scene)]}" for scene, value in by_ground.items()]
+    return (
+        f"IoU is {frame.iou.mean():.2f} in the mean of {len(frame)} renderings ({series(grounds)}); best "
+        f"{by_name.idxmax()} ({by_name.max():.2f}), worst {by_name.idxmin()} ({by_name.min():.2f})."
+    )
+
+
+def levels_said(quality: Mapping[str, Sequence[float]], levels: Sequence[int]) -> str:
+    """The best of all layers together against the best single block, and where each is best."""
+    best = {where: max(values) for where, values in quality.items()}
+    at = {where: levels[list(values).index(best[where])] for where, values in quality.items()}
+    single = max((where for where in best if where != ALL), key=best.get)
+    return (
+        f"All layers together reach an IoU of {best[ALL]:.2f} (t = {at[ALL]}), the best single block, {single}, "
+        f"{best[single]:.2f} (t = {at[single]}). Best t of each: {series([f'{w} {t}' for w, t in at.items()], 99)}."
+    )
+
+
+def against(ious: Mapping[str, Tensor], times: int = 2000) -> pd.DataFrame:
+    """IoU (n,) by what was asked for: a row each with its mean, by how much the first one's is higher, and the 95 %
+    interval of that difference (columns IoU, lead, low, high); the same renderings, taken anew together."""
+    (first, base), weights = next(iter(ious.items())), resample(len(next(iter(ious.values()))), times, 0)
+    rows = {first: {"IoU": float(base.mean())}}
+    for name, values in list(ious.items())[1:]:
+        lead, sample = bootstrap([(base - values).double().numpy()], lambda mean: mean, weights)
+        low, high = interval(sample)
+        rows[name] = {"IoU": float(values.mean()), "lead": lead, "low": low, "high": high}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def against_said(table: pd.DataFrame) -> str:
+    """What the first row of `against` beats, and what it is not told apart from."""
+    told = []
+    for name, row in table.iloc[1:].iterrows():
+        sure = "more" if row.low > 0 else "less" if row.high < 0 else "not surely more or less"
+        told.append(f"{sure} than {name} ({row.lead:+.2f}; {row.low:+.2f} to {row.high:+.2f})")
+    return f"The map of {table.index[0]} overlaps with the thing {series(told)}."

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from ..method.sums import accumulate, gram
 from ..models.text import encode, tokenizers
 from ..show.viz import COLORS, Figure
 from ..templates import fill
-from .shared import TEMPLATE, panels
+from .residual import groups
+from .shared import TEMPLATE, panels, series
 
 
 def toy(seed: int = 0, n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -41,7 +43,8 @@ def toy_figure(e_f: Tensor, e_g: Tensor, e_p: Tensor, lambdas: Sequence[float]) 
         ax.plot(*e_g.numpy().T, "x", color="#222222", markersize=4, label="e_g")
         ax.set_title(f"λ1 = {lam:g}", fontsize=8)
         ax.set_aspect("equal")
-    axes[-1].legend(fontsize=6, frameon=False, loc="lower right")
+    handles = axes[-1].get_legend_handles_labels()
+    fig.legend(*handles, fontsize=7, frameon=False, loc="outside lower center", ncols=3)
     return fig
 
 
@@ -115,7 +118,7 @@ def moved(pipe, R: Tensor, names: Sequence[str], template: str = TEMPLATE) -> di
 def moved_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
     """Bars of `moved` by name, a colour per group of names."""
     count = sum(map(len, groups.values()))
-    fig, (ax,) = panels(1, 4.6, max(2.0, 0.17 * count + 0.6))
+    fig, (ax,) = panels(1, 6.0, max(2.0, 0.17 * count + 0.6))
     at = 0
     for i, (label, values) in enumerate(groups.items()):
         color = COLORS[(1, 4, 0)[i % 3]]
@@ -124,7 +127,7 @@ def moved_figure(groups: Mapping[str, Mapping[str, float]]) -> Figure:
     ax.set_yticks(range(count), [name for values in groups.values() for name in values], fontsize=7)
     ax.invert_yaxis()
     ax.set_xlabel("‖(R − I) E‖ / ‖E‖", fontsize=8)
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
 
@@ -158,3 +161,71 @@ def effects_figure(lambdas: Sequence[float], by: Mapping[str, Mapping[str, Seque
         ax.set_xlabel(label, fontsize=8)
     axes[0].legend(fontsize=7, frameon=False)
     return fig
+
+
+# --- what a run found
+
+
+def moved_by_group(pipe, R: Tensor, name: str, template: str = "a photo of the {} in the snow") -> dict[str, float]:
+    """How far R moves the tokens of one prompt, ‖(R − I) E‖ / ‖E‖, by their group (see `residual.GROUPS`)."""
+    prompt = fill(template, name)
+    E, at = encode(pipe, [prompt])[0].cpu().double(), groups(tokenizers(pipe)[0], prompt, name)
+    change = E @ (R - torch.eye(len(R)).to(R)).T
+    return {group: float(change[where].norm() / E[where].norm()) for group, where in at.items() if where}
+
+
+def by_group_said(found: Mapping[str, float]) -> str:
+    """`moved_by_group` in a sentence."""
+    told = series([f"{group} {value:.2f}" for group, value in found.items() if group != "own"])
+    return (
+        f"R moves the name's own tokens by {found['own']:.2f} of their length, although Eq. 2 does not ask for it; the "
+        f"tokens around them: {told}."
+    )
+
+
+def moved_said(by: Mapping[str, Mapping[str, float]]) -> str:
+    """Whose prompts move most and least, by group of names, and whether a kept name moves more than the concept."""
+    told = []
+    for group, values in by.items():
+        most, least = max(values, key=values.get), min(values, key=values.get)
+        told.append(f"{group} {values[least]:.2f} ({least}) to {values[most]:.2f} ({most})")
+    erased, *kept = by.values()
+    concept = next(iter(erased))
+    further = [name for values in kept for name, value in values.items() if value > erased[concept]]
+    return f"Moved: {'; '.join(told)}. Names to keep whose prompts move more than that of {concept}: {series(further)}."
+
+
+def rank_said(rank: Mapping[str, int], width: int) -> str:
+    """How many directions hold nine tenths of ‖R − I‖², by label."""
+    told = series([f"{count} ({label})" for label, count in rank.items()])
+    return f"Nine tenths of $\\lVert R - I\\rVert^2$ lie in so many of {width} directions: {told}."
+
+
+def price_said(by: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """How far the prior is moved where the same share of e^f − e^g is left, for two ways of `effects`."""
+    ends = [(min(values["left"]), max(values["left"])) for values in by.values()]
+    low, high = max(end[0] for end in ends), min(end[1] for end in ends)
+    if low >= high:
+        return ""
+    level, told = (low * high) ** 0.5, []
+    for label, values in by.items():
+        order = np.argsort(values["left"])
+        left, disturbed = (np.log(np.asarray(values[key]) + 1e-12)[order] for key in ("left", "disturbed"))
+        told.append(f"{np.exp(np.interp(np.log(level), left, disturbed)):.2f} by {label}")
+    return f"Where {level:.2f} of $e^f - e^g$ is left, the prior is moved by {series(told)}."
+
+
+def lambda_said(accuracy: pd.DataFrame, lambdas: Sequence[float]) -> str:
+    """For which λ1 the concept is gone (at most a tenth of what the original draws), and what is kept at the best."""
+    swept = accuracy.iloc[1:].set_axis(list(lambdas))
+    gone = swept[swept.erased <= 0.1 * accuracy.erased.iloc[0]]
+    if not len(gone):
+        return f"No λ1 takes the concept away: at least {swept.erased.min():.0f} % of its pictures still show it."
+    kept = gone.drop(columns="erased").mean(axis=1)
+    best = kept.idxmax()
+    told = series([f"{role} {gone.loc[best, role]:.0f} %" for role in gone.columns.drop("erased")])
+    back = swept.erased.iloc[-1]
+    return (
+        f"The concept is gone at λ1 = {series([f'{value:g}' for value in gone.index], 99)}; of these {best:g} keeps "
+        f"most ({told}), {kept.idxmin():g} least. At λ1 = {lambdas[-1]:g}, {back:.0f} % of its pictures show it."
+    )

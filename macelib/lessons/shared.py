@@ -1,4 +1,8 @@
-"""What lessons 03 to 05 share: pictures by name, who is recognised in them, and weights that come and go."""
+"""What the lessons share: pictures by name, who is recognised in them, weights that come and go, and what is said.
+
+A notebook's sentences about the run at hand are written from its numbers, by functions called `..._said` beside the
+measure that they tell of; `say` shows them.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -72,6 +76,65 @@ def recognised(
         found = shares(judge, {name: pictures[name] for name in dict.fromkeys(among)}, among)
         rows[label] = {group: 100 * mean(found, names) for group, names in groups.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def typical(judge: Judge | ClipClassifier, albums: Mapping[str, Mapping[str, list]]) -> int:
+    """Which seed to show: the one at which the judge's verdicts come nearest to the shares over all seeds.
+
+    albums: by label, then by name, a picture per seed. CLIP chooses among the names of the first album.
+    """
+    rows = [(name, some) for pictures in albums.values() for name, some in pictures.items()]
+    found = judge.top1([image for _, some in rows for image in some], choices(judge, list(next(iter(albums.values())))))
+    right = torch.tensor([f == name for f, (name, some) in zip(found, _each(rows), strict=True)]).view(len(rows), -1)
+    return int((right.double() - right.double().mean(1, keepdim=True)).abs().sum(0).argmin())
+
+
+def _each(rows: Sequence[tuple[str, list]]) -> list[tuple[str, list]]:
+    return [row for row in rows for _ in row[1]]
+
+
+def say(*sentences: str):
+    """Sentences as a notebook shows them; those that are empty are left out."""
+    from IPython.display import Markdown
+
+    return Markdown("**In this run.** " + " ".join(filter(None, sentences)))
+
+
+def series(names: Sequence[str], most: int = 6) -> str:
+    """Names in a row, "none" where there is none.
+
+    >>> series(["ship", "frog", "cat"]), series(["a", "b", "c"], most=2), series([])
+    ('ship, frog and cat', 'a, b and 1 more', 'none')
+    """
+    names = [str(name) for name in names]
+    if len(names) > most:
+        names = [*names[:most], f"{len(names) - most} more"]
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
+
+
+def sure_said(sure: Mapping[str, Mapping[str, float]], erased: str, others: Sequence[str]) -> str:
+    """How sure the judge is, before and after; sure: by state ("original", "erased"), then by name, 0..1."""
+    before, after = sure["original"], sure["erased"]
+    worst = min(others, key=lambda name: after[name] - before[name])
+    return (
+        f"The judge gives the {erased} a probability of {before[erased]:.2f} before and {after[erased]:.2f} after. In "
+        f"the mean over the other names it is {mean(before, others):.2f} before and {mean(after, others):.2f} after; "
+        f"of these the {worst} loses most, or gains least: {before[worst]:.2f} to {after[worst]:.2f}."
+    )
+
+
+def pictures_said(before: Mapping[str, float], after: Mapping[str, float], groups: Mapping[str, Sequence[str]]) -> str:
+    """In what share of their pictures names are recognised, by group, and which lose; shares 0..1 by name."""
+    parts = [
+        f"{group} {100 * mean(before, names):.0f} % before and {100 * mean(after, names):.0f} % after"
+        for group, names in groups.items()
+        if names
+    ]
+    text = f"Recognised: {'; '.join(parts)}."
+    kept = [name for group, names in groups.items() if group != "erased" for name in names]
+    lose = sorted((n for n in kept if after[n] < before[n]), key=lambda n: after[n] - before[n])
+    told = [f"{name} ({100 * before[name]:.0f} to {100 * after[name]:.0f} %)" for name in lose]
+    return f"{text} Of the names that should stay, {series(told)} lose{'s' if len(told) < 2 else ''}."
 
 
 @contextmanager
