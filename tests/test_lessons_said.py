@@ -36,6 +36,11 @@ def test_who_is_recognised():
     assert shared.pictures_said(before, before, {"erased": ["ship"], "others": ["cat"]}).endswith("none loses.")
 
 
+def test_where_a_curve_is_steepest():
+    told = shared.steepest_said([0, 0.5, 1], {"a ship": [0, 0.1, 0.5], "a cat": [0, 0.02, 0.03]})
+    assert told == "Steepest: “a ship” between 0.5 and 1 (to 0.500 at 1); “a cat” between 0 and 0.5 (to 0.030 at 1)."
+
+
 def test_the_seed_that_shows_what_the_shares_say():
     class Seer:
         concepts = ("ship", "cat")
@@ -77,6 +82,8 @@ def test_wordings_that_the_original_does_not_draw_measure_nothing():
 
 
 def test_lengths_and_what_is_left_for_stage_2():
+    told = residual.failing_said({"stage 1": [], "strong prior": ["plural"]}, None)
+    assert "stage 1: none; strong prior: *plural*. Rank correlation" in told and told.endswith("prior has no value.")
     told = residual.lengths_said({"original, after": {"0": 0.5, "2": 0.4, "4": 0.2}, "stage 1, after": {"0": 0.0}})
     assert "original, after: 0.50 with 0 phrases, 0.20 with 4; stage 1, after: 0.00 with 0 phrases, 0.00 with 0" in told
     said = lambda old, new: residual.own_said({"own tokens alone": old}, {"own tokens alone": new})  # noqa: E731

@@ -1,9 +1,10 @@
 """The sizes that notebook 08 shows, against published ones and against a file."""
 
 import pytest
+from PIL import Image
 
 from macelib.bench import Shapes, random_erasure
-from macelib.lessons.your_model import LAYOUTS, file_size, needs, payload
+from macelib.lessons.your_model import LAYOUTS, changed, file_size, needs, payload
 
 
 @pytest.mark.slow
@@ -25,3 +26,9 @@ def test_file_size_is_that_of_a_file(count, tmp_path):
     path = random_erasure(shapes, count).save(tmp_path / "erasure.safetensors")
     predicted = file_size({str(i): (out, shapes.width) for i, out in enumerate(shapes.out)}, count)
     assert predicted == payload(path) < path.stat().st_size
+
+
+def test_how_far_pictures_change():
+    black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
+    table = changed(["a", "b"], [black, black], [grey, black])
+    assert table["mean difference of pixels"].to_dict() == pytest.approx({"a": 0.2, "b": 0.0})

@@ -224,8 +224,7 @@ def drawn(scores: pd.DataFrame) -> pd.Index:
 
 def agreement(delta: pd.Series, score: pd.Series) -> float | None:
     """Rank correlation of two columns, None where it has no value (less than two rows, or one value for all)."""
-    found = float(delta.rank().corr(score.rank())) if min(delta.nunique(), score.nunique()) > 1 else None
-    return found
+    return float(delta.rank().corr(score.rank())) if min(delta.nunique(), score.nunique()) > 1 else None
 
 
 def routes_said(frame: pd.DataFrame) -> str:
@@ -244,13 +243,12 @@ def carriers_said(carry: pd.DataFrame) -> str:
     told = []
     for pattern, values in carry.items():
         alone = {group: values[f"only {group}"] for group in GROUPS}
-        enough = [
-            f"{g} ({v:.2f})" for g, v in sorted(alone.items(), key=lambda i: -i[1]) if v >= values["everything"] / 2
-        ]
+        order = sorted(GROUPS, key=alone.get, reverse=True)
+        enough = series([f"{g} ({alone[g]:.2f})" for g in order if 2 * alone[g] >= values["everything"]])
         missed = min(GROUPS, key=lambda group: values[f"without {group}"])
         told.append(
             f"*{pattern}* (probability {values['everything']:.2f} as it is): groups that alone reach half of that: "
-            f"{series(enough)}; the one that is missed most is {missed} ({values[f'without {missed}']:.2f} without it)."
+            f"{enough}; the one that is missed most is {missed} ({values[f'without {missed}']:.2f} without it)."
         )
     return " ".join(told)
 
@@ -269,6 +267,15 @@ def patterns_said(scores: pd.DataFrame) -> str:
         for what, tokens in (("the residual score", "without own tokens"), ("the whole prompt's", "whole prompt"))
     ]
     return f"{text} Over the others stage 1 takes {told[0]}, {told[1]}, in the mean."
+
+
+def failing_said(failing: Mapping[str, Sequence[str]], agreement: float | None) -> str:
+    """In which wordings refinement fails, by state, and whether δ tells their order."""
+    told = "; ".join(f"{state}: {series([f'*{p}*' for p in patterns], 99)}" for state, patterns in failing.items())
+    order = "has no value" if agreement is None else f"is {agreement:.2f} (1: the same order)"
+    return (
+        f"Refinement fails in these wordings: {told}. Rank correlation of δ and score under the strong prior {order}."
+    )
 
 
 def lengths_said(lengths: Mapping[str, Mapping[str, float]]) -> str:

@@ -6,6 +6,7 @@ measure that they tell of; `say` shows them.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import pairwise
 
 import pandas as pd
 import torch
@@ -93,11 +94,16 @@ def _each(rows: Sequence[tuple[str, list]]) -> list[tuple[str, list]]:
     return [row for row in rows for _ in row[1]]
 
 
-def say(*sentences: str):
-    """Sentences as a notebook shows them; those that are empty are left out."""
+def table(markdown: str):
+    """A recorded table, in Markdown, as a notebook shows it."""
     from IPython.display import Markdown
 
-    return Markdown("**In this run.** " + " ".join(filter(None, sentences)))
+    return Markdown(markdown)
+
+
+def say(*sentences: str):
+    """Sentences as a notebook shows them; those that are empty are left out."""
+    return table("**In this run.** " + " ".join(filter(None, sentences)))
 
 
 def series(names: Sequence[str], most: int = 6) -> str:
@@ -135,6 +141,16 @@ def pictures_said(before: Mapping[str, float], after: Mapping[str, float], group
     lose = sorted((n for n in kept if after[n] < before[n]), key=lambda n: after[n] - before[n])
     told = [f"{name} ({100 * before[name]:.0f} to {100 * after[name]:.0f} %)" for name in lose]
     return f"{text} Of the names that should stay, {series(told)} lose{'s' if len(told) < 2 else ''}."
+
+
+def steepest_said(levels: Sequence[float], moved: Mapping[str, Sequence[float]]) -> str:
+    """Between which levels each curve rises most, and how far it gets."""
+    told = []
+    for label, values in moved.items():
+        rise = [b - a for a, b in pairwise(values)]
+        i = rise.index(max(rise))
+        told.append(f"“{label}” between {levels[i]:g} and {levels[i + 1]:g} (to {values[-1]:.3f} at {levels[-1]:g})")
+    return f"Steepest: {'; '.join(told)}."
 
 
 @contextmanager

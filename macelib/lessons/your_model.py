@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
@@ -20,6 +21,7 @@ from ..method.refine import stored_rank
 from ..models.entrances import kv_weights
 from ..models.layouts import LAYOUTS, VAE, text_config
 from ..models.pipelines import _quiet as quiet
+from ..show.viz import pixels
 
 
 def needs(
@@ -127,6 +129,12 @@ def convergence(pipe, captions: list, sizes: list[int], exclude=()) -> tuple[lis
     sizes = [n for n in sizes if n < len(captions)]
     parts = [prior(pipe, captions[:n], exclude=exclude).P for n in sizes]
     return sizes, [float((P - whole.P).norm() / whole.P.norm()) for P in parts], whole
+
+
+def changed(prompts: Sequence[str], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> pd.DataFrame:
+    """By prompt, the mean difference of two pictures' pixels, 0 to 1."""
+    means = [float(abs(pixels(a) - pixels(b)).mean()) for a, b in zip(before, after, strict=True)]
+    return pd.DataFrame({"mean difference of pixels": means}, index=list(prompts))
 
 
 def reopened(folder: str | Path, pipe) -> dict:
