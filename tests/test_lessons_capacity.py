@@ -85,14 +85,13 @@ def test_what_is_said_of_encoders():
     assert [len(ax.lines) for ax in c.figure(both).axes] == [2, 2, 2]
 
 
-def test_a_recorded_study_stands_beside_them(tmp_path, monkeypatch):
+def test_the_table_of_other_towers_stands_beside_them(tmp_path, monkeypatch):
     monkeypatch.setattr(c, "character_lists", lambda count, family: ([Concept(n, "-") for n in NAMES], KEPT))
-    monkeypatch.setattr(c, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(c, "world_folder", lambda: tmp_path)
     monkeypatch.setattr(c, "PACKAGE", "no_such_package")
     pipe = tiny_pipeline("sd")
     assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny"]
-    (tmp_path / "studies" / "capacity").mkdir(parents=True)
-    table("width 96", 0.3).to_csv(tmp_path / "studies" / "capacity" / "metrics.csv", index=False)
+    table("width 96", 0.3).to_csv(tmp_path / c.TOWERS, index=False)
     assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny", "width 96", "width 96"]
 
 

@@ -143,6 +143,7 @@ def test_the_price_of_a_prior_and_of_a_ridge():
     assert "gone at λ1 = 1 and 10; of these 10 keeps most (near it 60 % and others 80 %), 1 least" in told
     assert told.endswith("At λ1 = 100, 80 % of its pictures show it.")
     assert refinement.lambda_said(accuracy.assign(erased=100), [1, 10, 100]).startswith("No λ1 takes")
+    assert refinement.lambda_said(accuracy.assign(erased=0), [1, 10, 100]).startswith("The original does not draw")
 
 
 def test_when_a_concept_is_decided_and_samplings_told_apart():

