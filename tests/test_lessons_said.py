@@ -62,6 +62,8 @@ def test_routes_and_carriers():
     values = {"everything": 0.8, **{f"only {g}": 0.1 for g in residual.GROUPS}}
     values |= {f"without {g}": 0.7 for g in residual.GROUPS} | {"only own": 0.9, "without padding": 0.3}
     told = residual.carriers_said(pd.Series(values).to_frame("at the end"))
+    table = pd.Series(dict.fromkeys(values, 0.1)).to_frame("plural")
+    assert residual.carriers_said(table) == "*plural* is not drawn by the original (probability 0.10)."
     assert "half of that: own (0.90); the one that is missed most is padding (0.30 without it)" in told
 
 
@@ -87,7 +89,7 @@ def test_lengths_and_what_is_left_for_stage_2():
     told = residual.lengths_said({"original, after": {"0": 0.5, "2": 0.4, "4": 0.2}, "stage 1, after": {"0": 0.0}})
     assert "original, after: 0.50 with 0 phrases, 0.20 with 4; stage 1, after: 0.00 with 0 phrases, 0.00 with 0" in told
     said = lambda old, new: residual.own_said({"own tokens alone": old}, {"own tokens alone": new})  # noqa: E731
-    assert "nothing is left" in said(0.9, 0.01) and "has 50 % of it left" in said(0.8, 0.4)
+    assert "nothing is left" in said(0.9, 0.01) and "leaves 50 % of it: that is left for stage 2" in said(0.8, 0.4)
     assert "little to take" in said(0.1, 0.0)
 
 

@@ -242,6 +242,9 @@ def carriers_said(carry: pd.DataFrame) -> str:
     """Which groups of tokens draw the concept alone, and which one is missed most; a row per variant, a column each."""
     told = []
     for pattern, values in carry.items():
+        if values["everything"] < DRAWN:
+            told.append(f"*{pattern}* is not drawn by the original (probability {values['everything']:.2f}).")
+            continue
         alone = {group: values[f"only {group}"] for group in GROUPS}
         order = sorted(GROUPS, key=alone.get, reverse=True)
         enough = series([f"{g} ({alone[g]:.2f})" for g in order if 2 * alone[g] >= values["everything"]])
@@ -293,6 +296,7 @@ def own_said(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     text = f"Alone, the own tokens draw the concept with a probability of {old:.2f} before stage 1 and {new:.2f} after."
     if old < DRAWN:
         return f"{text} There was little to take from them to begin with."
-    if new < 0.1 * old:
-        return f"{text} Stage 1 was not fitted to them and takes them along all the same: nothing is left for stage 2."
-    return f"{text} So stage 2 has {100 * new / old:.0f} % of it left to take."
+    rest = (
+        "takes them along all the same: nothing" if new < 0.1 * old else f"leaves {100 * new / old:.0f} % of it: that"
+    )
+    return f"{text} Stage 1 was not fitted to them and {rest} is left for stage 2."
