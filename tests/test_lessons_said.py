@@ -8,7 +8,7 @@ import torch
 
 from macelib import Concept, EraseConfig, erase, evaluate
 from macelib.evaluate import companions
-from macelib.lessons import cfis, fusion, interference, refinement, residual, shared
+from macelib.lessons import cfis, fusion, interference, refinement, residual, routes, shared
 from macelib.lessons import maps as m
 from macelib.models.pipelines import kv_weights
 from macelib.models.tiny import tiny_pipeline
@@ -57,13 +57,13 @@ def test_routes_and_carriers():
         "tokens": ["whole prompt"] * 3 + ["without own tokens"] * 3, "name": ["ship", "ship", "frog"] * 2,
         "value": [0.9, 0.8, 0.7, 0.6, 0.2, 0.4],
     })  # fmt: skip
-    told = residual.routes_said(frame)
+    told = routes.routes_said(frame)
     assert "whole prompt 3 of 3 and without own tokens 1 of 3" in told and told.endswith("ship 1 of 2 and frog 0 of 1.")
     values = {"everything": 0.8, **{f"only {g}": 0.1 for g in residual.GROUPS}}
     values |= {f"without {g}": 0.7 for g in residual.GROUPS} | {"only own": 0.9, "without padding": 0.3}
-    told = residual.carriers_said(pd.Series(values).to_frame("at the end"))
+    told = routes.carriers_said(pd.Series(values).to_frame("at the end"))
     table = pd.Series(dict.fromkeys(values, 0.1)).to_frame("plural")
-    assert residual.carriers_said(table) == "*plural* is not drawn by the original (probability 0.10)."
+    assert routes.carriers_said(table) == "*plural* is not drawn by the original (probability 0.10)."
     assert "half of that: own (0.90); the one that is missed most is padding (0.30 without it)" in told
 
 
@@ -74,21 +74,21 @@ def scores(*rows) -> pd.DataFrame:
 
 def test_wordings_that_the_original_does_not_draw_measure_nothing():
     table = scores(("alone", 0.9, 0.4, 0.1, 0.0), ("at the end", 0.7, 0.2, 0.3, 0.1), ("plural", 0.0, 0.0, 0.5, 0.9))
-    assert residual.drawn(table).tolist() == ["alone", "at the end"]
-    told = residual.patterns_said(table)
+    assert routes.drawn(table).tolist() == ["alone", "at the end"]
+    told = routes.patterns_said(table)
     assert "in 2 of 3 wordings" in told and "not in *plural*: these" in told
     assert "the residual score from 0.30 to 0.05, the whole prompt's from 0.80 to 0.20" in told
-    assert residual.patterns_said(table.iloc[2:]).endswith("these rows measure nothing.")
-    assert residual.agreement(pd.Series([1.0, 2, 3]), pd.Series([0.1, 0.2, 0.9])) == pytest.approx(1)
-    assert residual.agreement(pd.Series([1.0, 2]), pd.Series([0.0, 0])) is None
+    assert routes.patterns_said(table.iloc[2:]).endswith("these rows measure nothing.")
+    assert routes.agreement(pd.Series([1.0, 2, 3]), pd.Series([0.1, 0.2, 0.9])) == pytest.approx(1)
+    assert routes.agreement(pd.Series([1.0, 2]), pd.Series([0.0, 0])) is None
 
 
 def test_lengths_and_what_is_left_for_stage_2():
-    told = residual.failing_said({"stage 1": [], "strong prior": ["plural"]}, None)
+    told = routes.failing_said({"stage 1": [], "strong prior": ["plural"]}, None)
     assert "stage 1: none; strong prior: *plural*. Rank correlation" in told and told.endswith("prior has no value.")
-    told = residual.lengths_said({"original, after": {"0": 0.5, "2": 0.4, "4": 0.2}, "stage 1, after": {"0": 0.0}})
+    told = routes.lengths_said({"original, after": {"0": 0.5, "2": 0.4, "4": 0.2}, "stage 1, after": {"0": 0.0}})
     assert "original, after: 0.50 with 0 phrases, 0.20 with 4; stage 1, after: 0.00 with 0 phrases, 0.00 with 0" in told
-    said = lambda old, new: residual.own_said({"own tokens alone": old}, {"own tokens alone": new})  # noqa: E731
+    said = lambda old, new: routes.own_said({"own tokens alone": old}, {"own tokens alone": new})  # noqa: E731
     assert "nothing is left" in said(0.9, 0.01) and "leaves 50 % of it: that is left for stage 2" in said(0.8, 0.4)
     assert "little to take" in said(0.1, 0.0)
 
