@@ -93,7 +93,8 @@ class Controls:
         self.sliders[name] = widgets.FloatSlider(
             min(strength, 1.0), **scale, **LAZY, **SHORT, layout={**half, "flex": "1 1 14em"}
         )
-        self.lines.children += (widgets.HBox([self.ticks[name], self.sliders[name]]),)
+        line = widgets.HBox([self.ticks[name], self.sliders[name]], layout={"align_items": "center"})
+        self.lines.children += (line,)
         return self.ticks[name], self.sliders[name]
 
     def state(self) -> dict[str, widgets.Widget]:

@@ -20,6 +20,8 @@ STYLE = f"""<style>
 .macelib-studio .wipe input {{ width: 100%; margin: 2px 0 0; }}
 .macelib-studio .scroll {{ overflow-x: auto; }}
 .macelib-studio .widget-checkbox input {{ vertical-align: middle; margin: 0 6px 2px 0; }}
+.macelib-studio .widget-checkbox, .macelib-studio .widget-label-basic {{ height: auto; }}
+.macelib-studio .widget-label-basic {{ white-space: normal; line-height: 1.4; padding: 4px 0; }}
 .macelib-studio .widget-html:has(> .widget-html-content:empty) {{ display: none; }}
 .macelib-studio .macelib-said {{ flex: 1 1 16em; width: auto; }}
 .macelib-studio .macelib-said .widget-html-content, .macelib-studio .status {{ line-height: 1.4; }}
