@@ -12,7 +12,7 @@ from test_cli import mace
 from test_evaluate import ByPixel
 from tiny_data import tiny_clip, tiny_judge
 
-from macelib import MaceError, evaluate
+from macelib import Erasure, MaceError, evaluate
 from macelib.baselines import build, methods, register
 from macelib.baselines.registry import _METHODS, Settings
 from macelib.compare import compare, find, metric_names, plan, planned, tuned_settings, ways
@@ -22,7 +22,9 @@ from macelib.compare.plan import ORIGINAL, Way, settings_kind
 from macelib.compare.rows import Number, numbers, resampling
 from macelib.evaluate import metrics, pictures, results
 from macelib.evaluate.tasks import read_task, task
-from macelib.files import hash_text
+from macelib.files import hash_text, locked
+from macelib.models.pipelines import kv_weights
+from macelib.models.sample import generate
 from macelib.models.swap import applied_edit
 from macelib.models.tiny import tiny_pipeline
 
@@ -386,6 +388,34 @@ def test_a_training_that_was_done_is_kept(pipe, tmp_path, drawn):
     assert built == [1] and {r["training_seeds"] for r in whole["rows"] if r["method"] == "slow"} == {1}
 
 
+def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn):
+    values = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 2}}
+    found, way = planned_of({**MANY, "kept": [ROWS["cat"]]}, tmp_path), Way("mace", "tuned", values)
+    options = {"classifier": Judge(), "batch": 4}
+    folder = tmp_path / "out"
+    (folder / "spent").mkdir(parents=True)
+    (folder / "spent" / "mace-tuned-000.json").write_text("1000.0")  # of a run that was cut short
+    (folder / "run.json").write_text(json.dumps(about_of(pipe, found, tmp_path)))
+    drawn["stop"] = len(drawn["jobs"]) + 20  # the original and a part of the method
+    with pytest.raises(KeyboardInterrupt):
+        compare(pipe, found, [ORIGINAL, way], folder, **options)
+    kept = Erasure.load(folder / "edits" / "mace-tuned-000.safetensors")
+    own = build(pipe, found.erasures[0], "mace", values, task="object", kept=["cat"])
+    weights = {name: w.detach() for name, w in kv_weights(pipe.unet).items()}
+    for (name, a), (_, b) in zip(kept.weights(weights), own.weights(weights), strict=True):
+        assert (a - b).abs().max() < 1e-5, name
+    drawn["stop"] = None
+    whole = results.read(compare(pipe, found, [ORIGINAL, way], folder, **options))
+    time = next(r for r in whole["rows"] if r["metric"] == "time, s")
+    assert time["mean"] > 1000 and whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
+
+
+def about_of(pipe, found, tmp_path):
+    """What a folder says of its run."""
+    compare(pipe, found, [ORIGINAL], tmp_path / "about", classifier=Judge(), batch=4)
+    return json.loads((tmp_path / "about" / "run.json").read_text())
+
+
 def test_another_run_s_folder_is_refused(pipe, tmp_path):
     found = planned_of(MANY, tmp_path)
     run(pipe, found, tmp_path / "out", [])
@@ -393,15 +423,18 @@ def test_another_run_s_folder_is_refused(pipe, tmp_path):
         run(pipe, planned_of(MANY, tmp_path, seeds=1), tmp_path / "out", [])
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
+    with locked(tmp_path / "out" / ".lock", "it"), pytest.raises(MaceError, match="Another process is at work"):
+        run(pipe, found, tmp_path / "out", [])
     with pytest.raises(MaceError, match="holds what no comparison has written"):
         run(pipe, found, tmp_path / "other", [])
 
 
 @pytest.mark.slow
-def test_an_engine_measures_rows_in_processes_of_their_own(tmp_path):
+def test_an_engine_measures_rows_in_processes_of_their_own(tmp_path, monkeypatch):
     from macelib import load_pipeline
     from macelib.batch import make_engine
 
+    monkeypatch.setattr(pictures, "generate", generate)  # other processes draw, too
     tiny_pipeline("sd").save_pretrained(tmp_path / "model")
     tiny_judge(KNOWN).save_pretrained(tmp_path / "judge")
     pipe, found = load_pipeline(str(tmp_path / "model"), device="cpu"), planned_of(MANY, tmp_path, profile="quick")

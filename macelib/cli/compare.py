@@ -35,6 +35,7 @@ def compare(
     engine: Annotated[str | None, typer.Option(help="local or ray: each method in a process of its own")] = None,
     jobs: Annotated[int | None, typer.Option(help="of an engine: methods at once", min=1)] = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 16,
+    autocast: Annotated[str | None, typer.Option(help="bf16 or fp16: precision of the pictures")] = None,
     record: Annotated[bool, typer.Option("--record", help="keep the tables in data/results and in the README")] = False,
     revision: Revision = None,
     local_files_only: Local = False,
@@ -49,6 +50,7 @@ def compare(
     from .. import compare as comparing
     from ..batch.engines import make_engine
     from ..evaluate import results
+    from ..evaluate.pictures import Drawing
     from ..files import check_writable
     from ..models.families import family_of
 
@@ -57,6 +59,7 @@ def compare(
         return plan, comparing.ways(_listed(methods), plan, comparing.tuned_settings(plan.kind))
 
     settled()  # refuses what there is not before the model is loaded
+    Drawing(batch=batch, autocast=autocast)
     if jobs is not None and engine is None:
         raise MaceError("--jobs belongs to an engine: give --engine local or ray.")
     if record and (only or seeds):
@@ -68,7 +71,7 @@ def compare(
     plan, ways = settled(comparing.worlds(family_of(pipe)))
     folder = out or Path("runs") / f"compare-{plan.name}-{profile}"
     with Bars() as bars:
-        options = {"classifier": classifier, "batch": batch, "engine": where, "progress": bars}
+        options = {"classifier": classifier, "batch": batch, "autocast": autocast, "engine": where, "progress": bars}
         options |= {"metrics": _listed(metrics), "against": against, "command": shlex.join(["mace", *sys.argv[1:]])}
         path = comparing.compare(pipe, plan, ways, folder, **options)
     whole = results.read(path)

@@ -27,6 +27,7 @@ def compare(
     *,
     classifier=None,
     batch: int = 16,
+    autocast: str | None = None,
     metrics: Sequence[str] | None = None,
     against: str | None = None,
     engine=None,
@@ -36,7 +37,8 @@ def compare(
     """Measure every row that is still to be measured, and write the tables: `folder/{name of the task}.json`.
 
     classifier: who looks, as `protocols.objects` takes it; text where an engine runs the rows in processes of their
-    own. metrics: some of `metric_names`. against: the method that the others' combined metric is compared with.
+    own. batch, autocast: of `Drawing`. metrics: some of `metric_names`. against: the method that the others' combined
+    metric is compared with.
     MaceError: a name that the classifier does not know, an unknown metric, a folder that holds another run.
     """
     if missing := [name for name in metrics or () if name not in metric_names(plan)]:
@@ -46,7 +48,7 @@ def compare(
     folder, tell = Path(folder), progress or (lambda *_: None)
     check_writable(folder)
     with locked(folder / ".lock", str(folder), wait=False), untouched(pipe):
-        run = measuring(pipe, plan, classifier, batch, folder)
+        run = measuring(pipe, plan, classifier, Drawing(steps=plan.steps, batch=batch, autocast=autocast), folder)
         about = _about(pipe, run)
         _same_run(folder, about)
         if why := run.run(pipe, ORIGINAL, tell):
@@ -60,12 +62,12 @@ def compare(
         return path
 
 
-def measuring(pipe, plan: Plan, classifier, batch: int, folder: Path) -> Measuring:
+def measuring(pipe, plan: Plan, classifier, drawing: Drawing, folder: Path) -> Measuring:
     """The run of a plan on a model; MaceError for a name that the classifier does not know."""
     who = classifier_for(pipe) if classifier is None else plugged(classifier)
     look = Looking(plan, who, classifier_for(pipe, "styles") if plan.kind == "style" else None)
     look.check()
-    return Measuring(plan, Drawing(steps=plan.steps, batch=batch), look, folder)
+    return Measuring(plan, drawing, look, folder)
 
 
 def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:
@@ -73,7 +75,8 @@ def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) ->
     if engine is None:
         for way in ways:
             with explained():
-                yield way, run.run(pipe, way, tell)
+                why = run.run(pipe, way, tell)
+            yield way, why
         return
     source = pipe.__dict__.get("_macelib_source")
     if source is None or not (classifier is None or isinstance(classifier, (str, Path))):
@@ -81,7 +84,7 @@ def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) ->
             "An engine loads the model and the classifier in each of its processes: load the model with "
             "macelib.load_pipeline, and name the classifier in text."
         )
-    how = source, pipe.scheduler, denoiser(pipe).dtype, run.plan, classifier, run.drawing.batch, str(run.folder)
+    how = source, pipe.scheduler, denoiser(pipe).dtype, run.plan, classifier, run.drawing, str(run.folder)
     todo = {str(way): way for way in ways}
     waiting = [Job(key, measure_elsewhere, (*how, way)) for key, way in todo.items() if run.seen(way) is None]
     yield from ((way, None) for key, way in todo.items() if key not in {job.key for job in waiting})
@@ -91,14 +94,14 @@ def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) ->
 
 
 def measure_elsewhere(
-    source: tuple[str, dict], scheduler, dtype, plan: Plan, classifier, batch: int, folder: str, way: Way
+    source: tuple[str, dict], scheduler, dtype, plan: Plan, classifier, drawing: Drawing, folder: str, way: Way
 ) -> str | None:
     """One row in a process of its own, into the folder; why it cannot be measured. MaceError: not the same model."""
     model, options = source
     device = options["device"] and str(options["device"]).split(":")[0]  # the process sees its own GPU
     pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
     pipe.scheduler = scheduler
-    run = measuring(pipe, plan, classifier, batch, Path(folder))
+    run = measuring(pipe, plan, classifier, drawing, Path(folder))
     _same_run(run.folder, _about(pipe, run))
     with explained():
         return run.run(pipe, way, lambda *_: None)

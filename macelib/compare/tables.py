@@ -48,6 +48,7 @@ class Tables:
     def __init__(self, pipe, run: Measuring, ways, metrics, against, about: Mapping, command: str):
         self.run, self.ways, self.about, self.command = run, ways, about, command
         self.metrics, self.against = metrics or metric_names(run.plan), against
+        self.known: dict[Way, dict[str, Number]] = {}
         self.family, self.residual = family_of(pipe), why_not(pipe)
         self.load, self.original = load(pipe, run.plan), run.seen(ORIGINAL)
 
@@ -56,9 +57,8 @@ class Tables:
         found, rows, plan, order = {}, [], self.run.plan, {metric: i for i, metric in enumerate(self.metrics)}
         missing = [{"method": str(way), "metric": "all", "why": why} for way, why in whys.items()]
         for way in self.ways:
-            if way not in whys and (seen := self.run.seen(way)) is not None:
-                sums = counts(self.run, seen, self.original, self.family)
-                found[way] = numbers(plan, sums, resampling(sums, len(plan.seeds)))
+            if way not in whys and (of := self._numbers(way)) is not None:
+                found[way] = of
         for way, of in found.items():
             lines = [row(self._of(way), metric, number, len(plan.seeds)) for metric, number in of.items()]
             lines += self._difference(way, found) + self._spent(way) + self._loaded(way)
@@ -70,6 +70,13 @@ class Tables:
         environment = self.about | {"settings": {str(way): self._values(way) for way in found if way != ORIGINAL}}
         path = self.run.folder / f"{plan.name}.json"
         return results.write(path, self.command, environment, rows, missing)
+
+    def _numbers(self, way: Way) -> dict[str, Number] | None:
+        """A row's numbers, counted once; None where something is still to be drawn."""
+        if way not in self.known and (seen := self.run.seen(way)) is not None:
+            sums = counts(self.run, seen, self.original, self.family)
+            self.known[way] = numbers(self.run.plan, sums, resampling(sums, len(self.run.plan.seeds)))
+        return self.known.get(way)
 
     def _of(self, way: Way) -> dict[str, Any]:
         load = {key: max(self.load[key]) for key in LOAD if self.load[key]}
