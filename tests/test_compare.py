@@ -5,6 +5,7 @@ import json
 from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 from PIL import Image
@@ -108,6 +109,15 @@ def untimed(whole):
 
 
 # --- what is drawn and counted ------------------------------------------------------------------------------------
+
+
+def test_bootstrap_samples_of_the_combined_metric_are_kept_and_agree_with_its_interval(pipe, tmp_path):
+    whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out")
+    kept = pd.read_csv(tmp_path / "out" / "pets.samples.csv")
+    assert list(kept) == ["original", *(f"{method} (published)" for method in METHODS)] and len(kept) == 500
+    for row in (row for row in whole["rows"] if row["metric"] == "H_c" and row["method"] in METHODS):
+        taken = kept[f"{row['method']} (published)"]
+        assert row["low"] - 2 <= taken.quantile(0.05) <= taken.quantile(0.95) <= row["high"] + 2
 
 
 def test_every_picture_is_drawn_once_for_a_method_and_shared_between_measures(pipe, tmp_path, drawn):

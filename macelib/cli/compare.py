@@ -84,7 +84,8 @@ def compare(
     typer.echo(path)
     if record:
         results.folder().mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, results.place(plan.name))
+        for kept in (path, path.with_suffix(".samples.csv")):
+            shutil.copyfile(kept, results.folder() / kept.name)
         report()
 
 

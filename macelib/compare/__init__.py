@@ -1,13 +1,15 @@
 """Every method on one task, drawn and counted alike: `mace compare`, and the pages that show what was recorded.
 
 `plan` says what is drawn, `measure` draws and looks, `residual` leaves a concept's own words out, `counts` adds up,
-`rows` has means and intervals, `tables` the file, `run` all of it in turn; `report` renders what is recorded.
+`rows` has means and intervals, `tables` the file, `run` all of it in turn; `report` renders what is recorded,
+`published` holds it against published tables.
 
 It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
 """
 
 from . import report
 from .plan import PROFILES, WORLDS, Plan, Profile, Way, find, planned, tuned_settings, ways, worlds
+from .published import agreement
 from .run import compare
 from .tables import metric_names
 
@@ -17,6 +19,7 @@ __all__ = [
     "Plan",
     "Profile",
     "Way",
+    "agreement",
     "compare",
     "find",
     "metric_names",

@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 
 from ..baselines import method
 from ..baselines.columns import tokens
 from ..evaluate import results
+from ..files import atomic
 from ..models.entrances import denoiser, kv_weights, part_of
 from ..models.families import family_of
 from ..models.text import embedding_size
@@ -25,6 +27,7 @@ SPENT = {  # metric -> what of `Measuring.made`, unit
     "peak memory, MB": ("megabytes", "MB"),
 }
 _CLIP = "the classifier has no list of its own: it chooses among the classes in any case"
+KEPT = 500  # bootstrap samples that are kept of a row
 AGAINST = ("mace", "mace-stage-1", "uce")  # whom the others are compared with: the first of these that is there
 
 
@@ -68,6 +71,7 @@ class Tables:
             why = "one seed was drawn: the intervals are over concepts alone"
             missing.append({"method": "all", "metric": "interval over seeds", "why": why})
         environment = self.about | {"settings": {str(way): self._values(way) for way in found if way != ORIGINAL}}
+        self._keep_samples(found)
         path = self.run.folder / f"{plan.name}.json"
         return results.write(path, self.command, environment, rows, missing)
 
@@ -77,6 +81,15 @@ class Tables:
             sums = counts(self.run, seen, self.original, self.family)
             self.known[way] = numbers(self.run.plan, sums, resampling(sums, len(self.run.plan.seeds)))
         return self.known.get(way)
+
+    def _keep_samples(self, found: Mapping[Way, Mapping[str, Number]]) -> None:
+        """`TASK.samples.csv`: the combined metric of every row in percent or points, in the same bootstrap samples."""
+        metric, columns = self.run.plan.task.about.metric, {}
+        for way, of in found.items():
+            if metric in of and of[metric].sample is not None:
+                columns[str(way)] = (100 if of[metric].proportion else 1) * of[metric].sample[:KEPT]
+        with atomic(self.run.folder / f"{self.run.plan.name}.samples.csv") as temporary:
+            pd.DataFrame(columns).round(2).to_csv(temporary, index=False)
 
     def _of(self, way: Way) -> dict[str, Any]:
         load = {key: max(self.load[key]) for key in LOAD if self.load[key]}

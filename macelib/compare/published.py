@@ -1,0 +1,110 @@
+"""Does a recorded task put methods in the order that published tables of Stable Diffusion v1.4 do?
+
+Rows of one published block compare, those of two do not. Per block, Kendall's τ between its combined metric and ours,
+the pairs of methods that agree, the chance of as many under a random order, and an interval by our bootstrap samples.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from itertools import combinations, permutations
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..errors import MaceError
+from ..evaluate import results
+from ..evaluate.metrics import interval
+from ..reading import read_text
+
+LEAST = 3  # methods that both must have
+NAMES = {  # what published tables call our methods
+    "MACE": "mace", "MACE stage 1 only": "mace-stage-1", "MACE naive sum": "mace-added-up",
+    "MACE without CFIS": "mace-without-cfis", "UCE": "uce", "ESD-u": "esd-u", "ESD-x": "esd-x", "SLD-M": "sld",
+    "SPEED": "speed", "RECE": "rece", "OCE": "oce", "Semantic Surgery": "semantic-surgery", "SAFREE": "safree",
+    "AdaVD": "adavd", "DP": "dp",
+}  # fmt: skip
+TASKS = {  # of a published task, ours: first its own, then those of equal load, for mini-SD's text is half as wide
+    "objects": ("objects",),
+    "celebrities-100": ("characters-100", "characters-50", "characters-30"),
+}
+SETTINGS = ("tuned", "published")
+
+
+def read_published(path: str | Path | None = None) -> pd.DataFrame:
+    """The published rows: source, task, method (ours), h (percent). MaceError: a file without these columns."""
+    path = Path(path or results.folder() / "published.csv")
+    table = pd.read_csv(io.StringIO(read_text(path, "published numbers")), comment="#")
+    if missing := [name for name in ("source", "task", "method", "h") if name not in table]:
+        raise MaceError(f"{path} lacks the column {', '.join(missing)}: source, task, method and h are read.")
+    table = table.assign(method=table.method.map(NAMES)).dropna(subset=["method", "h"])
+    return table[["source", "task", "method", "h"]].reset_index(drop=True)
+
+
+def kendall(a: Sequence[float], b: np.ndarray) -> np.ndarray:
+    """Kendall's τ of one order (n,) with each row of others (..., n): agreeing less other pairs, of all pairs.
+
+    >>> kendall([1, 2, 3], np.array([[1, 2, 3], [3, 2, 1], [1, 3, 2]])).round(3).tolist()
+    [1.0, -1.0, 0.333]
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    pairs = [np.sign(a[i] - a[j]) * np.sign(b[..., i] - b[..., j]) for i, j in combinations(range(len(a)), 2)]
+    return np.mean(pairs, axis=0)
+
+
+def chance(tau: float, n: int) -> float:
+    """The share of all orders of n that have a τ of at least this: an exact one-sided permutation p.
+
+    >>> round(chance(1.0, 3), 4), chance(-1.0, 4)
+    (0.1667, 1.0)
+    """
+    orders = np.array([*permutations(range(n))])
+    return float((kendall(range(n), orders) >= tau - 1e-12).mean())
+
+
+def agreement(folder: str | Path | None = None) -> pd.DataFrame:
+    """A row per published block, our task and settings, of those that are recorded and have three methods in common.
+
+    source, task, settings, methods, tau, low, high (95 %, by our bootstrap samples), agree, pairs, p, and `apart`: the
+    pairs in another order. folder: of the records and of published.csv, `data/results` unless given.
+    """
+    folder, rows = Path(folder or results.folder()), []
+    for (source, theirs), block in read_published(folder / "published.csv").groupby(["source", "task"], sort=False):
+        for name in TASKS.get(theirs, ()):
+            if (folder / f"{name}.json").is_file():
+                kept = samples(folder / f"{name}.samples.csv")
+                whole = results.read(folder / f"{name}.json")
+                for settings in SETTINGS:
+                    row = _row(dict(zip(block.method, block.h, strict=True)), whole, settings, kept)
+                    rows += [{"source": source, "task": name, "settings": settings, **row}] if row else []
+    return pd.DataFrame(rows, columns=["source", "task", "settings", *_COLUMNS])
+
+
+_COLUMNS = ("methods", "tau", "low", "high", "agree", "pairs", "p", "apart")
+
+
+def _row(theirs: Mapping[str, float], whole: Mapping, settings: str, kept: pd.DataFrame) -> dict | None:
+    """One block with one choice of settings; None with too few methods in common."""
+    ours = {
+        row["method"]: row["mean"]
+        for row in whole["rows"]
+        if row["settings"] == settings and row["metric"] in ("H_o", "H_c", "H_a")
+    }
+    common = [method for method in theirs if method in ours and f"{method} ({settings})" in kept]
+    if len(common) < LEAST:
+        return None
+    a, b = [theirs[method] for method in common], np.array([ours[method] for method in common])
+    pairs, tau = [*combinations(range(len(common)), 2)], float(kendall(a, b))
+    wrong = [(common[i], common[j]) for i, j in pairs if (a[i] - a[j]) * (b[i] - b[j]) <= 0]
+    taken = kendall(a, kept[[f"{method} ({settings})" for method in common]].to_numpy())
+    low, high = interval(taken)
+    return {
+        "methods": len(common), "tau": tau, "low": min(low, tau), "high": max(high, tau),
+        "agree": len(pairs) - len(wrong), "pairs": len(pairs), "p": chance(tau, len(common)),
+        "apart": ", ".join(f"{one} and {other}" for one, other in wrong),
+    }  # fmt: skip
+
+
+def samples(path: str | Path) -> pd.DataFrame:
+    """The combined metric of every row in each bootstrap sample, a column per row; empty where none are kept."""
+    return pd.read_csv(path) if Path(path).is_file() else pd.DataFrame()
