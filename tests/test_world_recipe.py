@@ -76,6 +76,13 @@ def test_a_training_is_keyed_by_all_that_it_depends_on(small, tmp_path):
     assert changed.key_of("vae") == small.key_of("vae") and changed.key_of("unet") != small.key_of("unet")
 
 
+def test_the_lesson_s_tower_is_the_shipped_recipe_but_for_its_size():
+    tower, shipped = recipe.load(recipe.SHIPPED.with_name("tower.yaml")), recipe.load(recipe.SHIPPED)
+    assert tower.models == ("clip",) and not tower.shipped and tower.world == shipped.world
+    assert (tower.clip.batch, tower.clip.lr, tower.clip.layers) == (384, shipped.clip.lr, shipped.clip.layers)
+    assert tower.clip.width < shipped.clip.width and tower.clip.steps < shipped.clip.steps
+
+
 def weights(folder: Path) -> dict:
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from macelib.concepts import paper_list, retained
 from macelib.errors import MaceError
-from macelib.lessons.capacity import Encoder, capacity, of_pipeline, real_encoder
+from macelib.lessons.capacity import Encoder, capacity, of_tower, real_encoder
 from macelib.models.mini import PEOPLE, crop_half, split
 from macelib.models.tokens import token_spans
 
@@ -30,6 +30,8 @@ from .drawing import Drawing, Models
 from .render import Batch, compose
 from .scenes import SCENES
 from .vae import psnr
+
+NAMES = (1, 10, 30, 100, 300)  # that one map moves
 
 
 def photo(name: str) -> str:
@@ -180,18 +182,23 @@ def measure_routes(m: Models) -> dict:
 def measure_text(m: Models) -> dict:
     """Whether the tower's text is like real text: what one map leaves, loses and takes along, beside a real encoder's.
 
-    1 to 100 people become "a person" (`macelib.lessons.capacity`): characters here, the paper's celebrities there.
+    Names become "a person" (`macelib.lessons.capacity`): here 1 to 103 characters, then other concepts, up to 300, and
+    there the paper's celebrities.
     """
     people = [e.name for e in catalogue() if e.group in PEOPLE]
-    famous = [concept.name for concept in paper_list("celebrities_100")]
-    encoders: list[tuple[Encoder, list[str], list[str]]] = [(of_pipeline(m.pipe), people[::2], people[1::2])]
+    others = [e.name for e in catalogue() if e.code_point and e.group not in PEOPLE]
+    famous, beside = [concept.name for concept in paper_list("celebrities_100")], m.some(100, 2)
+    tower = of_tower(m.folders["clip"], f"tower of {m.folders['clip'].parent.name.removesuffix('-models')}")
+    encoders: list[tuple[Encoder, list[str], list[str]]] = [(tower, [*people[::2], *others], people[1::2])]
     try:
         encoders.append((real_encoder(), famous, retained("celebrities")))
     except MaceError as error:
         print(f"The table of a real text encoder is left out: {error}")
-    counts, beside = sorted({m.some(n) for n in (1, 10, 30, 100)}), m.some(100, 2)
-    tables = {e.name: capacity(e, erased, kept[:beside], counts) for e, erased, kept in encoders}
-    return {"text": {name: table.to_dict("records") for name, table in tables.items()}}
+    tables = {}
+    for encoder, erased, kept in encoders:
+        counts = sorted({n for n in map(m.some, NAMES) if n <= len(erased)})
+        tables[encoder.name] = capacity(encoder, erased, kept[:beside], counts).to_dict("records")
+    return {"text": tables}
 
 
 def peak_memory() -> float:
