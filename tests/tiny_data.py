@@ -1,5 +1,6 @@
 """A data folder like macelib's own, with small random models in place of the shipped ones."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -48,13 +49,19 @@ def tiny_clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def tiny_data(folder: Path) -> Path:
-    """Fill the folder: mini-sd, mini-judge, mini-clip; lists and artwork are the real ones."""
+    """Fill the folder: mini-sd, mini-judge, mini-clip; lists and artwork are the real ones, captions every twentieth."""
     tiny_pipeline("sd", width=384, channels=8).save_pretrained(folder / "mini-sd")  # of mini-SD's family
     tiny_judge(labels()).save_pretrained(folder / "mini-judge")
     model, processor = tiny_clip()
     model.save_pretrained(folder / "mini-clip")
     processor.save_pretrained(folder / "mini-clip")
-    for name in ("attacks", "protocols", "world"):
+    for name in ("attacks", "protocols"):
         (folder / name).symlink_to(data_folder() / name)
+    (folder / "world").mkdir()
+    for path in (data_folder() / "world").iterdir():
+        (folder / "world" / path.name).symlink_to(path)
+    captions = json.loads((folder / "world" / "captions.json").read_text(encoding="utf-8"))["captions"]
+    (folder / "world" / "captions.json").unlink()
+    (folder / "world" / "captions.json").write_text(json.dumps({"captions": captions[::20]}), encoding="utf-8")
     shutil.copytree(data_folder() / "studies", folder / "studies")  # a study may be recorded there
     return folder

@@ -54,7 +54,9 @@ def of_pipeline(pipe, name: str = "mini-SD") -> Encoder:
 
 def of_tower(folder: str | Path, name: str) -> Encoder:
     """A CLIP text tower from a folder of a CLIP model."""
-    tower, tokenizer = CLIPTextModel.from_pretrained(folder, dtype=torch.float32), CLIPTokenizer.from_pretrained(folder)
+    with quiet():  # of the vision tower, which is left out
+        tower = CLIPTextModel.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
     return Encoder(name, tokenizer, _reader(tower.eval(), tokenizer))
 
 
