@@ -49,7 +49,7 @@ def tiny_clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def tiny_data(folder: Path) -> Path:
-    """Fill the folder: mini-sd, mini-judge, mini-clip; lists and artwork are the real ones, captions every twentieth."""
+    """Fill the folder: mini-sd, mini-judge, mini-clip; lists and artwork are the real ones, captions a twentieth."""
     tiny_pipeline("sd", width=384, channels=8).save_pretrained(folder / "mini-sd")  # of mini-SD's family
     tiny_judge(labels()).save_pretrained(folder / "mini-judge")
     model, processor = tiny_clip()
