@@ -75,7 +75,7 @@ def test_every_point_is_measured_and_the_best_of_each_list_taken(tmp_path, monke
 
 
 def test_the_shipped_grid_changes_settings_that_the_preset_has():
-    grid = evaluate.Grid.load(data_folder() / "studies" / "tuning" / "grid.yaml")
+    grid = evaluate.Grid.load(data_folder() / "world" / "tuning.yaml")
     assert grid.alone[0] == {} == grid.together[0]
     assert len(grid.points()) == 22 and grid.many == 60
 

@@ -126,7 +126,7 @@ def test_a_small_recipe_runs_from_artwork_to_report(made):
         report["recipe"] == "small" and report["guidance"] in (2, 5) and report["guidance_sweep"].keys() == {"2", "5"}
     )
     assert report["measures"].keys() >= set(TARGETS)
-    assert all(row["n"] == 1 and row["left"] >= 0 for rows in report["measures"]["text"].values() for row in rows)
+    assert all(row["n"] in (1, 3) and row["left"] >= 0 for rows in report["measures"]["text"].values() for row in rows)
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
     from macelib import load_pipeline
 
