@@ -1,21 +1,19 @@
-"""The README's lines of `mace`, each run as printed, one after the other: later ones read what earlier ones wrote."""
+"""The README's first block of `mace`, each line run as printed, one after the other: later ones read what earlier wrote.
 
-import time
+Its second block runs notebooks, as `test_batch_*.py` do.
+"""
 
 import pytest
 from test_readme import ROOT, SHELL, clone, environment, run  # noqa: F401
 
-BLOCKS = SHELL[2:]  # after installing, and `make`
+LINES, RUNS = (block.splitlines() for block in SHELL[2:])  # after installing, and `make`
 
 
 def test_the_blocks_are_commands():
-    assert len(BLOCKS) == 2 and all(line.startswith("mace ") for block in BLOCKS for line in block.splitlines())
+    assert len(LINES) >= 14 and all(line.startswith("mace ") for line in [*LINES, *RUNS])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(len(BLOCKS)))
-def test_every_command_runs_as_printed(block, clone, environment):  # noqa: F811
-    for line in BLOCKS[block].splitlines():
-        started = time.monotonic()
+def test_every_command_runs_as_printed(clone, environment):  # noqa: F811
+    for line in LINES:
         run(line, clone, environment | {"PYTHONPATH": str(ROOT)})
-        print(f"{time.monotonic() - started:5.1f} s  {line}")
