@@ -1,4 +1,4 @@
-"""The README's first block of `mace`, each line run as printed, one after the other: later ones read what earlier wrote.
+"""The README's first block of `mace`, each line run as printed: later ones read what earlier ones wrote.
 
 Its second block runs notebooks, as `test_batch_*.py` do.
 """
