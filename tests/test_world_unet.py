@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from factory import recipe, unet
+from factory import loop, recipe, unet
 
 NUMBERS = recipe.load(recipe.SHIPPED).unet
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
@@ -46,3 +46,14 @@ def test_the_shipped_recipe_s_denoiser_reads_text_through_cross_attention_alone(
     assert {model.get_submodule(n).to_k.in_features for n in layers} == {384}
     assert min(c // h for c, h in zip(NUMBERS.channels, NUMBERS.heads, strict=True)) >= 32
     assert NUMBERS.steps * NUMBERS.batch >= 2_000_000
+
+
+def test_a_long_training_s_pass_is_compiled_where_that_pays(monkeypatch):
+    model = torch.nn.Linear(2, 2)
+    monkeypatch.setattr(loop, "gains_from_bf16", lambda device: True)
+    monkeypatch.setattr(loop.shutil, "which", lambda name: "/usr/bin/g++")
+    assert loop.compiled(model, 5) is model
+    assert loop.compiled(model, 2000)._orig_mod is model
+    monkeypatch.setattr(loop, "device", lambda: "cpu")
+    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
+    assert loop.compiled(model, 2000) is model

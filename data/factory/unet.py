@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import write_captions
 from .clip import ids_of
-from .loop import Average, Record, device, fast, run_steps
+from .loop import Average, Record, compiled, device, fast, run_steps
 from .recipe import Unet, World
 from .render import sample
 from .vae import CHANNELS
@@ -130,8 +130,10 @@ def train_unet(
     unet = new_unet(numbers, encoder.config.hidden_size).train().to(place)
     if place == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
-    optimizer = torch.optim.AdamW(unet.parameters(), numbers.lr, (0.9, 0.99), weight_decay=numbers.weight_decay)
-    average = Average(unet, numbers.average)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), numbers.lr, (0.9, 0.99), weight_decay=numbers.weight_decay, fused=True
+    )
+    average, forward = Average(unet, numbers.average), compiled(unet, numbers.steps)
     bars = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(place)
     per_pool = numbers.pool * numbers.passes // numbers.batch  # steps
     parts = vae.to(place), encoder.to(place), tokenizer
@@ -150,7 +152,7 @@ def train_unet(
         noise = torch.randn(latents.shape, generator=generator).to(place)
         empty = pool.context[0].float()
         context = drop_context(pool.context[which].float(), pool.ends[which], empty, chance, numbers)
-        loss = v_loss(unet, bars, latents, context, t, noise)
+        loss = v_loss(forward, bars, latents, context, t, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
