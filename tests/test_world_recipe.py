@@ -194,7 +194,7 @@ def _make(path: str, work: str) -> None:
 def test_a_process_killed_at_any_moment_leaves_no_half_written_model(tmp_path):
     """Killed with SIGKILL again and again until it is done: every model folder that exists is whole."""
     context, path, work = multiprocessing.get_context("spawn"), str(written(tmp_path)), tmp_path / "work"
-    for wait in (4, 6, 7, 8, 9, 10, 12, 60):
+    for wait in (4, 6, 7, 8, 9, 10, 12, 900):
         process = context.Process(target=_make, args=(path, str(work)))
         process.start()
         process.join(wait)
