@@ -31,7 +31,7 @@ from .build import build
 from .changes import Change, OutputMap, TextMap, WeightChange, WeightDelta
 from .edit import Edit
 from .hooks import Hook, Run
-from .registry import Method, Request, Settings, method, methods, register
+from .registry import Method, Request, Settings, method, methods, register, tunable
 
 __all__ = [
     "Change",
@@ -49,4 +49,5 @@ __all__ = [
     "method",
     "methods",
     "register",
+    "tunable",
 ]  # fmt: skip

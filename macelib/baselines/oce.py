@@ -33,7 +33,10 @@ PUBLISHED = {
     "celebrity": OCE(eta=800.0, zeta=70.0, kappa=2.0, anchor="tree", expand=False, keep_anchor=False),
     "unsafe": OCE(eta=3000.0, zeta=20.0, anchor="clothed; weared; fully dressed"),
 }
-GRID = {"form": ("subspace", "vector"), "eta": (50.0, 200.0, 800.0, 2000.0), "zeta": (10.0, 70.0), "kappa": (0.0, 2.0)}
+GRID = (
+    {"form": ("subspace",), "eta": (50.0, 200.0, 800.0, 2000.0), "zeta": (10.0, 70.0), "kappa": (0.0, 2.0)},
+    {"form": ("vector",)},  # it has no weights
+)
 
 
 def subspace(columns: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from ..errors import MaceError, unknown
 from ..reading import check_settings
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
+Grid = Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]  # field -> values; or several such products
 _METHODS: dict[str, "Method"] = {}
 
 
@@ -51,17 +52,34 @@ class Method:
     settings: type  # a frozen dataclass, its defaults the published ones
     make: Callable[[Request, Any], Any]  # -> a Change, or an Erasure
     published: Mapping[str, Any] = field(default_factory=dict)  # by task, where they differ from the defaults
-    grid: Mapping[str, Sequence] = field(default_factory=dict)  # field -> values tried for a tuned row
+    grid: Grid = field(default_factory=dict)  # values tried for a tuned row
     trains: bool = False  # takes optimiser steps: minutes or hours for a list of concepts
 
     def settings_for(self, task: str = "object") -> Any:
         """The published settings for "object", "celebrity", "style", "unsafe" or what else the method names."""
         return self.published.get(task) or self.settings()
 
-    def trials(self, task: str = "object") -> Iterator[Any]:
-        """Every settings of the grid, the other fields as published for the task."""
-        for values in itertools.product(*self.grid.values()):
-            yield dataclasses.replace(self.settings_for(task), **dict(zip(self.grid, values, strict=True)))
+    def trials(self, task: str = "object", most: int | None = None) -> list[dict[str, Any]]:
+        """The points of the grid, values by field; the first is what is published for the task.
+
+        most: so many at most; each next one is the point that differs in the most fields from those before it.
+        """
+        grids = (self.grid,) if isinstance(self.grid, Mapping) else self.grid
+        if not any(grids):
+            return []
+        start = vars(self.settings_for(task))
+        every = [dict(zip(grid, values, strict=True)) for grid in grids for values in itertools.product(*grid.values())]
+        chosen = [{name: start[name] for grid in grids for name in grid}]
+        left = [point for point in every if {**start, **point} != start]
+        while left and (most is None or len(chosen) < most):
+            far = [sorted(_differing(point, other) for other in chosen) for point in left]
+            chosen.append(left.pop(max(range(len(left)), key=lambda i: (far[i][0], sum(far[i])))))
+        return chosen[:most]
+
+
+def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
+    """In how many fields two points differ; one that a point leaves out differs from any value."""
+    return sum(name not in a or name not in b or a[name] != b[name] for name in {**a, **b})
 
 
 def register(
@@ -69,7 +87,7 @@ def register(
     settings: type,
     *,
     published: Mapping[str, Any] | None = None,
-    grid: Mapping[str, Sequence] | None = None,
+    grid: Grid | None = None,
     trains: bool = False,
 ) -> Callable:
     """Decorator: make(request, settings) becomes the method `name`; MaceError where that is taken."""
@@ -89,6 +107,11 @@ def register(
 def methods() -> list[str]:
     """Names of the registered methods, in the order of their registration."""
     return list(_METHODS)
+
+
+def tunable() -> list[str]:
+    """Names of the methods that have a grid."""
+    return [name for name, method in _METHODS.items() if method.grid]
 
 
 def method(name: str) -> Method:

@@ -56,7 +56,7 @@ def compare(
 
     def settled(worlds=comparing.WORLDS):
         plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds)
-        return plan, comparing.ways(_listed(methods), plan, comparing.tuned_settings(plan.kind))
+        return plan, comparing.ways(listed(methods), plan, comparing.tuned_settings(plan.kind))
 
     settled()  # refuses what there is not before the model is loaded
     Drawing(batch=batch, autocast=autocast)
@@ -72,7 +72,7 @@ def compare(
     folder = out or Path("runs") / f"compare-{plan.name}-{profile}"
     with Bars() as bars:
         options = {"classifier": classifier, "batch": batch, "autocast": autocast, "engine": where, "progress": bars}
-        options |= {"metrics": _listed(metrics), "against": against, "command": shlex.join(["mace", *sys.argv[1:]])}
+        options |= {"metrics": listed(metrics), "against": against, "command": shlex.join(["mace", *sys.argv[1:]])}
         path = comparing.compare(pipe, plan, ways, folder, **options)
     whole = results.read(path)
     typer.echo(comparing.report.markdown(whole))
@@ -103,7 +103,7 @@ def report(
         typer.echo(line)
 
 
-def _listed(text: str | None) -> list[str] | None:
+def listed(text: str | None) -> list[str] | None:
     """ "a,b" as a list; MaceError where there is nothing in it."""
     if text is None:
         return None

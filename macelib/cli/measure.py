@@ -7,25 +7,8 @@ import typer
 
 from ..errors import MaceError
 from ..show.progress import Bars
-from .options import (
-    Address,
-    Device,
-    Dtype,
-    Engine,
-    Force,
-    Gpus,
-    Guidance,
-    Jobs,
-    Local,
-    LowMemory,
-    Model,
-    Revision,
-    Threads,
-    engine_of,
-    example,
-    pipeline,
-    precision,
-)
+from . import tuned
+from .options import Device, Dtype, Force, Guidance, Local, LowMemory, Model, Revision, example, pipeline
 
 
 def evaluate(
@@ -54,11 +37,10 @@ def evaluate(
     features: Annotated[
         str | None, typer.Option(help="of --against: another CLIP than the scorer; inception: what that needs")
     ] = None,
-    engine: Engine = None,
-    jobs: Jobs = None,
-    threads: Threads = None,
-    gpus: Gpus = None,
-    address: Address = None,
+    engine: Annotated[
+        str | None, typer.Option(help="of --prompts: local or ray, to draw over GPUs or a cluster")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="of an engine: processes at once", min=1)] = None,
     images: Annotated[int, typer.Option(help="pictures per class", min=3)] = 50,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
@@ -72,16 +54,17 @@ def evaluate(
 ) -> None:
     """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row.
 
-    With --prompts, every row of a CSV is drawn by both models, with --engine over GPUs or a cluster: the CLIP score,
-    what a classifier sees, distances. Cut short, the same command goes on.
+    With --prompts, every row of a CSV is drawn by both models: the CLIP score, what a classifier sees, distances. Cut
+    short, the same command goes on.
     """
+    from ..batch.engines import make_engine
     from ..erasure import Erasure
     from ..evaluate import listed, plugged, protocols, read_prompts
     from ..evaluate.distances import INCEPTION, ClipFeatures
     from ..files import check_writable
 
     of_list = {"among": among, "wanted": wanted, "scorer": scorer, "against": against, "features": features}
-    of_list["engine"] = engine
+    of_list |= {"engine": engine, "jobs": jobs}
     if prompts is None and (alone := [name for name, value in of_list.items() if value]):
         raise MaceError(f"--{alone[0]} belongs to a list of prompts: give one with --prompts.")
     if prompts is None and erasure is None:
@@ -89,12 +72,13 @@ def evaluate(
     if features == "inception":
         raise MaceError(INCEPTION)
     rows = None if prompts is None else read_prompts(prompts)
-    where = engine_of(engine, jobs, threads, gpus, address)
+    where = make_engine(engine, jobs=jobs) if engine else None
     chosen = None if erasure is None else Erasure.load(erasure)
     check_writable(out)
     who = None if classifier is None else plugged(classifier)
     if rows is not None:
         of_list |= {"features": features and ClipFeatures(plugged(features)), "engine": where}
+        of_list.pop("jobs")
     pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
     if chosen is not None:
         chosen.check(pipe, force)
@@ -127,6 +111,14 @@ def study(
     ] = None,
     tuning: Annotated[bool, typer.Option("--tuning", help="pairs: of names that settings may be chosen on")] = False,
     grid: Annotated[Path | None, typer.Option(help="tuning: settings to choose from, in a YAML file")] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="tuning: other methods than MACE, with commas between, by grids of their own; all"),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="of --method: objects or characters alone, unless both")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="of --method: no further point begins after so long a time of making edits")
+    ] = None,
     images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
     seeds: Annotated[
         int, typer.Option(help="all but objects: seeds per prompt, five prompts a name (tuning: two)", min=3)
@@ -159,10 +151,12 @@ def study(
         raise MaceError(f"--tuning is for pairs: the study {protocol} has names of its own.")
     if grid is not None and protocol != "tuning":
         raise MaceError(f"--grid is for tuning: the study {protocol} has one setting.")
+    tuned.check(protocol, method, task, minutes, count, config)
     if grid is not None and count is not None:
         raise MaceError("--count is in the grid: it says how many are erased.")
     settings = EraseConfig.load(config) if config else EraseConfig()
-    points = None if grid is None else studies.Grid.load(grid)
+    points = None if grid is None or method else studies.Grid.load(grid)
+    others, without = tuned.grids(method, task, grid) if method else ([], [])
     Drawing(steps, guidance, batch=batch, autocast=autocast)  # refuses what it does not know before the model is loaded
     check_writable(out)
     with locked(out / ".lock", str(out), wait=False):
@@ -174,6 +168,11 @@ def study(
                 result = studies.objects_study(pipe, out, settings, only=only, images=images, **drawing)
             elif protocol == "keeping":
                 result = keeping_study(pipe, out, settings, seeds=range(seeds), **drawing)
+            elif method is not None:
+                drawing |= {"seeds": range(seeds), "minutes": minutes}
+                tuned.tune_each(others, lambda grid: studies.grid_study(pipe, out, grid, **drawing), record)
+                typer.echo(f"Nothing to tune: {', '.join(without)}.\n{tuned.NONE}")
+                return
             elif points is not None:
                 result = studies.grid_study(pipe, out, points, settings, seeds=range(seeds), **drawing)
             elif protocol == "pairs":
@@ -209,13 +208,7 @@ def bench(
 ) -> None:
     """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data), of drawing, and of each step on a model."""
     from .. import bench
-    from ..models.layouts import check_layout
 
-    kind = precision(dtype)  # what is not there is refused before minutes have gone
-    if layout is not None:
-        check_layout(layout)
-    if layout is not None and model != "mini-sd":
-        raise MaceError(f"--layout takes the place of --model {model}: give one of them.")
     with Bars() as bars:
         lines = bench.run(concepts, products, reference, toggle, progress=bars)
         if drawing:
@@ -223,7 +216,7 @@ def bench(
         if whole and layout is None:
             lines += bench.whole(pipeline(model, None, True, device, dtype), progress=bars)
         elif whole:
-            lines += bench.at_size(layout, device, progress=bars, dtype=kind)
+            lines += bench.at_size(layout, device, progress=bars)
     for line in lines:
         typer.echo(line)
 
@@ -242,6 +235,7 @@ def register(app: typer.Typer) -> None:
             "mace study objects --images 50 --out runs/objects",
             "mace study characters --count 100 --autocast bf16 --out runs/characters",
             "mace study ablation --only ship --images 20 --out runs/ablation",
+            "mace study tuning --method uce,speed --task characters --seeds 3 --steps 8 --out runs/tuning --record",
         )
     )(study)
     app.command(

@@ -8,9 +8,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from ..baselines import method
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
@@ -21,7 +22,7 @@ from .companions import Pairs, pairs
 from .keeping import DEMO
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .tables import Evaluation
-from .tuning import Grid, Tuning, tune
+from .tuning import KINDS, Grid, Tuning, changed, edits, tune
 from .work import Progress, check_seeds, label
 
 
@@ -95,12 +96,24 @@ def grid_study(
     progress: Progress | None = None,
     **options,
 ) -> Tuning:
-    """Every point of a grid on the concepts that settings are chosen on, and the best of them: `tuning.tune`."""
+    """Every point of a grid on the concepts that settings are chosen on, and the best of them: `tuning.tune`.
 
-    def erased(concepts: list[Concept], settings: EraseConfig, name: str):
+    config: what the points of MACE's grid are changes of; those of another method's, of what is published for its task.
+    """
+
+    def erased(how: str, concepts: list[Concept], kept: list[str], point: dict, name: str):
+        settings = changed(config or EraseConfig(), point)
+        if how == "together":
+            settings = settings if settings.defaults else replace(settings, defaults="celebrity")
+            settings = settings if settings.prior.domain else settings.keeping(kept, settings.prior.lambda3)
         return _erased(pipe, concepts, settings, Path(folder), name, progress)
 
-    return tune(pipe, folder, grid, erased, config, seeds=seeds, progress=progress, **options)
+    if grid.method == "mace":
+        make, start = erased, (config or EraseConfig()).to_dict()
+    else:
+        make = edits(pipe, folder, grid.method, progress)
+        start = [asdict(method(grid.method).settings_for(kind)) for kind in KINDS.values()]
+    return tune(pipe, folder, grid, make, start, seeds=seeds, progress=progress, **options)
 
 
 ABLATION: dict[str, dict] = {  # row of the table -> settings

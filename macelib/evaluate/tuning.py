@@ -1,54 +1,74 @@
 """Settings chosen on names that no protocol asks for: every point of a grid is erased and measured, the best is taken.
 
-A grid is a file that is written before the first point is run: `alone`, settings with which some concepts are erased
-one by one, and `together`, settings for many concepts beside as many names to keep.
+MACE's grid is a file that is written before the first point is run: `alone`, settings with which some concepts are
+erased one by one, and `together`, settings for many concepts beside as many names to keep. Another method's grid is its
+own (`Method.grid`), of which no more points are tried than MACE's has.
 """
 
+import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from ..baselines import Edit, build, method, tunable
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
+from ..files import atomic, hash_text, name_of
 from ..models.families import family_of
+from ..models.swap import base_hash
 from ..reading import build_settings, read_data
 from . import protocols
+from .classifiers import classifier_for, plugged
 from .lists import tuning_lists
+from .made import made_with
+from .pictures import Drawing
 from .tables import Evaluation
 from .work import Progress, check_seeds
 
 MOST = 24  # points of a grid
-Erase = Callable[[Sequence[Concept], EraseConfig, str], Any]  # concepts, settings, label -> an erasure
+KINDS = {"alone": "object", "together": "celebrity"}  # by list: the kind of task that its settings are for
+DRAWING = {f.name for f in dataclasses.fields(Drawing)}
+# list, concepts, names to keep, point, label -> an erasure or an edit
+Make = Callable[[str, Sequence[Concept], Sequence[str], dict[str, Any], str], Any]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Points that are tried: settings as in a settings file, each a change of the preset."""
+    """Points that are tried: settings of a method as in a settings file, each a change of what it starts from."""
 
     few: int = 6  # concepts that are erased one by one
     many: int = 60  # concepts that are erased together, beside as many names to keep
     alone: tuple[dict, ...] = field(default=())
     together: tuple[dict, ...] = field(default=())
+    method: str = "mace"  # whose settings
 
     def __post_init__(self):
         if not 1 <= len(self.alone) + len(self.together) <= MOST:
             raise MaceError(f"A grid has 1 to {MOST} points, not {len(self.alone) + len(self.together)}.")
         if self.few < 1 or self.many < 2:
             raise MaceError(f"few is {self.few!r} and many is {self.many!r}; allowed: 1 or more, and 2 or more.")
+        settings = method(self.method).settings
+        if settings is EraseConfig and self.method != "mace":
+            raise MaceError(f"method is {self.method!r}, whose settings are MACE's: tune mace.")
         for how, number, point in self.points():
             if point in getattr(self, how)[: number - 1]:
                 raise MaceError(f"{how} has the point {json.dumps(point)} twice.")
-            EraseConfig.from_dict(point)
+            EraseConfig.from_dict(point) if settings is EraseConfig else build_settings(settings, point)
 
     def points(self) -> list[tuple[str, int, dict[str, Any]]]:
         """(alone or together, number from 1, settings) of every point."""
         lists = ("alone", self.alone), ("together", self.together)
         return [(how, i, point) for how, points in lists for i, point in enumerate(points, 1)]
+
+    def label(self, how: str, number: int) -> str:
+        """What a point is called."""
+        return f"{how} {number}" if self.method == "mace" else f"{self.method} {how} {number}"
 
     @classmethod
     def load(cls, path: str | Path) -> "Grid":
@@ -60,11 +80,25 @@ class Grid:
             raise MaceError(f"{where(str(error).partition(' ')[0])}: {error}") from error
 
 
+def trials(name: str, like: Grid, lists: Sequence[str] = tuple(KINDS)) -> Grid:
+    """The grid of a method on the names of another grid, with at most as many points as that has in each list.
+
+    MaceError: a method that has nothing to choose, or MACE, whose grid is a file.
+    """
+    if name not in tunable():
+        has = "its grid is a file, --grid" if method(name).settings is EraseConfig else "it has no such settings"
+        raise MaceError(f"{name} has nothing to tune here: {has}. There are {', '.join(tunable())}.")
+    points = {how: tuple(method(name).trials(KINDS[how], len(getattr(like, how)))) for how in lists}
+    return dataclasses.replace(like, method=name, **({how: () for how in KINDS} | points))
+
+
 @dataclass(frozen=True)
 class Tuning:
     """A row per point, and what is chosen; printing it shows `metrics`."""
 
-    metrics: pd.DataFrame  # erased ("alone", "together"), point, settings, Acc_e, Acc_s, Acc_a, H_c, low, high, chosen
+    # erased ("alone", "together"), point, settings, Acc_e, Acc_s, Acc_a, H_c, low, high, seconds (to make), why (there
+    # are no numbers), chosen
+    metrics: pd.DataFrame
     settings: dict
 
     def __str__(self) -> str:
@@ -75,44 +109,110 @@ def tune(
     pipe,
     folder: str | Path,
     grid: Grid,
-    erase: Erase,
-    config: EraseConfig | None = None,
+    make: Make,
+    start: Any = None,
     *,
     seeds: Sequence[int] = range(3),
+    minutes: float | None = None,
     progress: Progress | None = None,
     **options,
 ) -> Tuning:
     """Erase and measure every point of a grid on the names that settings are chosen on (`tuning_lists`).
 
-    A point is a change of `config`. Acc_e, Acc_s, Acc_a and H_c are those of `characters`, in two prompts; `alone`:
-    their mean over the first `few` names, beside the first `many` to keep. The highest H_c of each list is chosen, the
-    first of equal ones. Points that are measured are kept in `folder`, pictures and training images shared.
+    Acc_e, Acc_s, Acc_a and H_c are those of `characters`, in two prompts; `alone`: their mean over the first `few`
+    names, beside the first `many` to keep, of which the method is not told. The highest H_c of each list is chosen, the
+    first of equal ones; a point that the method refuses has no numbers. Points that are measured are kept in `folder`,
+    pictures, too.
+
+    make: erases by a point. start: what points are changes of, as JSON. minutes: no further point of a list begins when
+    making those before it took so long. options: of `characters`.
     """
     check_seeds(len(seeds))
     folder, family = Path(folder), family_of(pipe)
     concepts, kept = tuning_lists(grid.many, family)
     if grid.few > len(concepts):
         raise MaceError(f"few is {grid.few}; allowed: up to many, {grid.many}.")
-    rows, result = [], None
+    who = options.pop("classifier", None)
+    options["classifier"] = classifier_for(pipe) if who is None else plugged(who)
     common = {"templates": protocols.TUNING_TEMPLATES, "seeds": seeds, "folder": folder / "evaluation", **options}
+    drawing = Drawing(**{name: value for name, value in options.items() if name in DRAWING})
+    about = [drawing.about(pipe), made_with(pipe, [], options["classifier"]), [*seeds], protocols.TUNING_TEMPLATES]
+    rows, settings, spent = [], {}, dict.fromkeys(KINDS, 0.0)
     for how, number, point in grid.points():
-        settings = _changed(config or EraseConfig(), point)
-        label = f"{how} {number}"
-        if how == "alone":
-            erasures = [erase([concept], settings, f"{label} {concept.name}") for concept in concepts[: grid.few]]
-        else:
-            settings = settings if settings.defaults else replace(settings, defaults="celebrity")
-            beside = settings if settings.prior.domain else settings.keeping(kept, settings.prior.lambda3)
-            erasures = [erase(concepts, beside, label)]
-        said = None if progress is None else _said(progress, label)
-        result = protocols.characters(pipe, erasures, kept, progress=said, **common)
-        rows.append({"erased": how, "point": number, "settings": json.dumps(point), **_numbers(result)})
+        if minutes is not None and spent[how] > 60 * minutes:
+            continue
+        label, lists = grid.label(how, number), ([[c] for c in concepts[: grid.few]] if how == "alone" else [concepts])
+        key = hash_text(
+            json.dumps([about, start, point, [[c.name for c in some] for some in lists], kept], default=str)
+        )
+        place = folder / "points" / f"{name_of(label)}.json"
+        if (found := _read(place, key)) is None:
+            told = [] if how == "alone" else kept
+            found = {"key": key, **_measured(pipe, make, how, lists, told, kept, point, label, progress, common)}
+            if "settings" in found:
+                with atomic(place) as temporary:
+                    temporary.write_text(json.dumps(found, ensure_ascii=False, default=str), encoding="utf-8")
+        settings = found.get("settings", settings)
+        spent[how] += found["row"].get("seconds", 0.0)
+        rows.append({"erased": how, "point": number, "settings": json.dumps(point), **found["row"]})
     metrics = pd.DataFrame(rows)
-    best = metrics.groupby("erased").H_c.idxmax()
+    if not settings:
+        raise MaceError(f"{grid.method} refuses every point. Of the first: {metrics.why[0]}")
+    best = metrics.dropna(subset=["H_c"]).groupby("erased").H_c.idxmax()
     metrics["chosen"] = metrics.index.isin(best)
     about = {"grid": {"few": grid.few, "many": grid.many, "alone": [*grid.alone], "together": [*grid.together]}}
-    names = {"erased_names": [c.name for c in concepts], "kept_names": kept}
-    return Tuning(metrics, result.settings | about | names)
+    names = {"erased_names": [c.name for c in concepts], "kept_names": kept, "method": grid.method}
+    return Tuning(metrics, settings | about | names)
+
+
+def _measured(pipe, make: Make, how, lists, told, kept, point, label: str, progress, common: dict) -> dict[str, Any]:
+    """A point's numbers and the settings that they were taken with; why there are none, where the method refuses."""
+    erasures, seconds = [], 0.0
+    for some in lists:
+        began = time.perf_counter()
+        try:
+            made = make(how, some, told, point, f"{label} {some[0].name}" if how == "alone" else label)
+        except MaceError as error:
+            if isinstance(error.__cause__, OSError):  # the disk's fault, not the method's
+                raise
+            return {"row": {"why": str(error)}}
+        seconds += getattr(made, "report", {}).get("seconds", time.perf_counter() - began)
+        erasures.append(made)
+    said = None if progress is None else _said(progress, label)
+    result = protocols.characters(pipe, erasures, kept, progress=said, **common)
+    return {"row": {**_numbers(result), "seconds": seconds, "why": ""}, "settings": result.settings}
+
+
+def edits(pipe, folder: str | Path, name: str, progress: Progress | None = None) -> Make:
+    """What makes the edits of a method from points of its grid; those that are trained are kept, and their time."""
+    chosen = method(name)
+
+    def make(how: str, concepts, kept, point: dict[str, Any], label: str) -> Edit:
+        path = Path(folder) / "edits" / f"{name_of(label)}.safetensors"
+        wanted = dataclasses.asdict(chosen.settings_for(KINDS[how])) | point
+        if chosen.trains and path.is_file():
+            edit = Edit.load(path)
+            if (edit.base, edit.settings, edit.concepts) == (base_hash(pipe), wanted, [*concepts]):
+                return edit
+        began = time.perf_counter()
+        said = _said(progress, label) if progress else None
+        edit = build(pipe, concepts, name, point, task=KINDS[how], kept=kept, progress=said)
+        report = edit.report | {"seconds": time.perf_counter() - began}
+        edit = dataclasses.replace(edit, report=report)
+        if chosen.trains:
+            edit.save(path)
+        return edit
+
+    return make
+
+
+def _read(place: Path, key: str) -> dict[str, Any] | None:
+    """A point that was measured; None where it is missing, damaged, or of something else."""
+    try:
+        found = json.loads(place.read_text(encoding="utf-8"))
+        return found if found["key"] == key and found["row"]["H_c"] is not None else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _numbers(result: Evaluation) -> dict[str, float]:
@@ -125,7 +225,7 @@ def _said(progress: Progress, label: str) -> Progress:
     return lambda stage, done, total, detail: progress(f"{label}: {stage}", done, total, detail)
 
 
-def _changed(config: EraseConfig, point: dict[str, Any]) -> EraseConfig:
+def changed(config: EraseConfig, point: dict[str, Any]) -> EraseConfig:
     """The settings with a point's in their place."""
     values = config.to_dict()
     for name, value in point.items():

@@ -1,0 +1,62 @@
+"""The part of `mace study` that chooses the settings of other methods than MACE."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import MaceError, unknown
+
+TASKS = {"objects": "alone", "characters": "together"}  # what a list of the grid is tuned for
+NONE = "style, unsafe: no names of these kinds are set apart to choose on; published settings alone."
+
+
+def grids(methods: str, task: str | None, grid: Path | None) -> tuple[list, list[str]]:
+    """A grid for each method of "uce,speed", or of "all" that have one; and the names of those that have none.
+
+    task: objects or characters; None: both. grid: that of MACE, whose names are used and whose points are counted.
+    MaceError: an unknown method or task, a method with nothing to tune.
+    """
+    from ..baselines import methods as known
+    from ..baselines import tunable
+    from ..evaluate.tuning import Grid, trials
+    from ..files import data_folder
+    from .compare import listed
+
+    if task is not None and task not in TASKS:
+        raise unknown("task to choose settings for", task, TASKS)
+    like = Grid.load(grid or data_folder() / "world" / "tuning.yaml")
+    lists = [TASKS[task]] if task else list(TASKS.values())
+    names = tunable() if methods == "all" else listed(methods)
+    return [trials(name, like, lists) for name in dict.fromkeys(names)], [n for n in known() if n not in tunable()]
+
+
+def tune_each(points: Sequence, run: Callable[[Any], Any], record: bool) -> None:
+    """Tune one method after the other and show its table; with `record` keep what is chosen."""
+    from ..baselines import method
+    from ..evaluate.tuned import record_tuned
+    from ..evaluate.tuning import KINDS
+
+    for grid in points:
+        result = run(grid)
+        typer.echo(f"\n{grid.method}\n{result}")
+        for how, rows in result.metrics.groupby("erased"):
+            every = len(method(grid.method).trials(KINDS[how]))
+            typer.echo(
+                f"{grid.method}, {how}: {len(rows)} of its {every} points tried, {len(getattr(grid, how))} allowed."
+            )
+        if record:
+            typer.echo(record_tuned(result))
+
+
+def check(
+    protocol: str, method: str | None, task: str | None, minutes: float | None, count: int | None, config
+) -> None:
+    """MaceError for options that do not go together."""
+    if method is None and (task or minutes):
+        raise MaceError(f"--{'task' if task else 'minutes'} is for tuning with --method.")
+    if method is not None and protocol != "tuning":
+        raise MaceError(f"--method is for tuning: the study {protocol} is of MACE.")
+    if method is not None and (count is not None or config is not None):
+        raise MaceError(f"--{'config' if count is None else 'count'} is not for --method: its grid says it.")

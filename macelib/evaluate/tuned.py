@@ -1,0 +1,44 @@
+"""What is chosen, as files: `tuned.yaml` in `data/results`, beside it `tuned.csv` with every point that was tried."""
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from ..files import atomic
+from ..reading import read_data
+from . import results
+from .tuning import KINDS, Tuning
+
+HEAD = """\
+# By method and kind of task: settings that were chosen on the names of data/world/split.json, by the highest H_c.
+# Made by `mace study tuning --method NAMES --record`; every point that was tried is in tuned.csv.
+"""
+
+
+def record_tuned(result: Tuning, folder: str | Path | None = None) -> Path:
+    """Keep what was chosen for a method; a kind of task that was not tuned anew stays as it is kept.
+
+    folder: unless given `data/results`. MaceError: a tuned.yaml that cannot be read or written.
+    """
+    folder, name = Path(folder or results.folder()), result.settings["method"]
+    path, table = folder / "tuned.yaml", folder / "tuned.csv"
+    values = (read_data(path, "tuned settings")[0] if path.is_file() else None) or {}
+    for row in result.metrics[result.metrics.chosen].to_dict("records"):
+        point = result.settings["grid"][row["erased"]][row["point"] - 1]
+        values.setdefault(name, {})[KINDS[row["erased"]]] = dict(point)
+    about = {key: result.settings[key] for key in ("steps", "autocast")} | {"seeds": len(result.settings["seeds"])}
+    about |= {"weights": result.settings["weights"][:12], "judge": result.settings["classifier"]}
+    new = result.metrics.rename(columns={"erased": "kind"}).assign(**about).round(3)
+    new = new.assign(kind=new.kind.map(KINDS))
+    new.insert(0, "method", name)
+    if table.is_file():
+        old = pd.read_csv(table, keep_default_na=False, na_values=[""])
+        stays = [(m, kind) not in {(name, k) for k in new.kind} for m, kind in zip(old.method, old.kind, strict=True)]
+        new = pd.concat([old[stays], new]) if any(stays) else new
+    with atomic(table) as temporary:
+        new.to_csv(temporary, index=False)
+    with atomic(path) as temporary:
+        text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
+        temporary.write_text(HEAD + text, encoding="utf-8")
+    return path
