@@ -51,7 +51,7 @@ class ImagesConfig:
     scheduler: Literal["own", "dpm++"] | None = None  # own: the pipeline's; dpm++: DPM-Solver++
     batch: int = 8  # images drawn at once
     autocast: Literal["bf16", "fp16"] | None = None  # precision they are drawn in; None: as loaded
-    masks: Literal["attention", "grounding", "full"] | None = None  # where the concept is
+    masks: Literal["attention", "drawing", "grounding", "full"] | None = None  # where the concept is: see `make_masks`
     fallback: tuple[str, ...] | None = None  # mask sources for an image in which nothing is found, in turn
 
 

@@ -96,6 +96,19 @@ def test_steps_are_averaged_and_batches_are_joined(pipe):
     assert sum(m.numel() for m in stored) == 3 * 256 * 77  # one map per image, however many steps
 
 
+def test_only_the_steps_nearest_to_given_timesteps_are_recorded(pipe):
+    with trace(pipe, timesteps="each") as each:
+        draw(pipe, [PROMPT], steps=8)
+        draw(pipe, [PROMPT, "a dog"], steps=8, seed=3)
+    schedule = pipe.scheduler.timesteps.tolist()
+    wanted = sorted({min(range(8), key=lambda i: abs(schedule[i] - t)) for t in (480, 210, 190)})
+    with trace(pipe, at=(480, 210, 190)) as some:
+        draw(pipe, [PROMPT], steps=8)
+        draw(pipe, [PROMPT, "a dog"], steps=8, seed=3)
+    assert len(some.timesteps) == 2 * len(wanted) == 4 and some.timesteps[:2] == [schedule[i] for i in wanted]
+    assert torch.allclose(some.map(5, image=None), each.map(5, image=None)[:, wanted].mean(1), atol=1e-6)
+
+
 def test_tokens_layers_heads_and_sizes(pipe):
     with trace(pipe, tokens=[4, 5], layers=["mid_block"], heads="each", size=(6, 10)) as maps:
         call_unet(pipe, [PROMPT])

@@ -95,6 +95,27 @@ def test_an_erasure_trains_on_a_cluster_that_loses_a_node(cluster, tmp_path):
         assert (one.D - other.D).abs().max() < 1e-5
 
 
+def test_a_list_of_prompts_is_drawn_by_all_nodes(cluster, tmp_path):
+    """One share for each place of the cluster, whose number nobody says; the pictures are those drawn here."""
+    from macelib import load_pipeline
+    from macelib.evaluate.pictures import Drawing
+    from macelib.evaluate.prompts import Prompt, draw_prompts
+    from macelib.models.tiny import tiny_pipeline
+
+    tiny_pipeline("sd").save_pretrained(tmp_path / "tiny")
+    pipe, rows = load_pipeline(tmp_path / "tiny", device="cpu"), [Prompt("a ship", i) for i in range(6)]
+    engine, how, ran = make_engine("ray", address=cluster.address), Drawing(steps=1, batch=1), []
+    assert engine.slots() == 2 and make_engine("ray", address=cluster.address, jobs=5).slots() == 5
+    run = engine.run
+    engine.run = lambda jobs: run(ran.append(job.key) or job for job in jobs)
+    there, here = (
+        {i: f.read_bytes() for n, _, files in draw_prompts(pipe, rows, tmp_path / name, how, engine=e)
+         for i, f in zip(n, files, strict=True)}
+        for name, e in (("there", engine), ("here", None))
+    )  # fmt: skip
+    assert ran == ["pictures 1 of 2", "pictures 2 of 2"] and there == here and len(there) == 6
+
+
 def test_a_job_that_no_node_can_take_is_refused(cluster):
     with pytest.raises(MaceError, match="needs 9 cores"):
         list(make_engine("ray", address=cluster.address, threads=9).run([Job("a", tools.square, (1,))]))

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 
 import psutil
 import pytest
@@ -10,6 +11,7 @@ from tiny_data import tiny_data
 
 from macelib.bench import (
     Shapes,
+    Spent,
     at_size,
     drawing,
     operations,
@@ -48,10 +50,14 @@ def test_streamed_equals_per_layer_equations():
 def test_report_has_times_memory_ratio_and_toggle():
     lines = run(3, "both", 2, True, shapes=SHAPES)
     text = "\n".join(lines)
-    for part in ("fp64, 3 concepts", "mixed, 3 concepts", "per layer, 2 concepts", "ratio:", "one of 3 concepts"):
+    for part in ("fp64, 3 concepts", "mixed, 3 concepts", "per layer, 2 concepts", "ratio:"):
         assert part in text
+    off, on = re.findall(r"([\d.]+) s \(solves ([\d.]+), weights ([\d.]+)\)", lines[-1])
+    for whole_, *parts in (off, on):
+        assert float(whole_) == pytest.approx(sum(map(float, parts)), abs=0.011)
     lines = run(2, "fp64", 0, False, shapes=SHAPES)
     assert len(lines) == 2 and "GFLOP/s: float64" in lines[0] and "% of the products" in lines[1]
+    assert re.search(r"\n  sums \d+% of the time, at \d+%, own .* weights .* of that rate$", lines[1])
 
 
 def test_unknown_products_are_refused():
@@ -91,8 +97,20 @@ def test_pytorch_s_own_waiting_is_measured_in_a_process_without_ours(tmp_path, m
 def test_a_rate_is_of_what_was_counted():
     """A product of two matrices of size n takes 2 n³ operations; the sums of one concept outweigh what is left."""
     assert peak(torch.float32, 64) > 1e6
-    one, two, three = (operations(SHAPES, n) for n in (1, 2, 3))
+    one, two, three = (sum(operations(SHAPES, n).values()) for n in (1, 2, 3))
     assert three - two == two - one > 3 * SHAPES.prompts * (SHAPES.tokens - SHAPES.own) * SHAPES.width**2
+
+
+def test_the_profile_says_where_the_rest_goes():
+    """The parts' own clocks make up the whole, and a part's rate is its operations over its seconds."""
+    spent, data = Spent(), [random_concept(SHAPES, i) for i in range(3)]
+    start = time.perf_counter()
+    streamed(SHAPES.weights(), data, torch.eye(24, dtype=torch.float64), 0.5, torch.float64, spent)
+    whole = time.perf_counter() - start
+    needed = operations(SHAPES, 3)
+    assert spent.seconds.keys() == needed.keys() and 0 < sum(spent.seconds.values()) <= whole
+    said = Spent({"sums": 3.0, "solves": 1.0}).profile({"sums": 6e9, "solves": 1e8}, 4e9)
+    assert said == "sums 75% of the time, at 50%, solves 25% of the time, at 2%"
 
 
 def test_every_step_of_an_erasure_is_timed_and_the_model_left_alone():
@@ -102,7 +120,7 @@ def test_every_step_of_an_erasure_is_timed_and_the_model_left_alone():
     assert [line.partition(":")[0] for line in lines] == [
         "text", "statistics (X, G, C)", "training pictures", "masks from attention", "stage 2", "one of 2 concepts off",
     ]  # fmt: skip
-    assert told[-1] == "re-fusion" and len(told) == 7
+    assert told[-1] == "re-fusion" and len(told) == 8
     assert "2 in one pass" in lines[4] and "the same result" in lines[4] and model_hash(pipe) == before
 
 

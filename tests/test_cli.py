@@ -186,11 +186,16 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["study", "styles", "--out", "x"], "choose objects, characters, tuning, ablation, pairs or keeping"),
         (["study", "objects", "--only", "zebra", "--out", "x"], "not of the paper's ten"),
         (["bench", "--products", "fp8"], "fp64, mixed, both"),
+        (["bench", "--layout", "SD v9"], "There is no layout 'SD v9' to fill with random weights; choose from SD v1.4"),
+        (["bench", "--layout", "SD v1.4", "--model", "m"], "--layout takes the place of --model m"),
+        (["bench", "--dtype", "float8"], "--dtype is 'float8'; choose from float32, float16, bfloat16"),
+        (["evaluate", "--prompts", "list.csv", "--jobs", "2", "--out", "x"], "belong to an engine"),
     ],
 )
 def test_bad_input_is_a_sentence_and_exit_code_1(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "list.csv").write_text("prompt,seed\na ship,1\n")
     code, _, said = mace(capsys, *arguments)
     assert code == 1 and sentence in said and "Traceback" not in said
 

@@ -210,6 +210,7 @@ def test_every_way_to_draw_has_a_folder_of_its_own(tmp_path):
                 {"images": ImagesConfig(count=2, steps=2, masks="full")},
                 {"images": ImagesConfig(count=2, steps=1, guidance=3.0)},
                 {"images": ImagesConfig(count=2, steps=1, autocast="bf16")},
+                {"images": ImagesConfig(count=2, steps=1, masks="drawing")},
             )
         ),
     ]

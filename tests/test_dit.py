@@ -283,6 +283,15 @@ def test_traced_attention_is_the_softmax_that_is_computed(pipe, kind, monkeypatc
     assert maps.heat("a photo of the ship", "ship").shape == maps.layer(layers[0]).shape[1:4]
 
 
+def test_steps_near_given_timesteps_are_recorded_however_the_denoiser_counts_them(pipe):
+    with trace(pipe, timesteps="each") as each:
+        draw(pipe, num_inference_steps=4)
+    with trace(pipe, at=[float(pipe.scheduler.timesteps[i]) for i in (1, 3)]) as some:
+        draw(pipe, num_inference_steps=4)
+    assert some.timesteps == [each.timesteps[i] for i in (1, 3)] and len(each.timesteps) == 4
+    assert torch.allclose(some.map(5), each.map(5)[[1, 3]].mean(0), atol=1e-6)
+
+
 def prepared(pipe, concept=CONCEPTS[0], **settings):
     """A training example of one random picture."""
     picture = generate(pipe, "a frog", [3], steps=1)

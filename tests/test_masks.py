@@ -9,7 +9,9 @@ from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.method import masks
 from macelib.method.lora.train import TrainConfig, example, train
-from macelib.method.masks import Grounding, attention_maps, grounding, make_masks, otsu
+from macelib.method.masks import Grounding, attention_maps, drawn_and_read, grounding, make_masks, otsu
+from macelib.models.attention import trace
+from macelib.models.sample import generate
 from macelib.models.tiny import KINDS, tiny_pipeline
 
 SHIP = Concept("ship", "sea")
@@ -65,6 +67,31 @@ def test_attention_masks_cut_the_concepts_map(kind, monkeypatch):
         make_masks("attention", pipe, SHIP, images, prompts=["a frog"] * 3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_out_of_the_passes_that_draw_the_pictures(kind, monkeypatch):
+    """The mean over the steps nearest to the noise levels, picked by hand; the pictures are the same, bit for bit."""
+    pipe, prompts = tiny_pipeline(kind), ["a photo of the ship", "a photo of the frog"]
+    with trace(pipe, timesteps="each") as each:
+        plain = generate(pipe, prompts, [3, 4], steps=9, guidance=3.0)
+    passes = []
+    hook = pipe.unet.register_forward_hook(lambda *_: passes.append(1))
+    images, heats = drawn_and_read(pipe, ["ship", "frog"], prompts, [3, 4], steps=9, guidance=3.0)
+    hook.remove()
+    assert len(passes) == 9 and [i.tobytes() for i in images] == [i.tobytes() for i in plain]
+    schedule = np.array(each.timesteps)
+    steps = sorted({int(abs(schedule - 1000 * level).argmin()) for level in masks.NOISE_LEVELS})
+    assert 1 < len(steps) < 9
+    for i, heat in enumerate(heats):
+        assert torch.allclose(heat, each.map(5, image=i)[steps].mean(0), atol=1e-6)
+    monkeypatch.setattr(masks, "CONTRAST", 0.0)
+    M = make_masks("drawing", pipe, SHIP, images, maps=heats)
+    assert M.shape == (2, 1, 64, 64) and all(0 < float(m.mean()) < 1 for m in M)
+    with pytest.raises(MaceError, match="needs `maps`"):
+        make_masks("drawing", pipe, SHIP, images)
+    with pytest.raises(MaceError, match="'a frog' does not name 'ship'"):
+        drawn_and_read(pipe, ["ship"], ["a frog"], [0], steps=1)
+
+
 def test_otsu_separates_two_classes():
     g = torch.Generator().manual_seed(0)
     low, high = 0.1 * torch.randn(500, generator=g), 3 + 0.1 * torch.randn(100, generator=g)
@@ -97,7 +124,9 @@ def test_nothing_found_is_reported_and_falls_back(pipe, monkeypatch, caplog):
 
 
 def test_bad_requests_are_refused(pipe):
-    with pytest.raises(MaceError, match="no mask source 'magic': choose from attention, grounding, alpha, full"):
+    with pytest.raises(
+        MaceError, match="no mask source 'magic': choose from attention, drawing, grounding, alpha, full"
+    ):
         make_masks("magic", pipe, SHIP, pictures(1))
     with pytest.raises(MaceError, match="one size"):
         make_masks("full", pipe, SHIP, [*pictures(1), *pictures(1, (32, 32))])

@@ -88,20 +88,21 @@ def test_memory_of_training_is_what_the_profiler_sees(pipe, checkpointing):
     assert seen == pytest.approx(4 * passes(pipe, (64, 64), checkpointing).train.bytes, rel=0.05)
 
 
-def test_the_plan_counts_what_the_run_does(pipe, tmp_path, monkeypatch):
-    calls = []
+@pytest.mark.parametrize(("masks", "looks"), [("attention", 4 * 4), ("drawing", 0)])  # 4 noise levels of each picture
+def test_the_plan_counts_what_the_run_does(pipe, tmp_path, masks, looks):
+    calls, chosen = [], replace(CONFIG, images=replace(CONFIG.images, masks=masks))
     hook = pipe.unet.register_forward_hook(lambda _, args, out: calls.append(len(args[0])))
-    found = plan(pipe, CONCEPTS, CONFIG, tmp_path)
+    found = plan(pipe, CONCEPTS, chosen, tmp_path)
     assert (found.concepts, found.pictures, found.kept, found.steps) == (2, 4, 0, 4)
     assert found.captions == len(GENERAL) and found.peak == max(found.memory.values())
     calls.clear()
-    run = erase(pipe, CONCEPTS, CONFIG, folder=tmp_path / "run", progress=False)
+    run = erase(pipe, CONCEPTS, chosen, folder=tmp_path / "run", progress=False)
     hook.remove()
-    drawn_and_looked = 2 * 3 * 4 + 4 * 4  # guided: 2 samples x 3 steps x 4 pictures; 4 noise levels of each picture
+    drawn_and_looked = 2 * 3 * 4 + looks  # guided: 2 samples x 3 steps x 4 pictures
     assert found.calls == drawn_and_looked == sum(calls)  # training leaves the forward pass before the hook
     size = run.save(tmp_path / "run" / "e.safetensors").stat().st_size
     assert found.disk["erasure"] == pytest.approx(size, rel=0.3)
-    again = plan(pipe, CONCEPTS, CONFIG, tmp_path / "run")
+    again = plan(pipe, CONCEPTS, chosen, tmp_path / "run")
     assert (again.pictures, again.kept, again.captions) == (0, 4, 0)
     assert "4 more are there" in str(again) and again.seconds["captions"] == again.seconds["drawing"] == 0
 

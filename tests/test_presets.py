@@ -230,6 +230,22 @@ def test_starts_of_D(start, rank, std):
     assert float(torch.cat([d.detach().flatten() for d in D.values()]).std()) == pytest.approx(std, rel=0.12)
 
 
+def test_a_step_is_adamw_of_the_clipped_gradient():
+    """AdamW (0.9, 0.999, weight decay 0.01) at a constant rate, on gradients of norms around 1, written out."""
+    pipe, g, lr = tiny_pipeline("sd"), torch.Generator().manual_seed(2), 0.1
+    group = Group(pipe, [some(pipe)], TrainConfig(lr=lr, D="unit"), torch.full((1000,), 1e-3, dtype=torch.float64))
+    p = group.flat.detach()[0].double()
+    m = v = torch.zeros_like(p)
+    for k, size in enumerate((30.0, 0.2, 3.0, 0.9), 1):
+        slope = torch.randn(p.shape, generator=g).double()
+        slope *= size / slope.norm()
+        group.train_step(lambda *_, added, slope=slope: (group.flat * slope.float()).sum(1))
+        clipped = slope / max(1.0, size)
+        m, v = 0.9 * m + 0.1 * clipped, 0.999 * v + 0.001 * clipped**2
+        p = (1 - lr * 0.01) * p - lr * (m / (1 - 0.9**k)) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
+    assert torch.allclose(group.flat.detach()[0].double(), p, rtol=0, atol=1e-4) and p.std() > 0.1
+
+
 def test_a_step_draws_one_of_the_templates():
     pipe = tiny_pipeline("sd")
     config = TrainConfig(prompt="template")

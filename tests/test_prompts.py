@@ -121,10 +121,11 @@ def test_a_list_that_was_cut_short_goes_on(pipe, tmp_path, monkeypatch):
 class Here:
     """An engine without processes; its second share fails where `broken`."""
 
-    jobs = 2
-
     def __init__(self, broken=False):
         self.broken, self.sizes = broken, []
+
+    def slots(self):
+        return 2
 
     def run(self, jobs):
         for i, job in enumerate(jobs):

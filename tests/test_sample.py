@@ -10,7 +10,7 @@ from PIL import Image
 from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.method import images
-from macelib.method.images import read_images, read_manifest, training_images
+from macelib.method.images import Asked, draw_together, read_images, read_manifest, read_maps, training_images
 from macelib.models.sample import encode_images, generate, image_size
 from macelib.models.tiny import KINDS, tiny_pipeline
 
@@ -111,6 +111,40 @@ def test_images_of_other_settings_or_damaged_ones_are_redone(pipe, tmp_path, cap
     assert len(read_manifest(tmp_path)) == 2
     with pytest.raises(MaceError, match=r"no manifest.json"):
         read_images(tmp_path / "nosuch")
+
+
+def test_a_batch_holds_pictures_of_several_concepts(pipe, tmp_path, monkeypatch, caplog):
+    drawn, original = [], type(pipe).__call__
+    monkeypatch.setattr(type(pipe), "__call__", lambda self, p, **kw: drawn.append(p) or original(self, p, **kw))
+    asked = [Asked(Concept(name, "sea"), tmp_path / name, seed=i) for i, name in enumerate(("ship", "frog", "dog"))]
+    told, options = [], {"steps": 2, "batch": 4, "maps": True}
+
+    def kill(done, total):
+        told.append((done, total))
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        draw_together(pipe, asked, 3, callback=kill, **options)
+    draw_together(pipe, asked, 3, callback=kill, **options)
+    assert [len(prompts) for prompts in drawn] == [4, 4, 1] and len(set(drawn[0])) == 2  # the last batch alone is small
+    assert told == [(4, 9), (8, 9), (9, 9)]
+    for i, one in enumerate(asked):
+        images, entries = read_images(one.folder)
+        assert [e["seed"] for e in entries] == [i, i + 1, i + 2] and {e["prompt"] for e in entries} == {one.text}
+        alone = generate(pipe, one.text, [i, i + 1, i + 2], steps=2)
+        assert np.abs(pixels(images) - pixels(alone)).max() <= 1
+        assert [heat.shape for heat in read_maps(one.folder)] == [(16, 16)] * 3
+    file = tmp_path / "frog" / "0001.map.safetensors"
+    file.write_bytes((tmp_path / "frog" / "0000.map.safetensors").read_bytes())
+    with pytest.raises(MaceError, match="missing or was changed: draw the pictures again"):
+        read_maps(tmp_path / "frog")
+    drawn.clear()
+    draw_together(pipe, asked, 3, **options)
+    assert drawn == [["a photo of the frog"]] and "drawn again" in caplog.text
+    training_images(pipe, SHIP, 1, tmp_path / "plain", steps=1)
+    with pytest.raises(MaceError, match="draw the pictures again, with maps"):
+        read_maps(tmp_path / "plain")
 
 
 def test_a_picture_drawn_otherwise_is_not_vouched_for(pipe, tmp_path, monkeypatch):

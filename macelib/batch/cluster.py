@@ -71,9 +71,26 @@ class Ray:
             self.ray.init(include_dashboard=False, **quiet)
         return True
 
+    def slots(self) -> int:
+        """How many jobs run at once: `jobs`, or as many as the nodes of the cluster have room for."""
+        if self.jobs:
+            return self.jobs
+        ours = self._connect()
+        try:
+            threads, gpus = self._needs()
+            needs = {"CPU": threads, "GPU": gpus}
+            return sum(min(int(node.get(k, 0) // n) for k, n in needs.items() if n) for node in self._nodes())
+        finally:
+            if ours:
+                self.ray.shutdown()
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each node has of everything."""
+        return [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+
     def _needs(self) -> tuple[int, float]:
         """Cores and GPUs of one job; MaceError where no node has as many."""
-        nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        nodes = self._nodes()
         most = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU")}
         share = int(most["CPU"] // self.jobs) if self.jobs and len(nodes) == 1 else 1
         threads, gpus = self.threads or max(1, share), (1 if most["GPU"] else 0) if self.gpus is None else self.gpus

@@ -34,6 +34,10 @@ class Engine(Protocol):
         """Yield outcomes as jobs finish; every job has exactly one."""
         ...
 
+    def slots(self) -> int:
+        """How many jobs run at once."""
+        ...
+
 
 def make_engine(
     name: str = "local",
@@ -64,6 +68,10 @@ class Local:
         self.gpus = visible_gpus()
         self.jobs = jobs or len(self.gpus) or 1
         self.threads = threads or max(1, cores() // self.jobs)
+
+    def slots(self) -> int:
+        """How many jobs run at once."""
+        return self.jobs
 
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Yield outcomes as jobs finish."""

@@ -4,11 +4,12 @@
 It may import all that erases; nothing of `evaluate`, `show`, `batch`, `lessons` or `cli`.
 """
 
-from .closed import Meter, Shapes, operations, peak, per_layer, random_concept, random_erasure, run, streamed
+from .closed import Meter, per_layer, random_concept, random_erasure, run, streamed
 from .drawing import drawing, seconds
+from .rates import Shapes, Spent, operations, peak
 from .whole import at_size, whole
 
 __all__ = [
-    "Meter", "Shapes", "at_size", "drawing", "operations", "peak", "per_layer", "random_concept", "random_erasure",
-    "run", "seconds", "streamed", "whole",
+    "Meter", "Shapes", "Spent", "at_size", "drawing", "operations", "peak", "per_layer", "random_concept",
+    "random_erasure", "run", "seconds", "streamed", "whole",
 ]  # fmt: skip

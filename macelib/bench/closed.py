@@ -21,22 +21,7 @@ from ..errors import MaceError
 from ..method.fuse import fuse_sums
 from ..method.refine import ConceptStatistics, cholesky, solve_refinement, stored_rank
 from ..method.sums import PRODUCTS, accumulate, gram
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """Layer widths and prompt sizes; the defaults are those of SD v1.4."""
-
-    out: tuple[int, ...] = (320,) * 4 + (640,) * 4 + (1280,) * 12 + (640,) * 6 + (320,) * 6  # to_k and to_v, 16 layers
-    width: int = 768  # d
-    tokens: int = 77  # T
-    prompts: int = 30  # per concept
-    own: int = 2  # tokens of the concept in a prompt
-
-    def weights(self) -> list[Tensor]:
-        """Random W of every layer, (out, d) float32."""
-        g = torch.Generator().manual_seed(0)
-        return [torch.randn(out, self.width, generator=g) / self.width**0.5 for out in self.out]
+from .rates import Shapes, Spent, operations, peak
 
 
 @dataclass(frozen=True)
@@ -60,54 +45,50 @@ def random_concept(shapes: Shapes, seed: int) -> Data:
     return Data(e_f, e_g, own, list(B), torch.randn(len(shapes.out), d, generator=g) * 0.02)
 
 
-def streamed(W: list[Tensor], concepts: Iterable[Data], P: Tensor, lambda_: float, products: torch.dtype) -> None:
+def streamed(
+    W: list[Tensor],
+    concepts: Iterable[Data],
+    P: Tensor,
+    lambda_: float,
+    products: torch.dtype,
+    spent: Spent | None = None,
+) -> None:
     """Stages 1 and 3 (Eq. 2 and 7), written over W; the memory it takes does not grow with the number of concepts.
 
-    The D*_i are not kept: W* = W R̃ + M S⁻¹ with M = Σ B_i D_i C_i, as large as W and of its dtype.
+    The D*_i are not kept: W* = W R̃ + M S⁻¹ with M = Σ B_i D_i C_i, as large as W and of its dtype. spent: the time
+    that every part takes, without what the concepts take to come.
     """
+    on = (spent or Spent()).on
     d = W[0].shape[1]
     X, G, C = (torch.zeros(d, d, dtype=torch.float64) for _ in range(3))
     M, waiting = [torch.zeros_like(w) for w in W], []
 
     def add(data: Data) -> None:
         G_i, own = torch.zeros_like(G), data.own.to(products)
-        accumulate(data.e_f, data.e_g, X, G_i, products)
-        G.add_(G_i)
-        gram(own, C, products)  # of the own tokens; Σ C_i is this and G
-        D = data.D.double()
-        waiting.append((data.B, (D @ G_i + (D @ own.T.double()) @ own.double()).to(W[0])))  # D_i C_i, (L, d)
+        with on("sums"):
+            accumulate(data.e_f, data.e_g, X, G_i, products)
+            G.add_(G_i)
+        with on("own"):
+            gram(own, C, products)  # of the own tokens; Σ C_i is this and G
+        with on("LoRAs"):
+            D = data.D.double()
+            waiting.append((data.B, (D @ G_i + (D @ own.T.double()) @ own.double()).to(W[0])))  # D_i C_i, (L, d)
+            if len(waiting) == 16:
+                _flush(M, waiting)
 
     for _ in map(add, concepts):  # `map` lets go of a concept's rows before it asks for the next
-        if len(waiting) == 16:
-            _flush(M, waiting)
-    _flush(M, waiting)
-    C += G
-    R = solve_refinement(X, G, P, lambda_, lambda_).R
-    R_tilde = fuse_sums(R, C[:0], C, P, lambda_, lambda_).R_tilde.to(W[0])
-    S = cholesky(C.add_(P, alpha=lambda_).add_(torch.eye(d).to(C), alpha=lambda_))
-    inverse = torch.cholesky_inverse(S).to(products)  # of many rows: a product each, not two triangular solves
-    for w, m in zip(W, M, strict=True):
-        w.copy_(torch.addmm((m.to(products) @ inverse).to(w), w, R_tilde))  # Eq. 7
-
-
-def operations(shapes: Shapes, concepts: int) -> float:
-    """Multiplications and additions that `streamed` cannot do without, half of each symmetric sum counted."""
-    n, m = shapes.prompts * (shapes.tokens - shapes.own), shapes.prompts * shapes.own
-    d, L, rows = shapes.width, len(shapes.out), sum(shapes.out)
-    sums = 3 * n * d**2 + m * d**2 + 2 * L * d**2 + 4 * m * L * d + 2 * rows * d  # X; G; own; D C; M
-    solves = 3 * (d**3 / 3 + 2 * d**3)  # R, R̃, S⁻¹: a factor and two triangular solves each
-    return concepts * sums + solves + 4 * rows * d**2  # M S⁻¹ and W R̃
-
-
-def peak(dtype: torch.dtype, size: int = 2048, times: int = 4) -> float:
-    """The machine's own rate in products of square matrices: operations a second, the best of some."""
-    a, b = torch.randn(2, size, size, dtype=dtype)
-    out, best = a @ b, 0.0
-    for _ in range(times):
-        start = time.perf_counter()
-        torch.mm(a, b, out=out)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
-    return best
+        pass
+    with on("LoRAs"):
+        _flush(M, waiting)
+    with on("solves"):
+        C += G
+        R = solve_refinement(X, G, P, lambda_, lambda_).R
+        R_tilde = fuse_sums(R, C[:0], C, P, lambda_, lambda_).R_tilde.to(W[0])
+        S = cholesky(C.add_(P, alpha=lambda_).add_(torch.eye(d).to(C), alpha=lambda_))
+        inverse = torch.cholesky_inverse(S).to(products)  # of many rows: a product each, not two triangular solves
+    with on("weights"):
+        for w, m in zip(W, M, strict=True):
+            w.copy_(torch.addmm((m.to(products) @ inverse).to(w), w, R_tilde))  # Eq. 7
 
 
 def _flush(M: list[Tensor], waiting: list) -> None:
@@ -213,12 +194,12 @@ def run(
         W, label = shapes.weights(), f"{name}, {count} concepts"
         with Meter() as meter:
             feed = meter.feed(shapes, count, lambda i, s=label, n=count: tell(s, i + 1, n, ""))
-            streamed(W, feed, P, 1.0, PRODUCTS[name])
-        results[name, count] = W, meter
-        share = operations(shapes, count) / meter.seconds / peaks[name]
+            streamed(W, feed, P, 1.0, PRODUCTS[name], spent := Spent())
+        results[name, count], needed = (W, meter), operations(shapes, count)
+        share = sum(needed.values()) / meter.seconds / peaks[name]
         lines.append(
             f"stages 1+3, {label}: {meter.seconds:.2f} s, {share:.0%} of the products' rate, {meter.megabytes:.0f} MB "
-            "above the start"
+            f"above the start\n  {spent.profile(needed, peaks[name])} of that rate"
         )
     if products == "both":
         lines.append(
@@ -247,20 +228,24 @@ def run(
             f"stages 1+3 of an erasure of {concepts} concepts, from its factors: {meter.seconds:.2f} s, "
             f"{meter.megabytes:.0f} MB above the start"
         )
-        lines.append(f"one of {concepts} concepts off, and on again: {' s, '.join(_toggle(erasure, W, model))} s")
+        lines.append(f"one of {concepts} concepts off, and on again: {', '.join(_toggle(erasure, W, model))}")
     return lines
 
 
 def _toggle(erasure: Erasure, W: dict[str, Tensor], model: dict[str, Tensor]) -> list[str]:
-    """Seconds to leave one concept out, and to take it in again: re-fuse and write every weight of the model."""
-    seconds = []
+    """Time to leave one concept out, and to take it in again: the solves, and every weight of the model written."""
+    said = []
     for change in (lambda e: e.without("concept 0"), lambda e: e + erasure.only("concept 0")):
-        start = time.perf_counter()
-        erasure_ = change(erasure if not seconds else erasure_)  # noqa: F821
-        for name, w in erasure_.weights(W):
-            model[name].copy_(w)
-        seconds.append(time.perf_counter() - start)
-    return [f"{s:.2f}" for s in seconds]
+        spent = Spent()
+        with spent.on("solves"):
+            erasure_ = change(erasure if not said else erasure_)  # noqa: F821
+            _ = erasure_.fusion  # solved where it is first asked for
+        with spent.on("weights"):
+            for name, w in erasure_.weights(W):
+                model[name].copy_(w)
+        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in spent.seconds.items())
+        said.append(f"{sum(spent.seconds.values()):.2f} s ({parts})")
+    return said
 
 
 def _error(results: dict, one: tuple, other: tuple) -> float:

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from ..config import EraseConfig
 from ..erasure import Erasure
 from ..job import erase
 from ..method.lora.train import Example, TrainConfig, example, train
-from ..method.masks import make_masks
+from ..method.masks import drawn_and_read, make_masks
 from ..method.refine import concept_sums
 from ..models.entrances import denoiser, text_weights
 from ..models.layouts import random_pipeline
@@ -23,6 +23,7 @@ from ..models.swap import untouched
 from ..models.text import encode
 from ..templates import COMPANIONS
 
+BATCH = 8  # pictures drawn at once
 NEAR = 1e-4  # relative difference of LoRAs that train in one pass and one by one, above which it is said
 
 
@@ -35,13 +36,15 @@ def whole(
     one. `progress(stage, done, total, detail)`.
     """
     tell, chosen = progress or (lambda *_: None), [Concept(name, "a thing") for name in concepts]
-    names = ["text", "statistics", "pictures", "masks", "stage 2", "one by one", "re-fusion"]
+    names = ["text", "statistics", "pictures", "masks", "drawn masks", "stage 2", "one by one", "re-fusion"]
     told = iter(range(1, len(names) + 1))
 
     def clock(start: float) -> float:
-        done = next(told)
+        if pipe.device.type == "cuda":
+            torch.cuda.synchronize(pipe.device)
+        seconds, done = time.perf_counter() - start, next(told)
         tell("bench", done, len(names), names[done - 1])
-        return time.perf_counter() - start
+        return seconds
 
     generate(pipe, "a thing", range(1), steps=1)  # the libraries' own start is not measured
     start = time.perf_counter()
@@ -51,13 +54,8 @@ def whole(
     for concept in chosen[:2]:
         concept_sums(pipe, concept)
     lines.append(f"statistics (X, G, C): {clock(start) / 2:.2f} s a concept")
-    start = time.perf_counter()
-    drawn = [generate(pipe, sample_prompt(concept), range(pictures), steps=steps) for concept in chosen]
-    each = clock(start) / pictures / len(chosen)
-    lines.append(f"training pictures: {each:.2f} s each in {steps} steps, {1000 * each / steps:.0f} ms a step")
-    start = time.perf_counter()
-    masks = [make_masks("attention", pipe, c, images) for c, images in zip(chosen, drawn, strict=True)]
-    lines.append(f"masks from attention: {clock(start) / pictures / len(chosen):.2f} s a picture")
+    drawn, masks, said = _pictures(pipe, chosen, pictures, steps, clock)
+    lines += said
     config = EraseConfig().for_model(pipe, chosen).training("object")
     config = replace(config, steps=train_steps, concepts_per_pass=len(chosen), prompt="sample")
     examples = [example(pipe, *each, config=config) for each in zip(chosen, drawn, masks, strict=True)]
@@ -79,12 +77,32 @@ def whole(
     return [*lines, f"one of {len(chosen)} concepts off: {clock(start):.2f} s"]
 
 
-def at_size(layout: str, device: str | None = None, progress=None) -> list[str]:
+def _pictures(pipe, chosen: list[Concept], n: int, steps: int, clock: Callable[[float], float]) -> tuple:
+    """n pictures of each concept and their masks, by concept, and what they took in lines; batches go over concepts."""
+    prompts = [sample_prompt(concept) for concept in chosen for _ in range(n)]
+    seeds, many = [*range(n)] * len(chosen), len(prompts)
+    start = time.perf_counter()
+    images = generate(pipe, prompts, seeds, steps=steps)
+    each, drawn = clock(start) / many, [images[i : i + n] for i in range(0, many, n)]
+    start = time.perf_counter()
+    masks = [make_masks("attention", pipe, c, some) for c, some in zip(chosen, drawn, strict=True)]
+    own, start = clock(start) / many, time.perf_counter()
+    for i in range(0, many, BATCH):
+        some = slice(i, i + BATCH)
+        names = [concept.name for concept in chosen for _ in range(n)][some]
+        drawn_and_read(pipe, names, prompts[some], seeds[some], steps=steps)
+    more = clock(start) / many - each
+    lines = [f"training pictures: {each:.2f} s each in {steps} steps, {1000 * each / steps:.0f} ms a step"]
+    return drawn, masks, [*lines, f"masks from attention: {own:.2f} s a picture; {more:+.2f} s out of its own drawing"]
+
+
+def at_size(layout: str, device: str | None = None, progress=None, dtype: torch.dtype | None = None) -> list[str]:
     """`whole` with random weights in the layout of a real model: two concepts, one picture each, two steps.
 
-    It reads as mini-SD does, with whose vocabulary texts are read. device: cpu, cuda, ...; None: the fastest.
+    Texts are read with mini-SD's vocabulary. device: cpu, cuda, ...; None: the fastest. dtype: float32 unless given.
     """
-    pipe = random_pipeline(layout, load_pipeline("mini-sd", device="cpu").tokenizer).to(device or default_device())
+    pipe = random_pipeline(layout, load_pipeline("mini-sd", device="cpu").tokenizer)
+    pipe.to(device or default_device(), dtype or torch.float32)
     lines = whole(pipe, 1, 2, 2, COMPANIONS[:2], progress)
     return [f"{layout}, random weights, on {pipe.device.type}:", *lines]
 

@@ -19,7 +19,23 @@ from ..errors import MaceError, explained
 from ..show.progress import Bars
 from . import artefact, attack, compare, draw, measure, plan, world
 from .draw import _seeds, _strengths
-from .options import Device, Dtype, Local, LowMemory, Model, Revision, counted, example, pipeline
+from .options import (
+    Address,
+    Device,
+    Dtype,
+    Engine,
+    Gpus,
+    Jobs,
+    Local,
+    LowMemory,
+    Model,
+    Revision,
+    Threads,
+    counted,
+    engine_of,
+    example,
+    pipeline,
+)
 from .settings import Captions, Concepts, Config, Keep, Kind, List, Preset, Seed, Task, _by_preset, _kept, settled
 
 __all__ = ["_by_preset", "_kept", "_seeds", "_strengths", "app", "erase", "main"]
@@ -69,14 +85,11 @@ def erase(
     seed: Seed = None,
     captions: Captions = None,
     keep: Keep = None,
-    engine: Annotated[
-        str | None,
-        typer.Option(help="local or ray: groups of concepts train in processes of their own, here or on a cluster"),
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="of an engine: groups at once", min=1)] = None,
-    threads: Annotated[int | None, typer.Option(help="of an engine: cores of a group", min=1)] = None,
-    gpus: Annotated[float | None, typer.Option(help="of --engine ray: GPUs of a group", min=0)] = None,
-    address: Annotated[str | None, typer.Option(help="of --engine ray: the cluster")] = None,
+    engine: Engine = None,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    gpus: Gpus = None,
+    address: Address = None,
     revision: Revision = None,
     local_files_only: Local = False,
     device: Device = None,
@@ -85,9 +98,8 @@ def erase(
 ) -> None:
     """Erase concepts: stages 1-3. Cut short, the same command goes on where it stopped.
 
-    It first says what it will take, as `mace plan` does.
+    It first says what it will take, as `mace plan` does. With --engine, groups of concepts train at the same time.
     """
-    from ..batch.engines import make_engine
     from ..files import locked
     from ..job import check
     from ..job import erase as run
@@ -95,10 +107,7 @@ def erase(
 
     chosen, settings = settled(concepts, list_, kind, config, seed, preset, task, captions, keep, low_memory)
     check(chosen, settings, out)  # before the model is loaded
-    if engine is None and (jobs, threads, gpus, address) != (None,) * 4:
-        raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
-    options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address}
-    where = make_engine(engine, **options) if engine else None
+    where = engine_of(engine, jobs, threads, gpus, address)
     with locked(out / ".lock", str(out), wait=False):
         pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
         typer.echo(planned(pipe, chosen, settings, out), err=True)

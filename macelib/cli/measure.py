@@ -8,7 +8,25 @@ import typer
 from ..errors import MaceError
 from ..show.progress import Bars
 from . import tuned
-from .options import Device, Dtype, Force, Guidance, Local, LowMemory, Model, Revision, example, pipeline
+from .options import (
+    Address,
+    Device,
+    Dtype,
+    Engine,
+    Force,
+    Gpus,
+    Guidance,
+    Jobs,
+    Local,
+    LowMemory,
+    Model,
+    Revision,
+    Threads,
+    engine_of,
+    example,
+    pipeline,
+    precision,
+)
 
 
 def evaluate(
@@ -37,10 +55,11 @@ def evaluate(
     features: Annotated[
         str | None, typer.Option(help="of --against: another CLIP than the scorer; inception: what that needs")
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="of --prompts: local or ray, to draw over GPUs or a cluster")
-    ] = None,
-    jobs: Annotated[int | None, typer.Option(help="of an engine: processes at once", min=1)] = None,
+    engine: Engine = None,
+    jobs: Jobs = None,
+    threads: Threads = None,
+    gpus: Gpus = None,
+    address: Address = None,
     images: Annotated[int, typer.Option(help="pictures per class", min=3)] = 50,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
@@ -54,17 +73,16 @@ def evaluate(
 ) -> None:
     """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row.
 
-    With --prompts, every row of a CSV is drawn by both models: the CLIP score, what a classifier sees, distances. Cut
-    short, the same command goes on.
+    With --prompts, every row of a CSV is drawn by both models, with --engine over GPUs or a cluster: the CLIP score,
+    what a classifier sees, distances. Cut short, the same command goes on.
     """
-    from ..batch.engines import make_engine
     from ..erasure import Erasure
     from ..evaluate import listed, plugged, protocols, read_prompts
     from ..evaluate.distances import INCEPTION, ClipFeatures
     from ..files import check_writable
 
     of_list = {"among": among, "wanted": wanted, "scorer": scorer, "against": against, "features": features}
-    of_list |= {"engine": engine, "jobs": jobs}
+    of_list["engine"] = engine
     if prompts is None and (alone := [name for name, value in of_list.items() if value]):
         raise MaceError(f"--{alone[0]} belongs to a list of prompts: give one with --prompts.")
     if prompts is None and erasure is None:
@@ -72,13 +90,12 @@ def evaluate(
     if features == "inception":
         raise MaceError(INCEPTION)
     rows = None if prompts is None else read_prompts(prompts)
-    where = make_engine(engine, jobs=jobs) if engine else None
+    where = engine_of(engine, jobs, threads, gpus, address)
     chosen = None if erasure is None else Erasure.load(erasure)
     check_writable(out)
     who = None if classifier is None else plugged(classifier)
     if rows is not None:
         of_list |= {"features": features and ClipFeatures(plugged(features)), "engine": where}
-        of_list.pop("jobs")
     pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
     if chosen is not None:
         chosen.check(pipe, force)
@@ -208,7 +225,13 @@ def bench(
 ) -> None:
     """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data), of drawing, and of each step on a model."""
     from .. import bench
+    from ..models.layouts import check_layout
 
+    kind = precision(dtype)  # what is not there is refused before minutes have gone
+    if layout is not None:
+        check_layout(layout)
+    if layout is not None and model != "mini-sd":
+        raise MaceError(f"--layout takes the place of --model {model}: give one of them.")
     with Bars() as bars:
         lines = bench.run(concepts, products, reference, toggle, progress=bars)
         if drawing:
@@ -216,7 +239,7 @@ def bench(
         if whole and layout is None:
             lines += bench.whole(pipeline(model, None, True, device, dtype), progress=bars)
         elif whole:
-            lines += bench.at_size(layout, device, progress=bars)
+            lines += bench.at_size(layout, device, progress=bars, dtype=kind)
     for line in lines:
         typer.echo(line)
 

@@ -7,6 +7,7 @@ import typer
 
 from ..errors import MaceError
 
+DTYPES = ("float32", "float16", "bfloat16")
 Model = Annotated[str, typer.Option("--model", "-m", help="mini-sd, a local folder, or a hub id")]
 Revision = Annotated[str | None, typer.Option(help="branch, tag or commit of a hub id")]
 Local = Annotated[bool, typer.Option("--local-files-only", help="load what is on disk, ask no server")]
@@ -32,6 +33,24 @@ LowMemory = Annotated[
     typer.Option("--low-memory", help="for cards of 8 GB: one part of the model at a time is on the device; slower"),
 ]
 
+Engine = Annotated[str | None, typer.Option(help="local or ray: in processes of their own, here or on a cluster")]
+Jobs = Annotated[int | None, typer.Option(help="of an engine: processes at once", min=1)]
+Threads = Annotated[int | None, typer.Option(help="of an engine: cores of a process", min=1)]
+Gpus = Annotated[float | None, typer.Option(help="of --engine ray: GPUs of a process", min=0)]
+Address = Annotated[str | None, typer.Option(help="of --engine ray: the cluster")]
+
+
+def engine_of(name: str | None, jobs, threads, gpus, address):
+    """The engine that a command's options ask for, None where none is; MaceError for options without one."""
+    from ..batch.engines import make_engine
+
+    options = {"jobs": jobs, "threads": threads, "gpus": gpus, "address": address}
+    if name is None:
+        if set(options.values()) != {None}:
+            raise MaceError("--jobs, --threads, --gpus and --address belong to an engine: give --engine local or ray.")
+        return None
+    return make_engine(name, **options)
+
 
 def example(*lines: str) -> str:
     """Epilog of a command: examples that can be copied."""
@@ -43,15 +62,22 @@ def counted(things: list) -> str:
     return f"{len(things)} concept{'s' * (len(things) != 1)}"
 
 
+def precision(dtype: str | None):
+    """The torch.dtype of --dtype, None where it is not given; MaceError for one that there is not."""
+    import torch
+
+    if dtype not in (known := {None: None, **{name: getattr(torch, name) for name in DTYPES}}):
+        raise MaceError(f"--dtype is {dtype!r}; choose from {', '.join(DTYPES)}.")
+    return known[dtype]
+
+
 def pipeline(model, revision, local_files_only, device, dtype, low_memory=False):
     """The pipeline that a command's options ask for; MaceError for a dtype that there is not."""
     import torch
 
     from ..models.pipelines import load_pipeline
 
-    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, None: None}
-    if dtype not in kinds:
-        raise MaceError(f"--dtype is {dtype!r}; choose from float32, float16, bfloat16.")
+    kind = precision(dtype)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -59,4 +85,4 @@ def pipeline(model, revision, local_files_only, device, dtype, low_memory=False)
         raise MaceError(f"--device is {device!r}, which is not there ({reason}): give cuda, mps or cpu.") from error
     extra = {"revision": revision, "local_files_only": local_files_only, "device": device}
     extra |= {"low_memory": True} if low_memory else {}
-    return load_pipeline(model, dtype=kinds[dtype], **extra)
+    return load_pipeline(model, dtype=kind, **extra)

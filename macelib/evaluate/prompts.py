@@ -119,8 +119,8 @@ def draw_prompts(
     """Rows (their numbers), their pictures and files, batch by batch; `change` (an erasure, an edit) is applied.
 
     A row without a guidance scale takes the drawing's. Pictures that the folder has are read: a call that was cut short
-    goes on. engine (`macelib.batch.make_engine`): the pictures are drawn in processes of their own, one share for each
-    of its jobs; the pipeline must come from `load_pipeline`. The pipeline is left as it was.
+    goes on. engine (`macelib.batch.make_engine`): the pictures are drawn in processes of their own, a share for each
+    that runs at once; the pipeline must come from `load_pipeline`. The pipeline is left as it was.
     MaceError: shares that failed, when the others are done.
     """
     drawing, state = drawing or Drawing(), "erased" if change else "original"
@@ -163,7 +163,7 @@ def _elsewhere(pipe, prompts, folder, drawing: Drawing, change, force: bool, eng
     for scale, rows in _by_guidance(prompts).items():
         kept = _with(drawing, scale).kept(pipe, folder, state)
         todo += [(scale, job) for job in rows if job not in kept]
-    count = min(len(todo), getattr(engine, "jobs", None) or 1)
+    count = min(len(todo), engine.slots()) if todo else 0
     place, failed = drawing.place(pipe, folder, state).name, []
     how = source, pipe.scheduler, denoiser(pipe).dtype, change, force, drawing, str(folder), state, place
     shares = [Share(f"pictures {i + 1} of {count}", draw_share, (*how, todo[i::count])) for i in range(count)]

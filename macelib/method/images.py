@@ -2,21 +2,24 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+from torch import Tensor
 
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
-from ..files import atomic, hash_file, hash_tensors, locked
+from ..files import atomic, hash_file, hash_tensors, locked, read_tensors, save_tensors
 from ..models.denoise import is_flow
 from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import cast, default_guidance, drawing_hash, model_hash
 from ..models.sample import generate, image_size
 from ..models.swap import applied_edit
+from .masks import drawn_and_read
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,21 @@ def scheduled(pipe, scheduler: str) -> Iterator[None]:
         pipe.scheduler = own
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Training pictures of one concept: picture i has seed `seed + i`."""
+
+    concept: Concept
+    folder: Path
+    seed: int = 0
+    prompt: str | None = None  # None: the concept's sample prompt
+
+    @property
+    def text(self) -> str:
+        """What is drawn."""
+        return self.prompt or sample_prompt(self.concept)
+
+
 def training_images(
     pipe,
     concept: Concept,
@@ -53,15 +71,52 @@ def training_images(
     autocast: str | None = None,
     callback: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Draw n pictures of a concept into a folder, with manifest.json: prompt, seed, model, settings and sha256 of each.
+    """Draw n pictures of one concept into a folder, which is returned: `draw_together` of one."""
+    asked = [Asked(concept, Path(folder), seed, prompt)]
+    draw_together(pipe, asked, n, steps, guidance, size, batch, model, autocast, callback=callback)
+    return Path(folder)
 
-    The manifest is written after each batch; a call that was cut short goes on; pictures made otherwise are redone.
-    Two processes never draw into one folder at once: the second waits.
-    Picture i has seed `seed + i`. prompt: the concept's sample prompt unless given. model: `model_hash`, if known.
-    autocast: "bf16" or "fp16", None: as loaded.
-    Returns the folder. MaceError where it cannot be written.
+
+def draw_together(
+    pipe,
+    asked: Sequence[Asked],
+    n: int = 8,
+    steps: int = 25,
+    guidance: float | None = None,
+    size: int | tuple[int, int] | None = None,
+    batch: int = 8,
+    model: str | None = None,
+    autocast: str | None = None,
+    maps: bool = False,
+    callback: Callable[[int, int], None] | None = None,
+) -> None:
+    """Draw n pictures of each concept into its folder, with manifest.json: prompt, seed, model, settings and sha256.
+
+    A batch holds pictures of several concepts, so that it is full to the last one. The manifests are written after each
+    batch; a call that was cut short goes on; pictures made otherwise are redone. Two processes never draw into one
+    folder at once: the second waits. model: `model_hash`, if known. autocast: "bf16" or "fp16", None: as loaded.
+    maps: each picture's attention to the concept is kept beside it, out of the passes that draw it: see `read_maps`.
+    callback(done, total) counts pictures. MaceError where a folder cannot be written.
     """
-    folder, prompt = Path(folder), prompt or sample_prompt(concept)
+    made_by = _made_by(pipe, steps, guidance, size, model, autocast)
+    with ExitStack() as stack:
+        for folder in sorted({one.folder for one in asked}):  # in one order, so that no two processes block each other
+            folder.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(folder / ".lock", f"the pictures in {folder}"))
+        books = [_Book(one, n, made_by, maps) for one in asked]
+        todo = [(book, entry) for book in books for entry in book.missing]
+        for start in range(0, len(todo), batch):
+            some = todo[start : start + batch]
+            for (book, entry), *made in zip(some, *_drawn(pipe, some, maps), strict=True):
+                book.keep(entry, *made)
+            for book in {id(book): book for book, _ in some}.values():
+                book.write()
+            if callback is not None:
+                callback(sum(len(book.entries) for book in books), n * len(books))
+
+
+def _made_by(pipe, steps: int, guidance, size, model: str | None, autocast: str | None) -> dict:
+    """What a picture depends on besides prompt and seed."""
     made_by = {"model": model or model_hash(pipe), "drawn_by": drawing_hash(pipe), "steps": steps}
     made_by |= {"scheduler": type(pipe.scheduler).__name__, "autocast": autocast}
     guidance = default_guidance(pipe) if guidance is None else guidance
@@ -70,37 +125,53 @@ def training_images(
         made_by["edit"] = edit.key
     elif hasattr(denoiser(pipe), "_macelib_originals"):
         made_by["erased"] = hash_tensors(text_weights(denoiser(pipe)))
-    wanted = [{"file": f"{i:04d}.png", "prompt": prompt, "seed": seed + i, **made_by} for i in range(n)]
-    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock", f"the pictures in {folder}"):
-        kept = {entry["file"]: entry for entry in read_manifest(folder)}
-        fresh = [kept[e["file"]] for e in wanted if _vouched(folder, kept.get(e["file"]), e)]
-        if kept and len(fresh) < min(len(kept), n):
-            log.warning("%s holds pictures of other settings, or damaged ones: they are drawn again.", folder)
-        there = {entry["file"] for entry in fresh}
-        missing = [entry for entry in wanted if entry["file"] not in there]
-        _write_manifest(folder, fresh)  # nothing vouches for what is drawn again, until it is there
-        for start in range(0, len(missing), batch):
-            some = missing[start : start + batch]
-            with cast(pipe, autocast):
-                images = generate(pipe, prompt, [e["seed"] for e in some], steps, guidance, size, batch)
-            fresh += [_kept(folder, entry, image) for entry, image in zip(some, images, strict=True)]
-            _write_manifest(folder, sorted(fresh, key=lambda entry: entry["file"]))
-            if callback is not None:
-                callback(len(fresh), n)
-    return folder
+    return made_by
 
 
-def _kept(folder: Path, entry: dict, image: Image.Image) -> dict:
-    """Write a picture; its entry with the file's checksum."""
-    with atomic(folder / entry["file"]) as temporary:
-        image.save(temporary)
-    return {**entry, "sha256": hash_file(folder / entry["file"])}
+class _Book:
+    """The pictures that a folder has of those that are asked for, and those that are missing."""
+
+    def __init__(self, asked: Asked, n: int, made_by: dict, maps: bool):
+        self.folder = asked.folder
+        about = made_by | ({"map_of": asked.concept.name} if maps else {})
+        wanted = [{"file": f"{i:04d}.png", "prompt": asked.text, "seed": asked.seed + i, **about} for i in range(n)]
+        kept = {entry["file"]: entry for entry in read_manifest(self.folder)}
+        self.entries = [kept[e["file"]] for e in wanted if kept.get(e["file"]) == self._vouched(e)]
+        if kept and len(self.entries) < min(len(kept), n):
+            log.warning("%s holds pictures of other settings, or damaged ones: they are drawn again.", self.folder)
+        there = {entry["file"] for entry in self.entries}
+        self.missing = [entry for entry in wanted if entry["file"] not in there]
+        self.write()  # nothing vouches for what is drawn again, until it is there
+
+    def _vouched(self, entry: dict) -> dict:
+        """The entry with the checksums of its files as they are."""
+        file = self.folder / entry["file"]
+        maps = {"map_sha256": hash_file(_map_file(file))} if "map_of" in entry else {}
+        return {**entry, "sha256": hash_file(file), **maps}
+
+    def keep(self, entry: dict, image: Image.Image, heat: Tensor | None) -> None:
+        """Write a picture, and its map."""
+        with atomic(self.folder / entry["file"]) as temporary:
+            image.save(temporary)
+        if heat is not None:
+            save_tensors(_map_file(self.folder / entry["file"]), {"map": heat})
+        self.entries.append(self._vouched(entry))
+
+    def write(self) -> None:
+        """The manifest of what is there."""
+        _write_manifest(self.folder, sorted(self.entries, key=lambda entry: entry["file"]))
 
 
-def _vouched(folder: Path, kept: dict | None, wanted: dict) -> bool:
-    """Whether the entry that is kept is the one wanted, and the file is the one that it was written with."""
-    return kept == {**wanted, "sha256": hash_file(folder / wanted["file"])}
+def _drawn(pipe, some: Sequence[tuple[_Book, dict]], maps: bool) -> tuple[list[Image.Image], list[Tensor | None]]:
+    """A batch of pictures, and of each the attention to its concept (h, w), or None."""
+    entries = [entry for _, entry in some]
+    prompts, seeds = [entry["prompt"] for entry in entries], [entry["seed"] for entry in entries]
+    how = entries[0]
+    options = {"steps": how["steps"], "guidance": how["guidance"], "size": tuple(how["size"]), "batch": len(some)}
+    with cast(pipe, how["autocast"]):
+        if not maps:
+            return generate(pipe, prompts, seeds, **options), [None] * len(some)
+        return drawn_and_read(pipe, [entry["map_of"] for entry in entries], prompts, seeds, **options)
 
 
 def read_images(folder: str | Path) -> tuple[list[Image.Image], list[dict]]:
@@ -119,6 +190,24 @@ def read_images(folder: str | Path) -> tuple[list[Image.Image], list[dict]]:
         return [Image.open(folder / entry["file"]).convert("RGB") for entry in entries], entries
     except (OSError, SyntaxError) as error:
         raise MaceError(f"A picture in {folder} cannot be read ({error}): make it again.") from error
+
+
+def read_maps(folder: str | Path) -> list[Tensor]:
+    """The attention (h, w) of a folder's pictures to their concept, in the manifest's order.
+
+    MaceError where a map is missing, or is not the one the manifest was written with.
+    """
+    folder, found = Path(folder), []
+    for entry in read_manifest(folder):
+        file = _map_file(folder / entry["file"])
+        if "map_sha256" not in entry or entry["map_sha256"] != hash_file(file):
+            raise MaceError(f"{file} is missing or was changed: draw the pictures again, with maps.")
+        found.append(read_tensors(file)[1]["map"])
+    return found
+
+
+def _map_file(picture: Path) -> Path:
+    return picture.with_suffix(".map.safetensors")
 
 
 def read_manifest(folder: Path) -> list[dict]:

@@ -19,11 +19,11 @@ from ..models.denoise import Levels, denoise
 from ..models.entrances import denoiser, part_of
 from ..models.finite import check_finite
 from ..models.offload import runs_on
-from ..models.sample import encode_images
+from ..models.sample import encode_images, generate, image_size
 from ..models.text import added_conditions, encode, spans
 
 log = logging.getLogger(__name__)
-SOURCES = ("attention", "grounding", "alpha", "full")
+SOURCES = ("attention", "drawing", "grounding", "alpha", "full")
 NOISE_LEVELS = (0.2, 0.3, 0.4, 0.5)  # of the noise schedule, at which the attention is read
 AREA = (0.005, 0.95)  # a mask that covers less or more of the image has found nothing
 CONTRAST = 0.05  # least (max - min) / mean of an attention map that has found something
@@ -39,13 +39,15 @@ def make_masks(
     *,
     prompts: Sequence[str] | None = None,
     known: Tensor | Sequence[Image.Image] | None = None,
+    maps: Sequence[Tensor] | None = None,
     fallback: Sequence[str] = ("attention", "full"),
     seed: int = 0,
     detect: Callable[[Image.Image, str], Tensor | None] | None = None,
 ) -> Tensor:
     """Masks (n, 1, H, W), float32, 1 where the concept is; H, W are the images' size in pixels.
 
-    source: "attention" (the model's own maps of the concept's tokens), "grounding" (GroundingDINO + SAM, or `detect`),
+    source: "attention" (the model's own maps of the concept's tokens, in passes of their own), "drawing" (the same out
+    of the passes that drew the images: `maps`, see `images.read_maps`), "grounding" (GroundingDINO + SAM, or `detect`),
     "alpha" (`known`: masks, or the same pictures without the concept; or the images' own alpha), "full" (ones, and
     always for a style). An image in which nothing is found is reported through logging and left to the sources of
     `fallback` in turn. MaceError: unknown source, images of several sizes, nothing found and no fallback left.
@@ -59,6 +61,7 @@ def make_masks(
         "attention": lambda some: _attention(
             pipe, concept, [images[i] for i in some], [prompts[i] for i in some], seed
         ),
+        "drawing": lambda some: [_cut(_map(maps, i), images[i].size[::-1]) for i in some],
         "grounding": lambda some: [(detect or grounding(pipe.device))(images[i], concept.name) for i in some],
         "alpha": lambda some: [_alpha(images[i], known, i) for i in some],
         "full": lambda some: [torch.ones(images[i].size[::-1]) for i in some],
@@ -104,11 +107,25 @@ def _alpha(image: Image.Image, known, i: int) -> Tensor | None:
 
 def _attention(pipe, concept: Concept, images, prompts: Sequence[str], seed: int) -> list[Tensor | None]:
     """Otsu's cut through the concept's attention maps; None where a map is flat."""
-    masks = []
-    for heat in attention_maps(pipe, concept.name, images, prompts, seed):
-        flat = float(heat.max() - heat.min()) < CONTRAST * float(heat.mean())
-        masks.append(None if flat else (resize(heat[None], images[0].size[::-1])[0] > otsu(heat)).float())
-    return masks
+    return [_cut(heat, images[0].size[::-1]) for heat in attention_maps(pipe, concept.name, images, prompts, seed)]
+
+
+def _cut(heat: Tensor, size: tuple[int, int]) -> Tensor | None:
+    """Mask (H, W) of a map (h, w), by Otsu's cut; None where it is flat."""
+    flat = float(heat.max() - heat.min()) < CONTRAST * float(heat.mean())
+    return None if flat else (resize(heat[None], size)[0] > otsu(heat)).float()
+
+
+def _map(maps: Sequence[Tensor] | None, i: int) -> Tensor:
+    if maps is None:
+        raise MaceError("The mask source drawing needs `maps` that were recorded while the images were drawn.")
+    return maps[i]
+
+
+def read_at(pipe, latents: tuple[int, int]) -> list[float]:
+    """The timesteps of NOISE_LEVELS as the scheduler counts them, the noisiest first; latents: (h, w)."""
+    levels = Levels(pipe, latents)
+    return [float(levels.timesteps[int(level * len(levels))]) for level in sorted(NOISE_LEVELS, reverse=True)]
 
 
 @torch.no_grad()
@@ -139,6 +156,27 @@ def attention_maps(
         heats += [maps.map(positions, image=i).cpu() for i, positions in enumerate(own[some])]
     check_finite(pipe, part_of(pipe), f"The attention of {phrase!r}", torch.stack(heats))
     return torch.stack(heats)
+
+
+def drawn_and_read(
+    pipe, phrases: Sequence[str], prompts: Sequence[str], seeds: Sequence[int], **options
+) -> tuple[list[Image.Image], list[Tensor]]:
+    """Pictures, and the attention (h, w) of each to its phrase while it was drawn: one batch, no pass more.
+
+    Mean as in `attention_maps`, over the drawing's own steps that are nearest to NOISE_LEVELS; on the CPU.
+    options: of `generate`. MaceError where a prompt does not hold its phrase.
+    """
+    own = [spans(pipe, prompt, phrase) for prompt, phrase in zip(prompts, phrases, strict=True)]
+    if not all(own):
+        missing = own.index([])
+        raise MaceError(f"The prompt {prompts[missing]!r} does not name {phrases[missing]!r}: give prompts that do.")
+    height, width = image_size(pipe, options.get("size"))
+    at = read_at(pipe, (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor))
+    with trace(pipe, at=at) as maps:
+        images = generate(pipe, prompts, seeds, **options)
+    heats = [maps.map(positions, image=i).cpu() for i, positions in enumerate(own)]
+    check_finite(pipe, part_of(pipe), f"The attention of {', '.join(dict.fromkeys(phrases))}", torch.stack(heats))
+    return images, heats
 
 
 def otsu(values: Tensor, bins: int = 128) -> float:

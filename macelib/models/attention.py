@@ -90,7 +90,7 @@ class Maps:
 
     def __init__(self, pipe, tokens, heads, timesteps, size):
         self.tokens: list[int] | None = tokens  # recorded positions; None: all T
-        self.timesteps: list[float] = []  # of every UNet call, 0-999
+        self.timesteps: list[float] = []  # of every recorded call of the denoiser, as it is given them
         self._pipe = pipe
         self._heads, self._steps, self._size = heads, timesteps, size
         self._runs: list[dict[str, list[Tensor]]] = []  # a run: one denoising of one batch
@@ -207,12 +207,14 @@ def trace(
     timesteps: Literal["mean", "each"] = "mean",
     size: tuple[int, int] | None = None,
     guided: bool | None = None,
+    at: Sequence[float] | None = None,
 ) -> Iterator[Maps]:
     """Record how a picture attends to the text while the pipeline draws; what it draws is the same, bit for bit.
 
     tokens: positions to record (None: all). layers: module paths, or parts of them such as "up_blocks" (None: all).
     size: (h, w) of the maps. guided: the batch holds the unconditional half first (None: found out); only the other
-    half is recorded. Sums are kept, not steps, unless timesteps="each". Images of later batches are added to n.
+    half is recorded. at: timesteps, 0-999, of which the nearest of the scheduler's are recorded (None: all).
+    Sums are kept, not steps, unless timesteps="each". Images of later batches are added to n.
     """
     for field, value in (("heads", heads), ("timesteps", timesteps)):
         if value not in ("mean", "each"):
@@ -223,7 +225,7 @@ def trace(
     if not chosen:
         raise MaceError(f"No layer matches {', '.join(layers)}; the model has {', '.join(modules)}.")
     maps = Maps(pipe, None if tokens is None else [int(t) for t in tokens], heads, timesteps, size)
-    call = {"n": None, "t": float("-inf"), "guided": False, "hw": (0, 0), "T": 0, "schedule": None}
+    call = {"n": None, "t": float("-inf"), "guided": False, "hw": (0, 0), "T": 0, "schedule": None, "on": True}
 
     def before(_, args, kwargs):
         given = dict(zip(("sample", "timestep"), args, strict=False)) | kwargs
@@ -231,11 +233,16 @@ def trace(
         schedule = getattr(pipe.scheduler, "timesteps", None)  # a pipeline's call sets a new one
         if sample.shape[0] != call["n"] or t > call["t"] or schedule is not call["schedule"]:
             maps._new_run()
+            call["scale"] = 1.0 if schedule is None or not t else float(schedule[0]) / t  # FLUX is given t / 1000
         call.update(n=sample.shape[0], t=t, guided=_guided(pipe, sample, guided), hw=_extent(sample, given))
         call.update(schedule=schedule, T=given["encoder_hidden_states"].shape[1])
-        maps.timesteps.append(t)
+        call["on"] = at is None or schedule is None or _nearest(schedule, call["scale"] * t, at)
+        if call["on"]:
+            maps.timesteps.append(t)
 
     def record(name, attn, hidden, context, mask, rotary):
+        if not call["on"]:
+            return
         half = slice(len(hidden) // 2, None) if call["guided"] else slice(None)
         if isinstance(context, tuple):
             raise MaceError("Image prompts (IP-Adapter) cannot be traced: unload the adapter first.")
@@ -252,6 +259,12 @@ def trace(
             yield maps
     finally:
         hook.remove()
+
+
+def _nearest(schedule: Tensor, t: float, at: Sequence[float]) -> bool:
+    """Whether t, of a schedule, is the nearest of it to one of the timesteps `at`."""
+    index = int((schedule - t).abs().argmin())
+    return index in {int((schedule - a).abs().argmin()) for a in at}
 
 
 def _extent(sample: Tensor, given: Mapping) -> tuple[int, int]:

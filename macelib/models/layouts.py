@@ -43,15 +43,20 @@ def text_config(width: int, layers: int, heads: int) -> CLIPTextConfig:
     return CLIPTextConfig(vocab_size=49408, num_attention_heads=heads, projection_dim=width, **sizes)
 
 
+def check_layout(layout: str) -> None:
+    """MaceError for a layout that is not known, or has several text encoders."""
+    known = [name for name, parts in LAYOUTS.items() if len(parts["text"]) == 1]
+    if layout not in known:
+        raise MaceError(f"There is no layout {layout!r} to fill with random weights; choose from {', '.join(known)}.")
+
+
 def random_pipeline(layout: str, tokenizer: CLIPTokenizer, seed: int = 0) -> StableDiffusionPipeline:
     """A pipeline of the size and the layers of a real model of one text encoder, with random weights in fp32.
 
     It draws noise, in the time and the memory of the real one (SD v1.4: 4 GB). tokenizer: any of CLIP's kind, with at
-    most CLIP's vocabulary. MaceError: a layout that is not known, or has several text encoders.
+    most CLIP's vocabulary. MaceError: see `check_layout`.
     """
-    known = [name for name, parts in LAYOUTS.items() if len(parts["text"]) == 1]
-    if layout not in known:
-        raise MaceError(f"There is no layout {layout!r} to fill with random weights; choose from {', '.join(known)}.")
+    check_layout(layout)
     parts: Mapping = LAYOUTS[layout]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -159,7 +159,7 @@ def _reckoned(pipe, concepts, config: EraseConfig, work: _Done, guided: int) -> 
     pace = clock.pace(pipe, concepts[0], guided * min(images.batch, max(work.pictures, 1)), images.autocast)
     base, cost = clock.held(pipe), passes(pipe, image_size(pipe), training.gradient_checkpointing, training.rank)
     rate = pace.call / max(cost.denoise.flop, 1)  # seconds per operation
-    encodes = 2 * work.pictures if work.steps else 0  # for the masks, and to train on
+    encodes = work.looks // len(NOISE_LEVELS) + work.pictures if work.steps else 0  # for the masks, and to train on
     seconds = {
         "captions": work.captions * pace.prompt,
         "statistics": len(concepts) * pace.concept,
@@ -248,20 +248,21 @@ def _pictures(pipe, concepts, config: EraseConfig, folder) -> tuple[dict[str, in
 
 def _memory(pipe, concepts, config: EraseConfig, cost: Passes, guided: int, base: int) -> dict[str, int]:
     """Bytes at the peak of each part, the largest kind and group of concepts counting."""
-    d, layers = embedding_size(pipe), _layers(pipe)
-    own = 4 * d * sum(layers.values())  # one more copy of what reads the text, while it is changed
-    most = min(config.images.batch, max((config.image_count(c.kind) for c in concepts), default=1))
+    d = embedding_size(pipe)
+    own = 4 * d * sum(_layers(pipe).values())  # one more copy of what reads the text, while it is changed
+    together = [members for members, _ in groups(concepts, config)]
+    most = min(config.images.batch, max(len(some) * config.image_count(some[0].kind) for some in together))  # drawn
+    few = min(ENCODED, max(config.image_count(c.kind) for c in concepts))  # of one concept, looked at and encoded
     sliced = getattr(pipe.vae, "use_slicing", False)
     memory = {"statistics": base + 6 * 8 * d * d}
     if config.stages != "1":
-        decoded, read = (1 if sliced else most), (1 if sliced else min(ENCODED, most))
+        decoded, read = (1 if sliced else most), (1 if sliced else few)
         drawn = max(guided * most * cost.denoise.bytes, decoded * cost.decode.bytes)
-        looked = max(most * cost.denoise.bytes, read * cost.encode.bytes)
+        looked = max(few * cost.denoise.bytes, read * cost.encode.bytes)
         detects = "grounding" in {config.mask_source(c.kind) for c in concepts}
         memory["drawing"] = base + own + drawn
         memory["masks"] = base + own + looked + (int(DETECTOR) if detects else 0)
-        group = max(len(members) for members, _ in groups(concepts, config))
-        memory["training"] = base + 2 * own + group * cost.train.bytes
+        memory["training"] = base + 2 * own + max(map(len, together)) * cost.train.bytes
     return memory
 
 
@@ -272,10 +273,9 @@ def _disk(pipe, concepts, config: EraseConfig, size: tuple[int, int], pictures: 
     lora = 0 if config.stages == "1" else 4 * rank * (sum(layers.values()) + len(layers) * d)
     k = stored_rank(d, [*layers.values()], rank)
     statistics = 4 * (2 * d * k + k * (k + 1))
-    n = len(concepts)
     return {
-        "erasure": n * (statistics + lora) + 8 * d * (d + 1) // 2,
-        "LoRAs": n * lora,
+        "erasure": len(concepts) * (statistics + lora) + 8 * d * (d + 1) // 2,
+        "LoRAs": len(concepts) * lora,
         "pictures": int(pictures * size[0] * size[1] * PNG),
     }
 

@@ -14,7 +14,7 @@ from ...files import hash_text, locked, name_of, read_cached, save_tensors
 from ...models.entrances import denoiser, kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import Fusion, fused_weight
-from ..images import read_images, scheduled, training_images
+from ..images import Asked, draw_together, read_images, read_maps, scheduled
 from ..masks import make_masks
 from .train import Example, TrainConfig, example, train
 
@@ -46,8 +46,15 @@ class Work:
         """Folder of a concept's training pictures: one for each way to draw them, so that no two settings meet."""
         images = self.config.of(concept.kind).images
         how = images.steps, images.guidance, images.autocast, images.count, images.scheduler
+        how += ("maps",) if self.maps else ()
         key = hash_text(self.base, self.drawn, concept.name, concept.kind, self.config.seed, *how)[:16]
         return self.folder / "images" / f"{name_of(concept.name)}-{key}"
+
+    @property
+    def maps(self) -> bool:
+        """Whether masks may come out of the passes that draw the pictures."""
+        kind = self.concepts[0].kind
+        return kind != "style" and "drawing" in (self.config.mask_source(kind), *self.config.of(kind).images.fallback)
 
     def keep(self, tensors: dict[str, torch.Tensor]) -> None:
         """Write its LoRAs."""
@@ -72,10 +79,10 @@ def train_work(pipe, work: Work, tell: Tell, look: Look | None = None) -> dict[s
 
 def _trained(pipe, work: Work, names: str, tell: Tell, look: Look | None) -> dict[str, torch.Tensor]:
     """`train_work` by this process."""
-    examples, running = [], work.kept.with_suffix(".part.safetensors")
-    for i, concept in enumerate(work.concepts):  # by the original model
-        examples.append(_example(pipe, concept, work, look))
-        tell("images", i + 1, concept.name)
+    running = work.kept.with_suffix(".part.safetensors")
+    _draw(pipe, work, tell)
+    examples = [_example(pipe, concept, work, look) for concept in work.concepts]
+    tell("images", len(examples), work.concepts[-1].name)
     with untouched(pipe):
         _refine(pipe, work.R, work.pooled)
         every = max(1, work.training.steps // len(examples))  # a kill loses one concept's steps at most
@@ -101,17 +108,28 @@ def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
         w.copy_(pooled_columns(w, pooled))
 
 
+def _draw(pipe, work: Work, tell: Tell) -> None:
+    """Training pictures of all concepts by the original model, those that are missing; batches go over concepts."""
+    images = work.config.of(work.concepts[0].kind).images
+    asked = [Asked(concept, work.pictures(concept), _seed(work.config, concept)) for concept in work.concepts]
+
+    def told(done: int, _: int) -> None:
+        if whole := done // images.count:
+            tell("images", whole, work.concepts[whole - 1].name)
+
+    options = {name: getattr(images, name) for name in ("steps", "guidance", "batch", "autocast")}
+    with scheduled(pipe, images.scheduler):
+        draw_together(pipe, asked, images.count, model=work.base, maps=work.maps, callback=told, **options)
+
+
 def _example(pipe, concept: Concept, work: Work, look: Look | None) -> Example:
-    """Training data of one concept: pictures by the original model (kept ones are used), masks, embeddings."""
-    config, folder, seed = work.config.of(concept.kind), work.pictures(concept), _seed(work.config, concept)
-    options = {name: getattr(config.images, name) for name in ("steps", "guidance", "batch", "autocast")}
-    with scheduled(pipe, config.images.scheduler):
-        training_images(pipe, concept, config.images.count, folder, seed, model=work.base, **options)
+    """Training data of one concept: its pictures, masks, embeddings."""
+    folder, source = work.pictures(concept), work.config.mask_source(concept.kind)
     images, _ = read_images(folder)
     if look:
         look(concept, images)
-    source = work.config.mask_source(concept.kind)
-    masks = make_masks(source, pipe, concept, images, fallback=config.images.fallback)
+    maps, fallback = read_maps(folder) if work.maps else None, work.config.of(concept.kind).images.fallback
+    masks = make_masks(source, pipe, concept, images, maps=maps, fallback=fallback)
     return example(pipe, concept, images, masks, config=work.training)
 
 
