@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import batch_tools as tools
 import psutil
@@ -67,6 +68,25 @@ def test_jobs_end_with_the_process_that_started_them(tmp_path):
             return
         time.sleep(0.05)
     raise AssertionError("the job outlived its caller")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "options", "slots"),
+    [
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}, {"CPU": 4.0}], {}, 6),  # a GPU each
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 4.0}], {"gpus": 0.5}, 4),  # two on a GPU
+        ([{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}], {"gpus": 0, "threads": 2}, 5),
+        ([{"CPU": 2.0}], {}, 2),
+        ([{"CPU": 2.0}], {"jobs": 5}, 5),
+    ],
+)
+def test_a_cluster_runs_as_many_at_once_as_its_nodes_have_room_for(nodes, options, slots):
+    pytest.importorskip("ray")
+    engine = make_engine("ray", **options)
+    there = [{"Alive": True, "Resources": node} for node in nodes]
+    gone = {"Alive": False, "Resources": {"CPU": 99.0, "GPU": 99.0}}
+    engine.ray = SimpleNamespace(is_initialized=lambda: True, nodes=lambda: [*there, gone])
+    assert engine.slots() == slots and Local(jobs=3).slots() == 3
 
 
 def test_wrong_use_is_told():
