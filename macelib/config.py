@@ -52,7 +52,8 @@ class ImagesConfig:
     batch: int = 8  # images drawn at once
     autocast: Literal["bf16", "fp16"] | None = None  # precision they are drawn in; None: as loaded
     masks: Literal["attention", "drawing", "grounding", "full"] | None = None  # where the concept is: see `make_masks`
-    fallback: tuple[str, ...] | None = None  # mask sources for an image in which nothing is found, in turn
+    # mask sources for an image in which nothing is found, in turn
+    fallback: tuple[Literal["attention", "drawing", "grounding", "full"], ...] | None = None
 
 
 @dataclass(frozen=True)

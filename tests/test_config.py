@@ -70,6 +70,8 @@ def test_yaml_round_trip(tmp_path):
         ({"refine": {"lambda1": -1}}, "refine.lambda1 is -1.0; allowed: 0 or more"),
         ({"refine": {"lambda0": float("nan")}}, "refine.lambda0 is nan; allowed: a number"),
         ({"images": {"count": 0}}, "images.count is 0; allowed: 1 or more"),
+        ({"images": {"fallback": ["full", "alpha"]}}, "images.fallback[1] is 'alpha'; allowed: attention, drawing"),
+        ({"images": {"fallback": "full"}}, "images.fallback is 'full'; allowed: a list of attention, drawing"),
         ({"prior": {"use": "no"}}, "prior.use is 'no'; allowed: true or false"),
         ({"prior": {"domain": "Ana"}}, "prior.domain is 'Ana'; allowed: a list of text"),
         ([1], "The settings is"),

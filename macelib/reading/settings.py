@@ -51,7 +51,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
             return str(value)
         if option is types.NoneType and value is None:
             return None
-        of = next((kind for kind in (int, float, dict) if option == tuple[kind, ...]), None)
+        of = typing.get_args(option)[0] if typing.get_origin(option) is tuple else str
+        of = of if of in (int, float, dict) or typing.get_origin(of) is Literal else None
         if of and isinstance(value, (list, tuple)):
             return tuple(_value(of, v, f"{name}[{i}]") for i, v in enumerate(value))
         is_texts = not of and isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
@@ -82,7 +83,9 @@ def _say(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return ", ".join(typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
-        return {str: "a list of text", dict: "a list of mappings"}.get(typing.get_args(hint)[0], "a list of numbers")
+        of = typing.get_args(hint)[0]
+        lists = {str: "a list of text", dict: "a list of mappings"}
+        return f"a list of {_say(of)}" if typing.get_origin(of) is Literal else lists.get(of, "a list of numbers")
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}.get(
         hint, "nothing (null)"
     )
