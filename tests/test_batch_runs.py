@@ -1,3 +1,4 @@
+import doctest
 import json
 import os
 import random
@@ -13,12 +14,13 @@ from typer.testing import CliRunner
 
 from macelib.batch import cli
 from macelib.batch.engines import Local
-from macelib.batch.index import collect, find, flatten
+from macelib.batch.index import collect, find
 from macelib.batch.lab import tidy
 from macelib.batch.launch import launch
 from macelib.batch.page import thumbnail
 from macelib.batch.runs import plan
 from macelib.errors import MaceError
+from macelib.reading import flatten, structure
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -221,6 +223,7 @@ def test_index_orders_by_what_varies_and_names_what_is_what(tmp_path):
     assert list(frame.columns) == ["run", "status", "a", "b.c", "seed", "loss", "metric.seed", "note", "error"]
     assert [*frame.a[:4], frame.a[4]] == [9, 9, 10, 10, "x"] and list(frame.seed[:4]) == [0, 1, 0, 1]
     assert frame.attrs["varied"] == ["a", "seed"] and sorted(set(frame.status)) == ["complete", "waiting"]
+    assert doctest.testmod(structure).failed == 0
     assert flatten({"a": {"b": {"value": 1, "low": 0}}, "c": [1]}) == {"a.b": 1, "a.b.low": 0, "c": "[1]"}
     assert find("t", tmp_path) == tmp_path / "t"
     with pytest.raises(MaceError, match="no runs of u; it has: t"):

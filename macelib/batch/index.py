@@ -6,13 +6,13 @@ killed and resumed has the same index as one that was not.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from ..errors import MaceError
+from ..reading import flatten
 from .runs import ENDED, METRICS, ROOT, STATUS, read_json, state, write_text
 
 ABOUT = ("config", "environment", "settings", "seconds")  # entries of metrics.json that are no results
@@ -80,18 +80,6 @@ def write(folder: str | Path, everything: bool = False) -> tuple[pd.DataFrame, P
     write_text(folder / "index.csv", frame.to_csv(index=False))
     write_text(folder / "index.html", page(folder, frame))
     return frame, folder / "index.csv", folder / "index.html"
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Mappings within mappings as `a.b`; a list becomes JSON text. An entry named `value` goes by its parent's name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        full = prefix.rstrip(".") if name == "value" and prefix else f"{prefix}{name}"
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{full}.")
-        else:
-            flat[full] = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
-    return flat
 
 
 def _metrics(folder: Path) -> dict[str, Any]:

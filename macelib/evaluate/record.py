@@ -7,6 +7,7 @@ import pandas as pd
 
 from ..errors import MaceError
 from ..files import atomic, data_folder, into_marks
+from ..reading import flatten
 from .companions import Pairs
 from .keeping import Keeping
 from .tables import Evaluation
@@ -124,10 +125,10 @@ def _tuning(metrics: pd.DataFrame, settings: dict) -> str:
     names = ["Acc_e", "Acc_s", "Acc_a", "H_c"]
     lines = [["Erased", "Settings", *names, "95 % of H_c", "Chosen"], ["---"] * (len(names) + 4)]
     for row in metrics.to_dict("records"):
-        said = ", ".join(f"{name} {value}" for name, value in _flat(json.loads(row["settings"])))
-        numbers = [f"{row[name]:.1f}" for name in names]
-        mark = "yes" if row["chosen"] else ""
-        lines.append([row["erased"], said or "the preset", *numbers, f"{row['low']:.1f} to {row['high']:.1f}", mark])
+        said = ", ".join(f"{name} {value}" for name, value in flatten(json.loads(row["settings"])).items())
+        mark = "yes" if row["chosen"] else "refused" if pd.isna(row["H_c"]) else ""
+        numbers = [f"{row[name]:.1f}" for name in names] + [f"{row['low']:.1f} to {row['high']:.1f}"]
+        lines.append([row["erased"], said or "the preset", *([""] * 5 if mark == "refused" else numbers), mark])
     grid = settings["grid"]
     how = (
         f"Alone: {grid['few']} concepts one by one; together: {grid['many']} beside {grid['many']} that are kept. "
@@ -135,15 +136,3 @@ def _tuning(metrics: pd.DataFrame, settings: dict) -> str:
         f"{guidance(settings)}, {settings['classifier']}'s top-1. The highest H_c is chosen."
     )
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])
-
-
-def _flat(settings: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """Nested settings as (dotted name, value).
-
-    >>> _flat({"train": {"lr": 0.1}, "stages": "1"})
-    [('train.lr', 0.1), ('stages', '1')]
-    """
-    rows = []
-    for name, value in settings.items():
-        rows += _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return rows

@@ -5,7 +5,7 @@ dataclasses from any of them. May import `errors` alone.
 """
 
 from .settings import build_settings, check_settings
-from .structure import FAILURES, Texts, Values, Where, parse, read_data, read_json
+from .structure import FAILURES, Texts, Values, Where, flatten, parse, read_data, read_json
 from .tables import read_table
 from .text import (
     SEPARATORS,
@@ -31,6 +31,7 @@ __all__ = [
     "Where",
     "build_settings",
     "check_settings",
+    "flatten",
     "located",
     "name_in",
     "outside",

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,22 @@ def read_data(path: str | Path, what: str, loader: type[Values] = Values) -> tup
     except (*FAILURES, RecursionError) as error:
         raise MaceError(_say(path, what, text, error)) from error
     return value, lambda field: f"{path}{_line(node, field)}"
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Mappings within mappings as `a.b`; a list becomes JSON text. An entry named `value` goes by its parent's name.
+
+    >>> flatten({"train": {"lr": 0.1}, "H_o": {"value": 92.0, "low": 90.0}})
+    {'train.lr': 0.1, 'H_o': 92.0, 'H_o.low': 90.0}
+    """
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        full = prefix.rstrip(".") if name == "value" and prefix else f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{full}.")
+        else:
+            flat[full] = json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+    return flat
 
 
 def read_json(path: str | Path, what: str) -> Any:
