@@ -51,6 +51,20 @@ def test_the_mean_of_erasures_is_resampled_with_them():
         assert of.sample[t] == pytest.approx(float(taken.concepts[0][t] @ own))
 
 
+def test_trainings_are_resampled_beside_the_drawing_seeds():
+    """One resample at a time: trainings and seeds are taken from lists, with all that belongs to them."""
+    rng = np.random.default_rng(6)
+    table = (rng.random((7, 3, 4)) < 0.4).astype(float)  # (concepts, trainings, seeds)
+    sums = Counts({"Acc_e": cells(0, table.reshape(7, 12))}, (7,), False, trainings=3)
+    taken = resampling(sums, 4)
+    of = numbers(planned(task("mini-characters"), 1), sums, taken)["Acc_e"]
+    assert taken.draws.shape == (2000, 12) and np.allclose(taken.draws.sum(1), 1)
+    plain = [table[rng.integers(7, size=7)][:, rng.integers(3, size=3)][:, :, rng.integers(4, size=4)].mean()
+             for _ in range(4000)]  # fmt: skip
+    assert np.allclose(of.interval, metrics.interval(np.array(plain)), atol=0.03)
+    assert np.array_equal(resampling(Counts({}, (7,), False), 4).concepts[0], taken.concepts[0])  # paired with others
+
+
 def test_nothing_that_varies_has_wilson_s_interval():
     sums = Counts({"Acc_e": cells(0, np.zeros((10, 2))), "Acc_s": cells(1, np.ones((5, 2)))}, (10, 5), False)
     of = numbers(planned(task("mini-characters"), 1), sums, resampling(sums, 2))

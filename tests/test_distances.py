@@ -13,7 +13,7 @@ from torch import nn
 
 from macelib import MaceError
 from macelib.evaluate import ClipClassifier, ClipFeatures, distances
-from macelib.evaluate.distances import cmmd, vectors
+from macelib.evaluate.distances import cmmd, cmmds, frechet, vectors
 
 pytest.importorskip("torchmetrics", reason="the extra evaluate (torchmetrics) is not installed")
 
@@ -53,6 +53,27 @@ def test_cmmd_pair_by_pair(sets):
     expected = 1000 * (mean(x, x) + mean(y, y) - 2 * mean(x, y))
     assert cmmd(torch.tensor(x), torch.tensor(y)) == pytest.approx(expected, rel=1e-6)
     assert cmmd(torch.tensor(x), torch.tensor(x)) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_s_distance_without_torchmetrics(sets):
+    x, y = map(torch.tensor, sets)
+    assert frechet(x, y) == pytest.approx(distances(x, y)["FID"], rel=1e-3, abs=1e-6)
+    few = x[:7], y[:9]  # fewer than features: the covariance is singular
+    (m, n), (A, B) = ([f(s.numpy()) for s in few] for f in (lambda s: s.mean(0), lambda s: np.cov(s.T)))
+    values = scipy.linalg.eigvals(A @ B)
+    expected = ((m - n) ** 2).sum() + np.trace(A + B) - 2 * np.sqrt(values.real.clip(0)).sum()
+    assert frechet(*few) == pytest.approx(expected, rel=1e-3, abs=1e-6)
+
+
+def test_weights_count_rows_as_if_they_stood_there_so_often(sets):
+    x, y = (torch.tensor(s[:40]) for s in sets)
+    rng = np.random.default_rng(2)
+    taken = [rng.integers(40, size=40) for _ in range(3)]
+    weights = torch.tensor(np.array([np.bincount(some, minlength=40) / 40 for some in taken]))
+    found = cmmds(x, y, weights)
+    for t, some in enumerate(taken):
+        assert float(found[t]) == pytest.approx(cmmd(x[some], y[some]), rel=1e-6)
+        assert frechet(x, y, weights[t]) == pytest.approx(frechet(x[some], y[some]), rel=1e-6)
 
 
 def test_a_module_of_one_s_own_sees_pictures_of_several_sizes_as_bytes():

@@ -29,9 +29,17 @@ def compare(
     model: Model = "mini-sd",
     only: Annotated[list[str] | None, typer.Option(help="some of the task's erased names")] = None,
     seeds: Annotated[int | None, typer.Option(help="so many in place of the profile's", min=1)] = None,
+    trainings: Annotated[
+        int | None,
+        typer.Option(help="seeds of a training; of objects three unless quick, else one", min=1),
+    ] = None,
     metrics: Annotated[str | None, typer.Option(help="some, with commas between")] = None,
     against: Annotated[str | None, typer.Option(help="whom the others are compared with, pair by pair; mace")] = None,
     classifier: Annotated[str | None, typer.Option(help="who judges, as in `mace evaluate`; the model's own")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="the CLIP whose image vectors distances are taken of; the judge, or the model's own"),
+    ] = None,
     engine: Annotated[str | None, typer.Option(help="local or ray: each method in a process of its own")] = None,
     jobs: Annotated[int | None, typer.Option(help="of an engine: methods at once", min=1)] = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 16,
@@ -55,7 +63,7 @@ def compare(
     from ..models.families import family_of
 
     def settled(worlds=comparing.WORLDS):
-        plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds)
+        plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds, trainings=trainings)
         return plan, comparing.ways(listed(methods), plan, comparing.tuned_settings(plan.kind))
 
     settled()  # refuses what there is not before the model is loaded
@@ -71,7 +79,14 @@ def compare(
     plan, ways = settled(comparing.worlds(family_of(pipe)))
     folder = out or Path("runs") / f"compare-{plan.name}-{profile}"
     with Bars() as bars:
-        options = {"classifier": classifier, "batch": batch, "autocast": autocast, "engine": where, "progress": bars}
+        options = {
+            "classifier": classifier,
+            "features": features,
+            "batch": batch,
+            "autocast": autocast,
+            "engine": where,
+            "progress": bars,
+        }
         options |= {"metrics": listed(metrics), "against": against, "command": shlex.join(["mace", *sys.argv[1:]])}
         path = comparing.compare(pipe, plan, ways, folder, **options)
     whole = results.read(path)

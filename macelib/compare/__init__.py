@@ -1,8 +1,8 @@
 """Every method on one task, drawn and counted alike: `mace compare`, and the pages that show what was recorded.
 
-`plan` says what is drawn, `measure` draws and looks, `residual` leaves a concept's own words out, `counts` adds up,
-`rows` has means and intervals, `tables` the file, `run` all of it in turn; `report` renders what is recorded,
-`published` holds it against published tables.
+`plan` says what is drawn, `measure` draws, `looking` looks, `residual` leaves a concept's own words out, `counts` adds
+up, `rows` has means and intervals, `distance` how far kept pictures move, `tables` the file, `run` all of it in turn;
+`report` renders what is recorded, `published` holds it against published tables.
 
 It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
 """

@@ -23,7 +23,10 @@ SMALL = {"the", "a", "an", "of", "and", "with", "in", "on"}  # words that make n
 
 @dataclass(frozen=True)
 class Cells:
-    """Sums of values, and counts of pictures: a row per concept (or per erasure), a column per seed."""
+    """Sums of values, and counts of pictures: a row per concept (or per erasure), a column per seed.
+
+    Where a method was trained with several seeds: the drawing seeds of the first training, of the second, ...
+    """
 
     which: int  # of `Counts.sizes`
     hits: np.ndarray
@@ -39,12 +42,16 @@ class Counts:
     sizes: tuple[int, ...]  # how many are in each set of concepts that is taken anew
     each: bool  # the combined metric is the mean of every erasure's own
     marks: tuple[str, ...] = ()  # further ways of counting, by what is put behind the metrics' names
+    trainings: int = 1  # how many training seeds the columns are of
 
 
-def counts(run: Measuring, seen: Sequence[Seen], original: Sequence[Seen], family: Family) -> Counts:
-    """The sums of one method from what was seen by erasure; pairs count where the original shows both."""
+def counts(run: Measuring, seen: Sequence[Sequence[Seen]], original: Sequence[Seen], family: Family) -> Counts:
+    """The sums of one method from what was seen, by training seed and erasure.
+
+    Pairs count where the original shows both.
+    """
     if run.plan.pairs:
-        return _two(run.plan, seen, original)
+        return _two(run.plan, seen[0], original)
     frames = dict(_frames(run, seen, family))
     plan = run.plan
     names = list(dict.fromkeys(c.name for concepts in plan.erasures for c in concepts))
@@ -58,22 +65,25 @@ def counts(run: Measuring, seen: Sequence[Seen], original: Sequence[Seen], famil
     for metric, (frame, role) in frames.items():
         at = which.get(role, 0)
         key = frame["erasure" if plan.apart else "name"]
-        cells[metric] = _cells(frame.assign(key=key), sets[at], plan.seeds, at, not metric.startswith("CLIP"))
+        columns = [(training, seed) for training in range(len(seen)) for seed in plan.seeds]
+        cells[metric] = _cells(frame.assign(key=key), sets[at], columns, at, not metric.startswith("CLIP"))
     marks = (CLASSES,) if any(metric.endswith(CLASSES) for metric in cells) else ()
-    return Counts(cells, sizes, plan.apart, marks)
+    return Counts(cells, sizes, plan.apart, marks, len(seen))
 
 
-def _cells(frame: pd.DataFrame, keys: Sequence, seeds: Sequence[int], which: int, proportion: bool = True) -> Cells:
+def _cells(frame: pd.DataFrame, keys: Sequence, columns: Sequence, which: int, proportion: bool = True) -> Cells:
+    """columns: (training seed, seed)."""
     parts = []
     for how in ("sum", "count"):
-        table = frame.groupby(["key", "seed"]).value.agg(how).unstack(fill_value=0)
-        parts.append(table.reindex(index=keys, columns=seeds, fill_value=0).to_numpy(float))
+        table = frame.groupby(["key", "training", "seed"]).value.agg(how).unstack(["training", "seed"], fill_value=0)
+        table = table.reindex(index=keys, columns=pd.MultiIndex.from_tuples(columns), fill_value=0)
+        parts.append(table.fillna(0).to_numpy(float))
     return Cells(which, *parts, proportion)
 
 
-def _frames(run: Measuring, seen: Sequence[Seen], family: Family) -> Iterator[tuple[str, tuple[pd.DataFrame, str]]]:
+def _frames(run: Measuring, seen: Sequence[Sequence[Seen]], family: Family) -> Iterator[tuple[str, tuple]]:
     """By metric its pictures, a row each, and their role."""
-    first = next(iter(seen[0]["drawn"].values()))
+    first = next(iter(seen[0][0]["drawn"].values()))
     if "score" in first:
         yield from _by_role(_rows(run, seen, "score"), SCORES)
         main = "style"
@@ -91,7 +101,7 @@ def _frames(run: Measuring, seen: Sequence[Seen], family: Family) -> Iterator[tu
             yield f"Acc_s {name}", (part, "kept")
     if main == "known":
         yield "Acc_a", (_rows(run, seen, "wider" if "wider" in first else main, "shown", family), "erased")
-    if seen[0]["residual"]:
+    if seen[0][0]["residual"]:
         yield "residual", (_rows(run, seen, main, "residual"), "erased")
     if "classes" in first:
         yield from _by_role(_rows(run, seen, "classes"), METRICS, CLASSES)
@@ -103,10 +113,10 @@ def _by_role(frame: pd.DataFrame, metrics: Mapping[str, str], mark: str = ""):
             yield metric + mark, (of, role)
 
 
-def _rows(run: Measuring, seen: Sequence[Seen], rule: str, role: str = "", family: Family | None = None):
+def _rows(run: Measuring, seen: Sequence[Sequence[Seen]], rule: str, role: str = "", family: Family | None = None):
     """One row per picture, counted as the protocols count. role: of the erased names alone, "shown" or "residual"."""
     rows, plan = [], run.plan
-    for i, of in enumerate(seen):
+    for training, i, of in ((t, i, of) for t, trained in enumerate(seen) for i, of in enumerate(trained)):
         asks, right = plan.asks(i), None
         if role:
             asks = [replace(ask, role=role) for ask in asks if ask.role == "erased"]
@@ -114,7 +124,7 @@ def _rows(run: Measuring, seen: Sequence[Seen], rule: str, role: str = "", famil
             right = {c.name: stand_ins(c, family) | set(_bare(plan.rows[c.name].super)) for c in plan.erasures[i]}
         work, part = (run.around, "residual") if role == "residual" else (run.work, "drawn")
         found = {job: rules[rule] for job, rules in of[part].items()}
-        rows += [{**line, "erasure": i} for line in work.rows(str(i), "", asks, found, right)]
+        rows += [{**line, "erasure": i, "training": training} for line in work.rows(str(i), "", asks, found, right)]
     return pd.DataFrame(rows)
 
 
@@ -143,12 +153,14 @@ def _two(plan: Plan, seen: Sequence[Seen], original: Sequence[Seen]) -> Counts:
                 continue
             shown = set(now["drawn"][prompt, seed].values())
             for metric, value in (("Acc_e", gone in shown), ("Acc_s", other in shown)):
-                rows.append({"metric": metric, "key": other, "order": order, "seed": seed, "value": float(value)})
+                about = {"metric": metric, "key": other, "order": order, "training": 0, "seed": seed}
+                rows.append(about | {"value": float(value)})
     frame, companions, cells = pd.DataFrame(rows), [row.name for row in plan.task.kept], {}
+    columns = [(0, seed) for seed in plan.seeds]
     for metric in ("Acc_e", "Acc_s") if rows else ():
         of = frame[frame.metric == metric]
-        cells[metric] = _cells(of, companions, plan.seeds, 0)
+        cells[metric] = _cells(of, companions, columns, 0)
         for order in ORDERS:
             if (part := of[of.order == order]).size:
-                cells[f"{metric} {order}"] = _cells(part, companions, plan.seeds, 0)
+                cells[f"{metric} {order}"] = _cells(part, companions, columns, 0)
     return Counts(cells, (len(companions),), False)

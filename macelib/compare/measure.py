@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..baselines import Edit, build, method
 from ..baselines.edit import FORMAT
@@ -20,67 +21,18 @@ from ..bench import Meter
 from ..config import EraseConfig
 from ..erasure import Erasure
 from ..errors import MaceError
-from ..evaluate.companions import halves
 from ..evaluate.pictures import Drawing, Job
 from ..evaluate.work import Protocol, Work
-from ..files import atomic, hash_text, read_tensors
+from ..files import atomic, hash_text, read_cached, read_tensors, save_tensors
 from ..models.swap import untouched
+from .looking import Looking
 from .plan import ORIGINAL, Plan, Way
 from .residual import why_not, words_around
 
 Seen = dict[str, dict[Job, dict[str, Any]]]  # "drawn" and "residual" -> (prompt, seed) -> what is seen, by rule
+Unit = tuple[int, int]  # number of the erasure, training seed
+Batch = tuple[int, float, float]  # pictures that were drawn at once, seconds, megabytes
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
-
-
-@dataclass(frozen=True)
-class Looking:
-    """Who looks at the pictures of a plan, and what for."""
-
-    plan: Plan
-    classifier: Any  # a judge, CLIP, or what `plugged` takes
-    scorer: Any = None  # of styles: a CLIP
-
-    @property
-    def classes(self) -> list[str]:
-        """All names of the task: what the paper's rule chooses among."""
-        return list(self.plan.rows)
-
-    @property
-    def options(self) -> list[str] | None:
-        """What the classifier chooses among; None: all that it knows."""
-        return None if getattr(self.classifier, "concepts", None) else self.classes
-
-    def check(self) -> None:
-        """MaceError for a name of the task that the classifier does not know."""
-        if self.plan.kind == "style":
-            if getattr(self.classifier, "styles", None):
-                self.classifier.check(self.classes, "style")
-        else:
-            self.plan.task.check(self.classifier)
-
-    def __call__(self, pictures, jobs: Sequence[Job]) -> list[dict[str, Any]]:
-        """By rule what is seen in each picture."""
-        who = self.classifier
-        if self.plan.kind == "style":
-            rules = {"score": self.scorer.score(pictures, [prompt for prompt, _ in jobs])}
-            if getattr(who, "styles", None):
-                rules["style"] = who.top1(pictures, None, "style")
-        elif self.plan.pairs:
-            found = who.top1([half for picture in pictures for half in halves(picture)], self.options)
-            rules = {"left": found[::2], "right": found[1::2]}
-        else:
-            rules = {"known": who.top1(pictures, self.options)}
-            if self.options is None:  # the paper's rule; CLIP has no other
-                rules["classes"] = who.top1(pictures, self.classes)
-            else:  # without a list of its own, a classifier is asked about what stands in for the concepts, too
-                rules["wider"] = who.top1(pictures, [*dict.fromkeys([*self.classes, *stand_in_names(self.plan)])])
-        return [dict(zip(rules, values, strict=True)) for values in zip(*rules.values(), strict=True)]
-
-
-def stand_in_names(plan: Plan) -> list[str]:
-    """Anchors and super-categories of the erased."""
-    rows = plan.task.erased
-    return [text for row in rows for text in (row.anchor, row.super)]
 
 
 @dataclass(frozen=True)
@@ -106,67 +58,99 @@ class Measuring:
         protocol = Protocol(self.plan.name, {}, "", float)
         return Work(protocol, templates, self.plan.seeds, self.look.classifier, self.drawing, None, False, None)
 
-    def units(self, way: Way) -> range:
-        """Numbers of the erasures of a row; the original model has one, of everything."""
-        return range(1 if way == ORIGINAL else len(self.plan.erasures))
+    def trainings(self, way: Way) -> int:
+        """With how many training seeds a row is measured."""
+        return self.plan.trainings if method(way.method).trains else 1
 
-    def seen(self, way: Way) -> list[Seen] | None:
-        """What was seen by erasure; None where something is still to be drawn."""
-        found = [self._read(way, i) for i in self.units(way)]
+    def units(self, way: Way) -> list[Unit]:
+        """What a row is made of; the original model has one part, of everything."""
+        erasures = range(1 if way == ORIGINAL else len(self.plan.erasures))
+        return [(i, seed) for seed in range(self.trainings(way)) for i in erasures]
+
+    def seen(self, way: Way) -> list[list[Seen]] | None:
+        """What was seen by training seed and erasure; None where something is still to be drawn."""
+        found = [self._read(way, unit) for unit in self.units(way)]
         if None in found:
             return None
-        return found * len(self.plan.erasures) if way == ORIGINAL else found
+        if way == ORIGINAL:
+            return [found * len(self.plan.erasures)]
+        count = len(self.plan.erasures)
+        return [found[start : start + count] for start in range(0, len(found), count)]
 
     def made(self, way: Way) -> list[dict]:
-        """By erasure what building it took: seconds, of which in the text encoder, megabytes, notes, settings."""
-        return [self._made(way, i) for i in self.units(way)] if way != ORIGINAL else []
+        """By edit what building it took: seconds, of which in the text encoder, megabytes, notes, settings."""
+        return [self._made(way, unit) for unit in self.units(way)] if way != ORIGINAL else []
+
+    def strain(self, way: Way) -> list[Batch]:
+        """What drawing a row's pictures took, batch by batch; none where another row had drawn them."""
+        return [batch for unit in self.units(way) for batch in self._strain(way, unit)]
+
+    def vectors(self, way: Way) -> list[dict[Job, Tensor]] | None:
+        """By part (`units`) CLIP's image vectors of the kept names' pictures; None where there is no CLIP."""
+        found = [self._vectors(way, unit) for unit in self.units(way)]
+        return None if None in found else found
 
     def run(self, pipe, way: Way, tell: Progress) -> str | None:
         """Draw and look at what is missing of a row; why it cannot be measured, or None.
 
         The pipeline is left as it was.
         """
-        for i in self.units(way):
-            if self._read(way, i) is None:
+        for unit in self.units(way):
+            if self._read(way, unit) is None:
                 try:
                     with untouched(pipe):
-                        self._unit(pipe, way, i, tell)
+                        self._unit(pipe, way, unit, tell)
                 except MaceError as error:
                     if isinstance(error.__cause__, OSError):  # the disk's fault, not the method's
                         raise
                     return str(error)
         return None
 
-    def _unit(self, pipe, way: Way, i: int, tell: Progress) -> None:
-        plan, erasures = self.plan, range(len(self.plan.erasures)) if way == ORIGINAL else [i]
+    def _unit(self, pipe, way: Way, unit: Unit, tell: Progress) -> None:
+        plan, erasures = self.plan, range(len(self.plan.erasures)) if way == ORIGINAL else [unit[0]]
         if way != ORIGINAL:
-            self._built(pipe, way, i, tell).apply(pipe)
+            self._built(pipe, way, unit, tell).apply(pipe)
         jobs = dict.fromkeys(job for number in erasures for job in plan.jobs(number, self.work))
-        seen: Seen = {"drawn": self._looked(pipe, list(jobs), "drawn", way, tell), "residual": {}}
+        seen: Seen = {"drawn": self._drawn(pipe, list(jobs), erasures, way, unit, tell), "residual": {}}
         if not plan.pairs and why_not(pipe) is None:
             names = {}
             for ask in (ask for number in erasures for ask in plan.asks(number) if ask.role == "erased"):
                 names |= {job: ask.name for job in self.around.jobs([ask])}
             with words_around(pipe, {prompt: name for (prompt, _), name in names.items()}):
-                seen["residual"] = self._looked(pipe, list(names), "residual", way, tell)
+                for some, pictures in self.drawing.pictures(pipe, list(names), self.folder / "pictures", "residual"):
+                    seen["residual"] |= zip(some, self.look(pictures, some), strict=True)
         rows = {part: [[*job, found] for job, found in some.items()] for part, some in seen.items()}
-        with atomic(self._file(way, i, "seen")) as temporary:
+        with atomic(self._file(way, unit, "seen")) as temporary:
             temporary.write_text(json.dumps({"key": self._key(way), **rows}, ensure_ascii=False), encoding="utf-8")
 
-    def _looked(self, pipe, jobs: list[Job], state: str, way: Way, tell: Progress) -> dict[Job, dict]:
+    def _drawn(self, pipe, jobs: list[Job], erasures: Sequence[int], way: Way, unit: Unit, tell: Progress) -> dict:
+        """By job what is seen; the image vectors of kept names' pictures, and what drawing took, are kept in files."""
         seen: dict[Job, dict] = {}
-        for some, pictures in self.drawing.pictures(pipe, jobs, self.folder / "pictures", state):
+        vectors: dict[Job, Tensor] = {}
+        measured = Strain(self._file(way, unit, "strain"), self._key(way), self._strain(way, unit), pipe.device.type)
+        kept = {job for number in erasures for job in self.kept_jobs(number)} if self.look.clip is not None else set()
+        for some, pictures in self.drawing.pictures(pipe, jobs, self.folder / "pictures", "drawn", measured):
             seen |= zip(some, self.look(pictures, some), strict=True)
+            if stays := [(job, picture) for job, picture in zip(some, pictures, strict=True) if job in kept]:
+                stay, shown = zip(*stays, strict=True)
+                vectors |= zip(stay, self.look.vectors(shown), strict=True)
             tell(str(way), len(seen), len(jobs), some[-1][0])
+        if vectors:
+            place = self._file(way, unit, "vectors", ".safetensors")
+            save_tensors(place, {"x": torch.stack([*vectors.values()])}, {"key": self._key(way), "jobs": [*vectors]})
         return seen
 
-    def _built(self, pipe, way: Way, i: int, tell: Progress):
+    def kept_jobs(self, i: int) -> list[Job]:
+        """The (prompt, seed) of the names that must stay in erasure i, each name with all its prompts and seeds."""
+        return [] if self.plan.pairs else self.work.jobs([ask for ask in self.plan.asks(i) if ask.role == "kept"])
+
+    def _built(self, pipe, way: Way, unit: Unit, tell: Progress):
         """The edit of an erasure, and a file of what building it took; what was trained is kept, and its time."""
-        chosen, kept, known = method(way.method), self._file(way, i, "edits", ".safetensors"), self._made(way, i)
+        chosen, kept, known = method(way.method), self._file(way, unit, "edits", ".safetensors"), self._made(way, unit)
         resumes = chosen.settings is EraseConfig  # cut short, its training goes on, and so does its time
         if chosen.trains and kept.is_file() and known.get("key") == self._key(way):
             return loaded(kept)
-        spent, last, began = self._file(way, i, "spent"), [0.0], time.perf_counter()
+        spent, last, began = self._file(way, unit, "spent"), [0.0], time.perf_counter()
         before = float(spent.read_text()) if resumes and spent.is_file() else 0.0
 
         def told(stage: str, done: int, total: int, detail: str) -> None:
@@ -179,16 +163,16 @@ class Measuring:
         if pipe.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with encoding(pipe) as clock, Meter() as meter:
-            options = {"task": self.plan.kind, "kept": self.plan.told, "progress": told}
-            options |= {"folder": str(self.folder / "work" / self._name(way, i))} if resumes else {}
-            edit = build(pipe, self.plan.erasures[i], way.method, way.values, **options)
+            options = {"task": self.plan.kind, "kept": self.plan.told, "progress": told, "seed": unit[1]}
+            options |= {"folder": str(self.folder / "work" / self._name(way, unit))} if resumes else {}
+            edit = build(pipe, self.plan.erasures[unit[0]], way.method, way.values, **options)
         memory = torch.cuda.max_memory_allocated() if pipe.device.type == "cuda" else meter.base + meter.peak
         values = edit.config.to_dict() if hasattr(edit, "config") else edit.settings
         made = {"key": self._key(way), "seconds": before + meter.seconds, "encoding": clock[0]}
         made |= {"megabytes": memory / 1e6, "values": values, "notes": list(getattr(edit, "notes", ()))}
         if chosen.trains:
             edit.save(kept)
-        with atomic(self._file(way, i, "made")) as temporary:
+        with atomic(self._file(way, unit, "made")) as temporary:
             temporary.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
         return edit
 
@@ -196,28 +180,67 @@ class Measuring:
         published = method(way.method).settings_for(self.plan.kind)
         return hash_text(json.dumps([asdict(published), dict(way.values or {})], default=str))
 
-    def _name(self, way: Way, i: int) -> str:
-        return f"{way.method}{way.settings and '-' + way.settings}-{i:03d}"
+    def _name(self, way: Way, unit: Unit) -> str:
+        i, seed = unit
+        return f"{way.method}{way.settings and '-' + way.settings}-{i:03d}{f'-seed-{seed}' if seed else ''}"
 
-    def _file(self, way: Way, i: int, what: str, suffix: str = ".json") -> Path:
-        return self.folder / what / f"{self._name(way, i)}{suffix}"
+    def _file(self, way: Way, unit: Unit, what: str, suffix: str = ".json") -> Path:
+        return self.folder / what / f"{self._name(way, unit)}{suffix}"
 
-    def _made(self, way: Way, i: int) -> dict:
+    def _made(self, way: Way, unit: Unit) -> dict:
         """What building took; empty where that is not known."""
-        try:
-            return json.loads(self._file(way, i, "made").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
+        return _json(self._file(way, unit, "made"))
 
-    def _read(self, way: Way, i: int) -> Seen | None:
+    def _strain(self, way: Way, unit: Unit) -> list[Batch]:
+        """What drawing took, batch by batch, as far as it was drawn for this."""
+        known = _json(self._file(way, unit, "strain"))
+        return [tuple(batch) for batch in known["batches"]] if known.get("key") == self._key(way) else []
+
+    def _vectors(self, way: Way, unit: Unit) -> dict[Job, Tensor] | None:
+        """By job the image vectors; None where there are none, or of other settings."""
+        place = self._file(way, unit, "vectors", ".safetensors")
+        if (found := read_cached(place, self._key(way))) is None:
+            return None
+        return dict(zip(map(tuple, read_tensors(place)[0]["jobs"]), found["x"], strict=True))
+
+    def _read(self, way: Way, unit: Unit) -> Seen | None:
         """What was seen of an erasure; None where that is missing, damaged or of other settings."""
+        found = _json(self._file(way, unit, "seen"))
         try:
-            found = json.loads(self._file(way, i, "seen").read_text(encoding="utf-8"))
-            if found["key"] != self._key(way) or (way != ORIGINAL and not self._made(way, i)):
+            if found["key"] != self._key(way) or (way != ORIGINAL and not self._made(way, unit)):
+                return None
+            if self.look.clip is not None and self.kept_jobs(unit[0]) and self._vectors(way, unit) is None:
                 return None
             return {part: {(p, s): rules for p, s, rules in found[part]} for part in ("drawn", "residual")}
-        except (OSError, ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):
             return None
+
+
+def _json(path: Path) -> dict:
+    """What a JSON file holds; empty where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+class Strain:
+    """What drawing takes, kept in a file batch by batch: entered for every batch that is drawn."""
+
+    def __init__(self, place: Path, key: str, known: list[Batch], device: str):
+        self.place, self.key, self.batches, self.cuda = place, key, [*known], device == "cuda"
+
+    @contextmanager
+    def __call__(self, pictures: int) -> Iterator[None]:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+        with Meter() as meter:
+            yield
+        memory = torch.cuda.max_memory_allocated() if self.cuda else meter.base + meter.peak
+        self.batches.append((pictures, meter.seconds, memory / 1e6))
+        with atomic(self.place) as temporary:
+            temporary.write_text(json.dumps({"key": self.key, "batches": self.batches}), encoding="utf-8")
 
 
 @contextmanager

@@ -32,12 +32,13 @@ class Profile:
     templates: int  # where it has several: how many of them,
     seeds: int  # and seeds of each
     pairs: int  # seeds of each prompt of two things
+    trainings: int = 1  # of objects: training seeds of a method that trains
 
 
 PROFILES = {
     "quick": Profile("quick", steps=8, images=5, templates=1, seeds=5, pairs=2),
-    "recorded": Profile("recorded", steps=8, images=20, templates=2, seeds=3, pairs=5),
-    "paper": Profile("paper", steps=25, images=50, templates=5, seeds=5, pairs=5),
+    "recorded": Profile("recorded", steps=8, images=20, templates=2, seeds=3, pairs=5, trainings=3),
+    "paper": Profile("paper", steps=25, images=50, templates=5, seeds=5, pairs=5, trainings=3),
 }
 
 
@@ -67,6 +68,7 @@ class Plan:
     templates: tuple[str, ...]
     seeds: tuple[int, ...]
     erasures: tuple[tuple[Concept, ...], ...]  # each list is erased together
+    trainings: int = 1  # training seeds of a method that trains
 
     @property
     def told(self) -> tuple[str, ...]:
@@ -147,10 +149,12 @@ def planned(
     *,
     only: Sequence[str] | None = None,
     seeds: int | None = None,
+    trainings: int | None = None,
 ) -> Plan:
     """How a task is measured. only: some of its erased names; seeds: so many in place of the profile's, and said so.
 
-    MaceError: an unknown profile or name, a task that this does not measure.
+    trainings: so many training seeds in place of the profile's; rows of methods that train say how many. Prompts of two
+    things are drawn of one training. MaceError: an unknown profile or name, a task that this does not measure.
     """
     if profile not in PROFILES:
         raise unknown("profile", profile, PROFILES)
@@ -174,7 +178,11 @@ def planned(
     number = seeds or (how.pairs if two else how.seeds if several else how.images)
     templates = about.templates[: how.templates] if several else about.templates
     name = found.name.removeprefix(f"{WORLDS[0]}-") + (f"-{count or len(found.erased)}" if found.counts else "")
-    return Plan(name, found, ", ".join(marks), how.steps, templates, tuple(range(number)), tuple(lists))
+    if trainings is not None and trainings < 1:
+        raise MaceError(f"There are {trainings} trainings: give at least one.")
+    usual = how.trainings if about.metric == "H_o" and settings_kind(found) == "object" else 1
+    trained = 1 if two else trainings or usual
+    return Plan(name, found, ", ".join(marks), how.steps, templates, tuple(range(number)), tuple(lists), trained)
 
 
 def settings_kind(found: Task) -> str:

@@ -5,19 +5,20 @@ proportion has Wilson's. The mean lies in its interval always.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import hypot
 
 import numpy as np
 
 from ..errors import MaceError
-from ..evaluate.metrics import Resampling, h_a, h_c, h_o, interval, wilson
+from ..evaluate.metrics import Resampling, h_a, h_c, h_o, interval, resample, wilson
 from ..evaluate.tables import SEED, TIMES
 from .counts import COMBINED, Cells, Counts
 from .plan import Plan
 
 DIFFERENCE = "difference"
+TRAINED = 1000  # added to the bootstrap's seed for the training seeds
 COMBINE: dict[str, Callable] = {"H_o": h_o, "H_c": h_c, "H_a": h_a}
 
 
@@ -54,11 +55,19 @@ class Number:
 
 
 def resampling(counts: Counts, seeds: int) -> Resampling | None:
-    """Which concepts and seeds are taken anew, the same for all methods; None where there is one of each alone."""
+    """Which concepts and seeds are taken anew, the same for all methods; None where there is one of each alone.
+
+    Training seeds are taken anew beside the drawing seeds, each with all of these.
+    """
     try:
-        return Resampling.of(counts.sizes, seeds, TIMES, SEED)
+        taken = Resampling.of(counts.sizes, seeds, TIMES, SEED)
     except MaceError:
         return None
+    if counts.trainings == 1:
+        return taken
+    trained = resample(counts.trainings, TIMES, SEED + TRAINED)
+    draws = (trained[:, :, None] * taken.draws[:, None, :]).reshape(TIMES, -1)  # (times, trainings x seeds)
+    return replace(taken, draws=draws)
 
 
 def numbers(plan: Plan, counts: Counts, taken: Resampling | None) -> dict[str, Number]:
@@ -105,9 +114,12 @@ def row(about: Mapping, metric: str, number: Number, seeds: int, **beside) -> di
     """A number as a row of a table, in percent or points."""
     scale, (low, high) = 100 if number.proportion else 1, number.interval
     unit = "%" if number.proportion and DIFFERENCE not in metric else "points"
-    over = [what for what, count in (("concepts", number.concepts), ("seeds", seeds)) if count > 1]
+    trained = about.get("training_seeds", 1)
+    varied = ("concepts", number.concepts), ("seeds", seeds), ("training seeds", trained)
+    over = [what for what, count in varied if count > 1]
     still = "both intervals" if DIFFERENCE in metric else "pictures, Wilson" if number.proportion else "none"
     how = " and ".join(over) if number.varies else still
+    how += "; one training" if "training_seeds" in about and trained == 1 else ""
     values = {"mean": number.value, "low": low, "high": high}
     values = {name: round(scale * value, 4) for name, value in values.items()}
     return {**about, "metric": metric, **values, "n": number.n, "concepts": number.concepts, "seeds": seeds,

@@ -12,9 +12,11 @@ from ..evaluate.made import made_with
 from ..evaluate.pictures import Drawing
 from ..files import atomic, check_writable, locked
 from ..models.entrances import denoiser
+from ..models.families import family_of
 from ..models.pipelines import load_pipeline
 from ..models.swap import untouched
-from .measure import Looking, Measuring, Progress
+from .looking import Looking
+from .measure import Measuring, Progress
 from .plan import ORIGINAL, Plan, Way
 from .tables import Tables, metric_names
 
@@ -26,6 +28,7 @@ def compare(
     folder: str | Path,
     *,
     classifier=None,
+    features=None,
     batch: int = 16,
     autocast: str | None = None,
     metrics: Sequence[str] | None = None,
@@ -37,8 +40,9 @@ def compare(
     """Measure every row that is still to be measured, and write the tables: `folder/{name of the task}.json`.
 
     classifier: who looks, as `protocols.objects` takes it; text where an engine runs the rows in processes of their
-    own. batch, autocast: of `Drawing`. metrics: some of `metric_names`. against: the method that the others' combined
-    metric is compared with.
+    own. features: the CLIP whose image vectors distances are taken of, likewise; unless given the classifier, if it is
+    one, or the family's. batch, autocast: of `Drawing`. metrics: some of `metric_names`. against: the method that the
+    others' combined metric is compared with.
     MaceError: a name that the classifier does not know, an unknown metric, a folder that holds another run.
     """
     if missing := [name for name in metrics or () if name not in metric_names(plan)]:
@@ -48,7 +52,8 @@ def compare(
     folder, tell = Path(folder), progress or (lambda *_: None)
     check_writable(folder)
     with locked(folder / ".lock", str(folder), wait=False), untouched(pipe):
-        run = measuring(pipe, plan, classifier, Drawing(steps=plan.steps, batch=batch, autocast=autocast), folder)
+        who, drawing = (classifier, features), Drawing(steps=plan.steps, batch=batch, autocast=autocast)
+        run = measuring(pipe, plan, who, drawing, folder)
         about = _about(pipe, run)
         _same_run(folder, about)
         if why := run.run(pipe, ORIGINAL, tell):
@@ -56,21 +61,29 @@ def compare(
         tables = Tables(pipe, run, [*ways], metrics, against, about, command)
         path = tables.write({})
         whys: dict[Way, str] = {}
-        for way, why in _measured(pipe, run, [way for way in ways if way != ORIGINAL], classifier, engine, tell):
+        for way, why in _measured(pipe, run, [way for way in ways if way != ORIGINAL], who, engine, tell):
             whys |= {way: why} if why else {}
             path = tables.write(whys)
         return path
 
 
-def measuring(pipe, plan: Plan, classifier, drawing: Drawing, folder: Path) -> Measuring:
-    """The run of a plan on a model; MaceError for a name that the classifier does not know."""
-    who = classifier_for(pipe) if classifier is None else plugged(classifier)
-    look = Looking(plan, who, classifier_for(pipe, "styles") if plan.kind == "style" else None)
+def measuring(pipe, plan: Plan, who: tuple, drawing: Drawing, folder: Path) -> Measuring:
+    """The run of a plan on a model; MaceError for a name that the classifier does not know.
+
+    who: classifier and features, as `compare` takes them.
+    """
+    classifier, features = (found if found is None else plugged(found) for found in who)
+    classifier, family = classifier or classifier_for(pipe), family_of(pipe)
+    scorer = classifier_for(pipe, "styles") if plan.kind == "style" or family.scorer != family.judge else None
+    clip = next((found for found in (features, classifier, scorer) if hasattr(found, "image_vectors")), None)
+    if features is not None and clip is not features:
+        raise MaceError(f"{features.name} gives no image vectors: name a CLIP as features.")
+    look = Looking(plan, classifier, scorer if plan.kind == "style" else None, clip)
     look.check()
     return Measuring(plan, drawing, look, folder)
 
 
-def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:
+def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:
     """Each row, when it is measured, and why it could not be."""
     if engine is None:
         for way in ways:
@@ -79,12 +92,12 @@ def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) ->
             yield way, why
         return
     source = pipe.__dict__.get("_macelib_source")
-    if source is None or not (classifier is None or isinstance(classifier, (str, Path))):
+    if source is None or not all(found is None or isinstance(found, (str, Path)) for found in who):
         raise MaceError(
             "An engine loads the model and the classifier in each of its processes: load the model with "
             "macelib.load_pipeline, and name the classifier in text."
         )
-    how = source, pipe.scheduler, denoiser(pipe).dtype, run.plan, classifier, run.drawing, str(run.folder)
+    how = source, pipe.scheduler, denoiser(pipe).dtype, run.plan, who, run.drawing, str(run.folder)
     todo = {str(way): way for way in ways}
     waiting = [Job(key, measure_elsewhere, (*how, way)) for key, way in todo.items() if run.seen(way) is None]
     yield from ((way, None) for key, way in todo.items() if key not in {job.key for job in waiting})
@@ -94,14 +107,14 @@ def _measured(pipe, run: Measuring, ways, classifier, engine, tell: Progress) ->
 
 
 def measure_elsewhere(
-    source: tuple[str, dict], scheduler, dtype, plan: Plan, classifier, drawing: Drawing, folder: str, way: Way
+    source: tuple[str, dict], scheduler, dtype, plan: Plan, who: tuple, drawing: Drawing, folder: str, way: Way
 ) -> str | None:
     """One row in a process of its own, into the folder; why it cannot be measured. MaceError: not the same model."""
     model, options = source
     device = options["device"] and str(options["device"]).split(":")[0]  # the process sees its own GPU
     pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
     pipe.scheduler = scheduler
-    run = measuring(pipe, plan, classifier, drawing, Path(folder))
+    run = measuring(pipe, plan, who, drawing, Path(folder))
     _same_run(run.folder, _about(pipe, run))
     with explained():
         return run.run(pipe, way, lambda *_: None)
@@ -112,6 +125,7 @@ def _about(pipe, run: Measuring) -> dict[str, Any]:
     plan, about = run.plan, run.drawing.about(pipe) | made_with(pipe, [], run.look.classifier)
     about |= {"task": plan.name, "title": plan.task.about.title, "profile": plan.profile, "batch": run.drawing.batch}
     about |= {"templates": list(plan.templates), "seeds": list(plan.seeds), "told_to_keep": list(plan.told)}
+    about |= {"features": getattr(run.look.clip, "name", None), "training_seeds": plan.trainings}
     about |= {"erasures": [[c.name for c in concepts] for concepts in plan.erasures]}
     return json.loads(json.dumps(about | {"device": str(pipe.device.type)}, default=str))
 

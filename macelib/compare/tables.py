@@ -15,6 +15,7 @@ from ..models.entrances import denoiser, kv_weights, part_of
 from ..models.families import family_of
 from ..models.text import embedding_size
 from .counts import CLASSES, METRICS, ORDERS, RELATIONS, SCORES, counts
+from .distance import FRECHET, KERNEL, distances
 from .measure import Measuring
 from .plan import ORIGINAL, Plan, Way
 from .residual import why_not
@@ -26,6 +27,7 @@ SPENT = {  # metric -> what of `Measuring.made`, unit
     "time in the text encoder, s": ("encoding", "s"),
     "peak memory, MB": ("megabytes", "MB"),
 }
+DRAWN = {"time per picture, s": "s", "peak memory of drawing, MB": "MB"}  # hooks take their time at every step
 _CLIP = "the classifier has no list of its own: it chooses among the classes in any case"
 KEPT = 500  # bootstrap samples that are kept of a row
 AGAINST = ("mace", "mace-stage-1", "uce")  # whom the others are compared with: the first of these that is there
@@ -42,7 +44,8 @@ def metric_names(plan: Plan) -> list[str]:
         asked = [m for role, m in METRICS.items() if role != "synonym" or combined == "H_o"]
         found = [*scored, *asked, combined, "Acc_a", "residual", *(f"Acc_s {name}" for name in RELATIONS)]
         found += [] if scored else [m + CLASSES for m in (*asked, combined)]
-    return [*found, f"{combined} {DIFFERENCE}", *SPENT, *LOAD.values()]
+    far = [] if plan.pairs else [FRECHET, KERNEL]
+    return [*found, f"{combined} {DIFFERENCE}", *far, *SPENT, *DRAWN, *LOAD.values()]
 
 
 class Tables:
@@ -52,8 +55,9 @@ class Tables:
         self.run, self.ways, self.about, self.command = run, ways, about, command
         self.metrics, self.against = metrics or metric_names(run.plan), against
         self.known: dict[Way, dict[str, Number]] = {}
+        self.near: dict[Way, dict[str, str]] = {}  # why there is no distance
         self.family, self.residual = family_of(pipe), why_not(pipe)
-        self.load, self.original = load(pipe, run.plan), run.seen(ORIGINAL)
+        self.load, self.original = load(pipe, run.plan), run.seen(ORIGINAL)[0]
 
     def write(self, whys: Mapping[Way, str]) -> Path:
         """Write the file; rows of what is measured so far. whys: by row why it could not be."""
@@ -63,8 +67,9 @@ class Tables:
             if way not in whys and (of := self._numbers(way)) is not None:
                 found[way] = of
         for way, of in found.items():
-            lines = [row(self._of(way), metric, number, len(plan.seeds)) for metric, number in of.items()]
-            lines += self._difference(way, found) + self._spent(way) + self._loaded(way)
+            units = {metric: {"unit": ""} for metric in (FRECHET, KERNEL)}
+            lines = [row(self._of(way), m, number, len(plan.seeds), **units.get(m, {})) for m, number in of.items()]
+            lines += self._difference(way, found) + self._spent(way) + self._drawn(way) + self._loaded(way)
             rows += sorted((x for x in lines if x["metric"] in order), key=lambda x: order[x["metric"]])
             missing += self._missing(way, of)
         if len(plan.seeds) == 1:
@@ -79,7 +84,9 @@ class Tables:
         """A row's numbers, counted once; None where something is still to be drawn."""
         if way not in self.known and (seen := self.run.seen(way)) is not None:
             sums = counts(self.run, seen, self.original, self.family)
-            self.known[way] = numbers(self.run.plan, sums, resampling(sums, len(self.run.plan.seeds)))
+            taken = resampling(sums, len(self.run.plan.seeds))
+            far, self.near[way] = distances(self.run, way, taken)
+            self.known[way] = numbers(self.run.plan, sums, taken) | far
         return self.known.get(way)
 
     def _keep_samples(self, found: Mapping[Way, Mapping[str, Number]]) -> None:
@@ -94,7 +101,7 @@ class Tables:
     def _of(self, way: Way) -> dict[str, Any]:
         load = {key: max(self.load[key]) for key in LOAD if self.load[key]}
         about = {"task": self.run.plan.name, "method": way.method, "settings": way.settings}
-        trained = {"training_seeds": 1} if method(way.method).trains else {}
+        trained = {"training_seeds": self.run.trainings(way)} if method(way.method).trains else {}
         return about | {"profile": self.run.plan.profile} | load | trained
 
     def _values(self, way: Way) -> dict[str, Any]:
@@ -116,6 +123,13 @@ class Tables:
         return [spread(self._of(way), metric, [m[key] for m in made], unit) for metric, (key, unit) in SPENT.items()
                 if made]  # fmt: skip
 
+    def _drawn(self, way: Way) -> list[dict]:
+        """Of what was drawn for this row: seconds of every picture, as those of its batch, and memory by batch."""
+        batches = self.run.strain(way)
+        values = [seconds / count for count, seconds, _ in batches for _ in range(count)], [m for *_, m in batches]
+        found = zip(DRAWN.items(), values, strict=True)
+        return [spread(self._of(way), metric, of, unit) for (metric, unit), of in found if of]
+
     def _loaded(self, way: Way) -> list[dict]:
         return [spread(self._of(way), name, self.load[key], "") for key, name in LOAD.items() if self.load[key]]
 
@@ -127,6 +141,10 @@ class Tables:
 
     def _why(self, metric: str, way: Way) -> str | None:
         plan = self.run.plan
+        if metric in DRAWN:
+            return None if self.run.strain(way) else "another row had drawn the same pictures"
+        if metric in (FRECHET, KERNEL):
+            return self.near[way].get(metric)
         if metric in SPENT:
             return "nothing is built" if way == ORIGINAL else None
         if metric in LOAD.values():

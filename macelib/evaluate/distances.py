@@ -1,5 +1,7 @@
 """Distances between two sets of pictures: FID and KID by torchmetrics, CMMD. All look at vectors of features.
 
+`frechet` and `cmmds` count pictures with weights, as a bootstrap takes them.
+
 FID: Heusel et al. 2017; KID: Bińkowski et al. 2018; CMMD: Jayasumana et al. 2024. With another feature module than
 theirs the numbers are comparable among themselves alone.
 """
@@ -104,7 +106,39 @@ def cmmd(x: Tensor, y: Tensor) -> float:
     return SCALE * (_kernel(x, x) + _kernel(y, y) - 2 * _kernel(x, y))
 
 
+def cmmds(x: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """CMMD of unit vectors (n, w) and (n, w), row i of both counted weights[t, i] times: (times,) of (times, n).
+
+    Each row of the weights adds up to 1.
+    """
+    z, signed = torch.cat([x, y]).double(), torch.cat([weights, -weights], 1).double().T  # (2n, w), (2n, times)
+    parts = zip(z.split(ROWS), signed.split(ROWS), strict=True)
+    return SCALE * sum((own * (_gaussian(some, z) @ signed)).sum(0) for some, own in parts)
+
+
+def frechet(x: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
+    """Fréchet distance ‖μ − ν‖² + tr(Σ + Σ' − 2 (Σ Σ')^½) of normals fitted to features (n, w) and (m, w).
+
+    weights: (n,) with n = m, how much row i of both counts; they add up to 1. It is FID where the features are
+    Inception's.
+    """
+    sums, means, roots = 0.0, [], []
+    for rows in (x.double(), y.double()):
+        n = len(rows)
+        shares = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else weights.double()
+        means.append(shares @ rows)
+        centred = (rows - means[-1]) * (shares * n / (n - 1)).sqrt()[:, None]
+        sums += float(centred.square().sum())
+        roots.append(torch.linalg.qr(centred).R)  # Σ = Rᵀ R
+    cross = torch.linalg.matrix_norm(roots[0] @ roots[1].T, "nuc")  # tr (Σ Σ')^½
+    return float((means[0] - means[1]).square().sum() + sums - 2 * cross)
+
+
 def _kernel(a: Tensor, b: Tensor) -> float:
     """Mean of the kernel over all pairs."""
-    total = sum(torch.exp(-torch.cdist(part, b).square() / (2 * SIGMA**2)).sum() for part in a.split(ROWS))
-    return float(total) / (len(a) * len(b))
+    return sum(float(_gaussian(part, b).sum()) for part in a.split(ROWS)) / (len(a) * len(b))
+
+
+def _gaussian(a: Tensor, b: Tensor) -> Tensor:
+    """exp(−‖a − b‖² / 2σ²) of every pair (n, m)."""
+    return torch.exp(-torch.cdist(a, b).square() / (2 * SIGMA**2))

@@ -1,7 +1,8 @@
 """The pictures that an evaluation looks at: each (state of the model, prompt, seed) is drawn once."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,12 +35,18 @@ class Drawing:
             raise MaceError(f"autocast is {self.autocast!r}; allowed: {', '.join(AUTOCAST)} or None.")
 
     def pictures(
-        self, pipe, jobs: Sequence[Job], folder: str | Path | None = None, state: str = "pictures"
+        self,
+        pipe,
+        jobs: Sequence[Job],
+        folder: str | Path | None = None,
+        state: str = "pictures",
+        around: Callable[[int], AbstractContextManager] = nullcontext,
     ) -> Iterator[tuple[list[Job], list[Image.Image]]]:
         """Jobs and their pictures, batch by batch, by the pipeline as it is now.
 
         With a folder they are kept in a sub-folder of this state of the model, with manifest.json (model, weights,
-        settings; prompt and seed of each); pictures that are there already are read.
+        settings; prompt and seed of each); pictures that are there already are read. around: entered while so many are
+        drawn.
         """
         about = self.about(pipe)
         place = self.place(pipe, folder, state) if folder else None
@@ -51,7 +58,7 @@ class Drawing:
             if missing:
                 prompts, seeds = zip(*(some[i] for i in missing), strict=True)
                 options = {"steps": self.steps, "guidance": self.guidance, "size": self.size, "batch": self.batch}
-                with cast(pipe, self.autocast):
+                with cast(pipe, self.autocast), around(len(missing)):
                     drawn = generate(pipe, prompts, seeds, **options)
                 for i, image in zip(missing, drawn, strict=True):
                     images[i] = image

@@ -1,0 +1,111 @@
+"""Plans of comparisons, rows of methods, tuned settings, and the command."""
+
+import compare_tools
+import pytest
+import yaml
+from compare_tools import KNOWN, MANY
+from test_cli import mace
+from tiny_data import tiny_judge
+
+from macelib import MaceError
+from macelib.baselines import methods
+from macelib.compare import find, planned, tuned_settings, ways
+from macelib.compare.plan import ORIGINAL, settings_kind
+from macelib.evaluate import results
+from macelib.evaluate.tasks import task
+from macelib.models.tiny import tiny_pipeline
+
+drawn = compare_tools.drawn
+
+
+def test_profiles_say_how_much_is_drawn():
+    characters, objects = task("mini-characters"), task("mini-objects")
+    recorded = planned(characters, 100, "recorded")
+    assert (len(recorded.templates), len(recorded.seeds), recorded.steps, recorded.name) == (2, 3, 8, "characters-100")
+    assert len(recorded.erasures) == 1 and len(recorded.erasures[0]) == len(recorded.told) == 100
+    ten = planned(objects, None, "recorded")
+    assert (len(ten.erasures), len(ten.seeds), ten.steps, ten.told) == (10, 20, 8, ())
+    paper = planned(characters, 30, "paper")
+    assert (len(paper.templates), len(paper.seeds), paper.steps) == (5, 5, 25)
+    assert len(planned(task("mini-two-things"), None, "recorded").templates) == 2
+
+
+def test_tasks_by_the_names_that_people_write():
+    sd, mini = ("sd", "mini"), ("mini", "sd")
+    for name, worlds, expected in [
+        ("objects", mini, ("mini-objects", None)), ("objects", sd, ("sd-objects", None)),
+        ("characters-1", mini, ("mini-characters", 1)), ("characters-1", sd, ("sd-celebrities-1", None)),
+        ("characters-10", sd, ("sd-celebrities", 10)), ("two-things", sd, ("mini-two-things", None)),
+    ]:  # fmt: skip
+        found, count = find(name, worlds)
+        assert (found.name, count) == expected
+    kinds = {"characters": "celebrity", "unsafe": "unsafe", "styles": "style", "objects": "object"}
+    assert {name: settings_kind(find(name)[0]) for name in kinds} == kinds
+    for name, text in [("object", "near it: objects"), ("characters-31", "it erases 1, 5"), ("zzz", "two-things")]:
+        with pytest.raises(MaceError, match=text):
+            find(name)
+
+
+def test_rows_of_methods():
+    found = planned(task("mini-objects"))
+    quick, every = ways(None, found, {}), ways(None, planned(task("mini-objects"), None, "paper"), {})
+    assert quick[0] == every[0] == ORIGINAL and {way.method for way in every} == set(methods())
+    assert not {"mace", "esd-x"} & {way.method for way in quick} and "mace-stage-1" in {way.method for way in quick}
+    chosen = ways(["oce", "uce", "original"], found, {"uce": {"beta": 2.0}})
+    assert list(map(str, chosen)) == ["original", "oce (published)", "uce (published)", "uce (tuned)"]
+
+
+def test_tuned_settings_are_read_and_refused(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    assert tuned_settings("object", path) == {}
+    path.write_text("uce: {celebrity: {lambda_: 5.0}, object: {beta: 0.1}}\ndp: {celebrity: {k: 16}}\n")
+    assert tuned_settings("celebrity", path) == {"uce": {"lambda_": 5.0}, "dp": {"k": 16}}
+    assert tuned_settings("style", path) == {}
+    for text, said in [
+        ("uec: {object: {}}", "no method 'uec'; near it: uce"), ("uce: {objects: {}}", "near it: object"),
+        ("uce: {object: {lambda: 1}}", "no setting of uce 'lambda'; near it: lambda_"), ("uce: 3", "must map methods"),
+    ]:  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(MaceError, match=said):
+            tuned_settings("object", path)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_pipeline("sd").save_pretrained(folder / "tiny")
+    tiny_judge(KNOWN).save_pretrained(folder / "judge")
+    (folder / "pets.yaml").write_text(yaml.safe_dump(MANY), encoding="utf-8")
+    return folder
+
+
+def test_the_command_writes_the_table_and_shows_it(model, tmp_path, capsys):
+    common = ["--model", model / "tiny", "--classifier", model / "judge", "--device", "cpu", "--out", tmp_path / "out"]
+    code, said, errors = mace(capsys, "compare", "--task", model / "pets.yaml", "--methods", "uce, dp", *common)
+    assert code == 0, errors
+    whole = results.read(tmp_path / "out" / "pets.json")
+    assert whole["command"].startswith("mace compare --task") and {r["method"] for r in whole["rows"]} >= {"uce", "dp"}
+    assert "| uce | published |" in said and "not measured" in errors
+    some = ["--metrics", "Acc_e,H_c", "--methods", "uce"]
+    assert mace(capsys, "compare", "-t", model / "pets.yaml", *some, *common)[0] == 0
+    assert {r["metric"] for r in results.read(tmp_path / "out" / "pets.json")["rows"]} == {"Acc_e", "H_c"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--methods", "uec"], "no method 'uec'; near it: uce"),
+        (["--methods", ","], "The list is empty"),
+        (["--profile", "fast"], "no profile 'fast'; there are quick, recorded, paper"),
+        (["--task", "objekts"], "no task 'objekts'; near it: objects"),
+        (["--only", "shipp"], "no concept in pets 'shipp'; near it: ship"),
+        (["--engine", "cloud"], "choose from local, ray"),
+        (["--jobs", "2"], "--jobs belongs to an engine"),
+        (["--record", "--only", "ship"], "A part of a task is not recorded"),
+        (["--task", "sd-explicit"], "macelib[explicit]"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(model, tmp_path, capsys, options, words):
+    given = ["--task", model / "pets.yaml", "--model", "nowhere", "--out", tmp_path / "out", *options]
+    code, _, said = mace(capsys, "compare", *given)
+    assert code == 1 and words in said and not (tmp_path / "out").exists()

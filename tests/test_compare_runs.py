@@ -1,0 +1,164 @@
+"""A comparison is gone on with after a kill, measures rows anew that changed, and refuses what it cannot do."""
+
+import dataclasses
+import json
+
+import compare_tools
+import pytest
+from compare_tools import ALONE, KNOWN, MANY, METHODS, ROWS, Judge, planned_of, run, untimed
+from tiny_data import tiny_judge
+
+from macelib import Erasure, MaceError
+from macelib.baselines import build, register
+from macelib.baselines.registry import _METHODS, Settings
+from macelib.compare import compare, metric_names, ways
+from macelib.compare.plan import ORIGINAL, Way
+from macelib.evaluate import pictures, results
+from macelib.files import locked
+from macelib.models.pipelines import kv_weights
+from macelib.models.sample import generate
+from macelib.models.tiny import tiny_pipeline
+
+drawn, pipe = compare_tools.drawn, compare_tools.pipe
+
+
+@pytest.mark.parametrize("stop", [5, 60])
+def test_killed_at_any_moment_and_run_again_gives_the_same_tables(pipe, tmp_path, drawn, stop):
+    found = planned_of(ALONE, tmp_path)
+    whole = run(pipe, found, tmp_path / "whole")
+    count = len(drawn["jobs"])
+    drawn.update(jobs=[], stop=stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(pipe, found, tmp_path / "out")
+    before = len(drawn["jobs"])
+    drawn["stop"] = None
+    again = run(pipe, found, tmp_path / "out")
+    assert untimed(again) == untimed(whole) and 0 < before < count == len(drawn["jobs"])
+
+
+def test_what_is_damaged_is_looked_at_anew_without_drawing(pipe, tmp_path, drawn):
+    found = planned_of(MANY, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    count = len(drawn["jobs"])
+    (tmp_path / "out" / "seen" / "uce-published-000.json").write_text('{"key"')
+    assert untimed(run(pipe, found, tmp_path / "out", ["uce"])) == untimed(whole) and len(drawn["jobs"]) == count
+
+
+def test_tuned_settings_are_a_second_row_and_are_measured_anew_when_they_change(pipe, tmp_path, drawn):
+    found = planned_of(MANY, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", ["uce"], tuned={"uce": {"lambda_": 5.0}})
+    assert [(r["method"], r["settings"]) for r in whole["rows"] if r["metric"] == "Acc_e"] == [
+        ("original", ""), ("uce", "published"), ("uce", "tuned")
+    ]  # fmt: skip
+    values = whole["environment"]["settings"]
+    assert (values["uce (published)"]["lambda_"], values["uce (tuned)"]["lambda_"]) == (0.5, 5.0)
+    count = len(drawn["jobs"])
+    run(pipe, found, tmp_path / "out", ["uce"], tuned={"uce": {"lambda_": 0.01}})
+    assert len(drawn["jobs"]) == count * 4 // 3  # one row of three
+
+
+def test_a_method_that_refuses_is_not_measured_and_the_others_are(pipe, tmp_path):
+    @register("refuses", Settings)
+    def refuses(request, settings):
+        raise MaceError("It does not do that.")
+
+    try:
+        whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["refuses", "uce"])
+    finally:
+        del _METHODS["refuses"]
+    row = {"method": "refuses (published)", "metric": "all", "why": "It does not do that."}
+    assert row in whole["not_measured"] and {r["method"] for r in whole["rows"]} == {"original", "uce"}
+
+
+def test_a_training_that_was_done_is_kept(pipe, tmp_path, drawn):
+    built, found = [], planned_of(MANY, tmp_path)
+
+    @register("slow", Settings, trains=True)
+    def slow(request, settings):
+        built.append(1)
+        return _METHODS["original"].make(request, settings)
+
+    try:
+        drawn["stop"] = 20  # the original and a part of the method
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, found, tmp_path / "out", ["slow"])
+        drawn["stop"] = None
+        whole = run(pipe, found, tmp_path / "out", ["slow"])
+        quick, recorded = (ways(None, dataclasses.replace(found, profile=name), {}) for name in ("quick", "recorded"))
+        assert Way("slow", "published") not in quick and Way("slow", "published") in recorded
+    finally:
+        del _METHODS["slow"]
+    assert built == [1] and {r["training_seeds"] for r in whole["rows"] if r["method"] == "slow"} == {1}
+
+
+def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn):
+    values = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 2}}
+    found, way = planned_of({**MANY, "kept": [ROWS["cat"]]}, tmp_path), Way("mace", "tuned", values)
+    options = {"classifier": Judge(), "batch": 4}
+    folder = tmp_path / "out"
+    (folder / "spent").mkdir(parents=True)
+    (folder / "spent" / "mace-tuned-000.json").write_text("1000.0")  # of a run that was cut short
+    (folder / "run.json").write_text(json.dumps(about_of(pipe, found, tmp_path)))
+    drawn["stop"] = len(drawn["jobs"]) + 20  # the original and a part of the method
+    with pytest.raises(KeyboardInterrupt):
+        compare(pipe, found, [ORIGINAL, way], folder, **options)
+    kept = Erasure.load(folder / "edits" / "mace-tuned-000.safetensors")
+    own = build(pipe, found.erasures[0], "mace", values, task="object", kept=["cat"])
+    weights = {name: w.detach() for name, w in kv_weights(pipe.unet).items()}
+    for (name, a), (_, b) in zip(kept.weights(weights), own.weights(weights), strict=True):
+        assert (a - b).abs().max() < 1e-5, name
+    drawn["stop"] = None
+    whole = results.read(compare(pipe, found, [ORIGINAL, way], folder, **options))
+    time = next(r for r in whole["rows"] if r["metric"] == "time, s")
+    assert time["mean"] > 1000 and whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
+
+
+def about_of(pipe, found, tmp_path):
+    """What a folder says of its run."""
+    compare(pipe, found, [ORIGINAL], tmp_path / "about", classifier=Judge(), batch=4)
+    return json.loads((tmp_path / "about" / "run.json").read_text())
+
+
+def test_another_run_s_folder_is_refused(pipe, tmp_path):
+    found = planned_of(MANY, tmp_path)
+    run(pipe, found, tmp_path / "out", [])
+    with pytest.raises(MaceError, match=r"pictures of another run .*seeds differ"):
+        run(pipe, planned_of(MANY, tmp_path, seeds=1), tmp_path / "out", [])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with locked(tmp_path / "out" / ".lock", "it"), pytest.raises(MaceError, match="Another process is at work"):
+        run(pipe, found, tmp_path / "out", [])
+    with pytest.raises(MaceError, match="holds what no comparison has written"):
+        run(pipe, found, tmp_path / "other", [])
+
+
+@pytest.mark.slow
+def test_an_engine_measures_rows_in_processes_of_their_own(tmp_path, monkeypatch):
+    from macelib import load_pipeline
+    from macelib.batch import make_engine
+
+    monkeypatch.setattr(pictures, "generate", generate)  # other processes draw, too
+    tiny_pipeline("sd").save_pretrained(tmp_path / "model")
+    tiny_judge(KNOWN).save_pretrained(tmp_path / "judge")
+    pipe, found = load_pipeline(str(tmp_path / "model"), device="cpu"), planned_of(MANY, tmp_path, profile="quick")
+    options = {"classifier": str(tmp_path / "judge")}
+    here = run(pipe, found, tmp_path / "here", METHODS, **options)
+    there = run(pipe, found, tmp_path / "there", METHODS, engine=make_engine("local", jobs=1, threads=1), **options)
+    assert untimed(here) == untimed(there)
+    with pytest.raises(MaceError, match="name the classifier in text"):
+        run(pipe, found, tmp_path / "objects", ["uce"], engine=make_engine("local"))
+
+
+def test_names_that_are_not_known_are_refused_before_anything_is_drawn(pipe, tmp_path, drawn):
+    found = planned_of({**MANY, "kept": [ROWS["cat"] | {"name": "zebra"}]}, tmp_path)
+    with pytest.raises(MaceError, match="knows no concept 'zebra'"):
+        run(pipe, found, tmp_path / "out")
+    with pytest.raises(MaceError, match="no metric 'Acc_x'; near it: Acc_"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", metrics=["Acc_x"])
+    with pytest.raises(MaceError, match="among those that are measured 'mace'; near it: uce"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["uce"], against="mace")
+    with pytest.raises(MaceError, match=r"nudenet is needed here .*macelib\[explicit\]"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", classifier="nudenet")
+    with pytest.raises(MaceError, match="0 seeds"):
+        planned_of(MANY, tmp_path, seeds=0)
+    assert not drawn["jobs"] and "H_c difference" in metric_names(planned_of(MANY, tmp_path))
