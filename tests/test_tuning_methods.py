@@ -243,6 +243,22 @@ def test_the_command_tunes_each_method_and_says_which_it_cannot(pipe, tmp_path, 
     )
 
 
+def test_a_method_that_cannot_be_tuned_is_said_after_the_others(capsys):
+    from macelib.cli.tuned import tune_each
+
+    done = []
+
+    def run(grid):
+        if grid.method == "dp":
+            raise MaceError("dp refuses every point.")
+        done.append(grid.method)
+        return tuning.Tuning(pd.DataFrame({"erased": ["alone"], "H_c": [1.0]}), {"preset": grid.method})
+
+    with pytest.raises(MaceError, match=r"^Not tuned: dp: dp refuses every point\.$"):
+        tune_each([trials(name, LIKE, ["alone"]) for name in ("dp", "uce", "rece")], run, record=False)
+    assert done == ["uce", "rece"] and "rece, alone: 1 of its 12 points tried, 2 allowed." in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -33,13 +33,23 @@ def grids(methods: str, task: str | None, grid: Path | None) -> tuple[list, list
 
 
 def tune_each(points: Sequence, run: Callable[[Any], Any], record: bool) -> None:
-    """Tune one method after the other and show its table; with `record` keep what is chosen."""
+    """Tune one method after the other and show its table; with `record` keep what is chosen.
+
+    MaceError, when all others are through: a method that could not be tuned.
+    """
     from ..baselines import method
     from ..evaluate.tuned import record_tuned
     from ..evaluate.tuning import KINDS
 
+    failed = []
     for grid in points:
-        result = run(grid)
+        try:
+            result = run(grid)
+        except MaceError as error:
+            if isinstance(error.__cause__, OSError):  # the disk's fault, not the method's
+                raise
+            failed.append(f"{grid.method}: {error}")
+            continue
         typer.echo(f"\n{grid.method}\n{result}")
         for how, rows in result.metrics.groupby("erased"):
             every = len(method(grid.method).trials(KINDS[how]))
@@ -48,6 +58,8 @@ def tune_each(points: Sequence, run: Callable[[Any], Any], record: bool) -> None
             )
         if record:
             typer.echo(record_tuned(result))
+    if failed:
+        raise MaceError("Not tuned: " + " ".join(failed))
 
 
 def check(
