@@ -62,18 +62,44 @@ def test_interference_is_what_the_weights_do(erasure, E):
                 assert M[i, j] == pytest.approx(float(brute), rel=1e-6, abs=1e-9)
         assert (M.diagonal().abs().max() < 1e-9) == (method == "naive")
     table = interference.summary({method: M for method in fusion.METHODS})
-    assert table.shape == (3, 2) and isinstance(interference.matrix_figure({"M": M}, ["a", "b", "c"]), Figure)
+    assert table.shape == (3, 3) and isinstance(interference.matrix_figure({"M": M}, ["a", "b", "c"]), Figure)
 
 
 def test_pair_is_the_fusion_of_two(erasure, E):
     own, other = erasure.parts[:2]
-    naive, closed = interference.pair(erasure, own, other, other.statistics.C(), E[0])
+    naive, closed, later = interference.pair(erasure, own, other, other.statistics.C(), E[0])
     two, one = erasure.only("ship", "frog"), erasure.only("ship")
     both = change(two, own, two.fusion.D_star[:, :1]) + change(two, other, two.fusion.D_star[:, 1:])
     alone = change(one, own, one.fusion.D_star)
     assert closed == pytest.approx(float(((both - alone) @ E[0].T).norm() / (alone @ E[0].T).norm()), rel=1e-6)
     added = change(two, other, other.D.double()) @ E[0].T
     assert naive == pytest.approx(float(added.norm() / (change(two, own, own.D.double()) @ E[0].T).norm()), rel=1e-6)
+    next_ = erasure.only("frog")
+    added = change(next_, next_.parts[0], next_.fusion.D_star) @ E[0].T
+    assert later == pytest.approx(float(added.norm() / (alone @ E[0].T).norm()), rel=1e-6)
+
+
+def test_one_after_the_other_is_what_erasing_again_and_again_writes(pipe, erasure, E):
+    W = {name: w.detach().double() for name, w in kv_weights(pipe.unet).items()}
+    by_hand = dict(W)
+    for name in ("ship", "frog", "dog"):
+        by_hand = {layer: w.double() for layer, w in erasure.only(name).weights(by_hand)}
+    for layer, w in fusion.in_turn(erasure).weights(W):
+        assert torch.allclose(w, by_hand[layer], atol=1e-5 * float(W[layer].abs().max()))
+    alone = fusion.in_turn(erasure.only("frog")).fusion
+    assert torch.allclose(alone.D_star, erasure.only("frog").fusion.D_star)
+
+
+def test_deviations_are_of_all_loras_together(erasure, E):
+    for method in fusion.METHODS:
+        fused = fusion.with_method(erasure, method)
+        D = fused.fusion.D_star
+        for i, (found, own) in enumerate(zip(fusion.deviations(fused, E), fused.parts, strict=True)):
+            alone = change(fused, own, own.D.double()) @ E[i].T
+            whole = sum(change(fused, part, D[:, j : j + 1]) for j, part in enumerate(fused.parts)) @ E[i].T
+            assert found == pytest.approx(float((whole - alone).norm() / alone.norm()), rel=1e-6)
+    told = fusion.turns_said({"closed": [0.1, 0.1, 0.1], "in turn": [0.9, 0.5, 0.2]}, ["ship", "frog", "dog"])
+    assert "closed 0.10 and 0.10" in told and "in turn 0.90 and 0.20, worst ship (0.90)." in told
 
 
 def test_prompts_that_approach(pipe, erasure, E):
@@ -117,9 +143,9 @@ def test_sweep_and_back(pipe, erasure):
 
     before = {n: w.clone() for n, w in kv_weights(pipe.unet).items()}
     rows, pictures = fusion.sweep(pipe, Seer(), erasure, [2], ["cat"], [0], 2, ["ship"], steps=1)
-    assert [(r["count"], r["method"]) for r in rows] == [(0, "original"), (2, "naive"), (2, "closed")]
+    assert [(r["count"], r["method"]) for r in rows] == [(0, "original"), *((2, m) for m in fusion.METHODS)]
     assert list(pictures["closed", 2]) == ["ship", "frog", "cat"]
-    assert [(r["Acc_e"], r["Acc_s"], r["others"]) for r in rows] == [(0.5, 0.0, 1.0)] * 3
+    assert [(r["Acc_e"], r["Acc_s"], r["others"]) for r in rows] == [(0.5, 0.0, 1.0)] * 4
     assert isinstance(fusion.sweep_figure(rows), Figure)
     told = erasure.without("ship")
     albums = fusion.back(pipe, erasure, "ship", ["ship", "cat"], [0], told=told, steps=1)

@@ -5,10 +5,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from ..erasure import Erasure
 from ..job import prior_of
+from ..method.fuse import Fusion
 from ..show.viz import COLORS, Figure
+from .interference import WAY_COLORS, WAYS, effect
 from .shared import album, mean, panels, series, shares
 
 CONCEPTS = {  # of the mini world: name and anchor, in the order in which the notebook erases them
@@ -21,13 +25,43 @@ CONCEPTS = {  # of the mini world: name and anchor, in the order in which the no
     "drum": "an object", "birthday cake": "food", "polar bear": "an animal", "panda": "an animal",
     "fire engine": "a road", "duck": "the sea", "swan": "the sea", "helicopter": "the sky",
 }  # fmt: skip
-METHODS = ("naive", "closed")
+METHODS = WAYS
 
 
 def with_method(erasure: Erasure, method: str) -> Erasure:
-    """The erasure fused by Eq. 7 ("closed") or by the plain sum of Eq. 6 ("naive"); its LoRAs stay."""
+    """The erasure fused by Eq. 7 ("closed"), by the plain sum of Eq. 6 ("naive"), or "in turn"; its LoRAs stay."""
+    if method == "in turn":
+        return in_turn(erasure)
     fuse = dataclasses.replace(erasure.config.fuse, method=method)
     return erasure.with_config(dataclasses.replace(erasure.config, fuse=fuse))
+
+
+def in_turn(erasure: Erasure) -> Erasure:
+    """The concepts erased one after the other, each by itself on the model that the one before has left.
+
+    W_k = W_{k−1} R̃_k + B_k D*_k with the R̃_k and D*_k of concept k alone (Eq. 2, 7), which makes in all
+    W R̃_1 ... R̃_N + Σ B_k D*_k R̃_{k+1} ... R̃_N. The LoRAs are those that were trained on the original model.
+    """
+    R, rows = torch.eye(erasure.width, dtype=torch.float64), []
+    for part in erasure.parts:
+        alone = with_method(erasure.of([part]), "closed").fusion
+        rows = [*(D @ alone.R_tilde for D in rows), alone.D_star]
+        R = R @ alone.R_tilde
+    new = dataclasses.replace(erasure)
+    new.__dict__["fusion"] = Fusion(R, torch.cat(rows, 1))  # in place of what it would solve
+    return new
+
+
+def deviations(erasure: Erasure, E: Sequence[Tensor]) -> list[float]:
+    """By concept, in the order of erasing: how far all LoRAs together are from its own alone on its own words E_i,
+    ‖Σ_j B_j D*_j E_i − B_i D_i E_i‖ / ‖B_i D_i E_i‖ over all layers."""
+    B, at, found = torch.cat([part.B for part in erasure.parts], 1), 0, []
+    for part, words in zip(erasure.parts, E, strict=True):
+        D, r = erasure.fusion.D_star.clone(), part.D.shape[1]
+        D[:, at : at + r] -= part.D.double()
+        found.append(effect(erasure.layers, B, D, words) / effect(erasure.layers, part.B, part.D, words))
+        at += r
+    return found
 
 
 def sweep(
@@ -71,7 +105,7 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
     fig, axes = panels(3, 2.6, 2.6, sharey=True)
     for (metric, title), ax in zip(titles.items(), axes, strict=True):
         ax.axhline(100 * rows[0][metric], color=COLORS[6], linestyle="--", linewidth=1, label="original")
-        for method, color in zip(METHODS, (COLORS[1], COLORS[0]), strict=True):
+        for method, color in zip(METHODS, WAY_COLORS, strict=True):
             some = [row for row in rows if row["method"] == method]
             y = [100 * row[metric] for row in some]
             ax.plot([row["count"] for row in some], y, "o-", color=color, markersize=4, label=method)
@@ -139,6 +173,19 @@ def sweep_said(rows: Sequence[Mapping]) -> str:
         f"Recognised: {'; '.join(told)}. By the original: kept ones {100 * score[original]['Acc_s']:.0f} %, others "
         f"{100 * score[original]['others']:.0f} %."
     )
+
+
+def turns_said(found: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:
+    """How far own words are from what their own LoRA makes of them, for the first and the last erased, and the worst.
+
+    found: of `deviations`, by method.
+    """
+    told = []
+    for method, values in found.items():
+        worst, half = int(np.argmax(values)), max(1, len(values) // 2)
+        first, last = np.median(values[:half]), np.median(values[-half:])
+        told.append(f"{method} {first:.2f} and {last:.2f}, worst {names[worst]} ({values[worst]:.2f})")
+    return f"Change of own words, median of the half that went first and of the half that went last: {'; '.join(told)}."
 
 
 def shared_words(name: str, erased: Sequence[str]) -> list[str]:

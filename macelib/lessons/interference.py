@@ -18,6 +18,9 @@ from ..models.tokens import token_spans
 from ..show.viz import COLORS, HEAT, Figure
 from .shared import panels, series
 
+WAYS = ("naive", "closed", "in turn")  # the sum (Eq. 6), the fusion (Eq. 7), one erasure after the other
+WAY_COLORS = (COLORS[1], COLORS[0], COLORS[2])
+
 
 def own_tokens(pipe, concept: Concept) -> Tensor:
     """E_i: embeddings of the concept's own tokens in all its prompts (n, d) float64."""
@@ -97,26 +100,31 @@ def matrix_figure(matrices: Mapping[str, Tensor], names: Sequence[str], low: flo
     return fig
 
 
-def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tuple[float, float]:
-    """(naive, closed): what adding `other`, whose prompts have the statistics C, changes in the own words E of `own`,
-    relative to what the LoRA of `own` does to them by itself. Two concepts, nothing else fused."""
+def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tuple[float, float, float]:
+    """(naive, closed, in turn): what adding `other`, whose prompts have the statistics C, changes in the own words E of
+    `own`, relative to what the LoRA of `own` does to them by itself. Two concepts, nothing else fused.
+
+    In turn: `other` is fused by itself into the model in which `own` is erased already.
+    """
     d, layers = erasure.width, erasure.layers
-    one, two = (
+    one, later, two = (
         {"lambda2": some.prior_weight("fuse.lambda2"), "lambda0": some.ridge("fuse.lambda0")}
-        for some in (erasure.of([own]), erasure.of([own, other]))
+        for some in (erasure.of([own]), erasure.of([other]), erasure.of([own, other]))
     )
     DC, C_own = [own.D.double() @ own.statistics.C(), other.D.double() @ C], own.statistics.C()
     eye = torch.eye(d, dtype=torch.float64)
     alone = fuse_sums(eye, DC[0], C_own, erasure.P, **one).D_star
+    after = fuse_sums(eye, DC[1], C, erasure.P, **later).D_star
     both = fuse_sums(eye, torch.cat(DC, 1), C_own + C, erasure.P, **two).D_star
     both[:, : own.D.shape[1]] -= alone
     naive = effect(layers, other.B, other.D, E) / effect(layers, own.B, own.D, E)
-    closed = effect(layers, torch.cat([own.B, other.B], 1), both, E) / effect(layers, own.B, alone, E)
-    return naive, closed
+    whole = effect(layers, own.B, alone, E)
+    closed = effect(layers, torch.cat([own.B, other.B], 1), both, E) / whole
+    return naive, closed, effect(layers, other.B, after, E) / whole
 
 
-def all_pairs(erasure: Erasure, E: Sequence[Tensor], alike: Tensor) -> list[tuple[float, float, float]]:
-    """(similarity, naive, closed) of every two concepts, see `pair`; alike: (N, N)."""
+def all_pairs(erasure: Erasure, E: Sequence[Tensor], alike: Tensor) -> list[tuple[float, ...]]:
+    """(similarity, naive, closed, in turn) of every two concepts, see `pair`; alike: (N, N)."""
     parts = erasure.parts
     return [
         (float(alike[i, j]), *pair(erasure, parts[i], parts[j], parts[j].statistics.C(), E[i]))
@@ -137,7 +145,7 @@ def two_words(names: Sequence[str]) -> int:
 def approach(
     pipe, erasure: Erasure, E: Tensor, vectors: Sequence[Tensor], degrees: Sequence[float], j: int = 1
 ) -> list[tuple]:
-    """(similarity, naive, closed) of the first concept and the j-th, whose prompts move towards the first's.
+    """(similarity, naive, closed, in turn) of the first concept and the j-th, whose prompts move towards the first's.
 
     E: own words of the first. vectors: name vectors of all concepts. degrees: 0 (as it is) to 1 (the same prompts).
     """
@@ -171,14 +179,14 @@ def threshold(x: Sequence[float], y: Sequence[float], tolerance: float) -> float
 
 
 def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[float]], tolerance: float) -> Figure:
-    """Interference by similarity, (similarity, naive, closed) each: dots for real pairs, a line for `curve`.
+    """Interference by similarity, (similarity, *WAYS) each: dots for real pairs, a line for `curve`.
 
     Beside it how the real pairs' interference is spread, in bins of equal width on the same logarithmic axis.
     """
     fig, (ax, side) = panels(2, 3.9, 3.2, sharey=True)
     x, *y = zip(*points, strict=True)
     cx, *cy = zip(*curve, strict=True)
-    for label, dots, line, color in zip(("naive", "closed"), y, cy, (COLORS[1], COLORS[0]), strict=True):
+    for label, dots, line, color in zip(WAYS, y, cy, WAY_COLORS, strict=True):
         ax.plot(x, dots, ".", color=color, markersize=3, alpha=0.35, linewidth=0)
         ax.plot(cx, line, "-", color=color, linewidth=1.8, label=f"{label}, prompts mixed by degrees")
     ax.axhline(tolerance, color="#555555", linestyle="--", linewidth=0.8)
@@ -187,7 +195,7 @@ def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[flo
         ax.axvline(limit, color="#555555", linestyle=":", linewidth=0.8)
         ax.annotate(f"{limit:.2f}", (limit, tolerance), (3, -10), textcoords="offset points", fontsize=7)
     ends = np.log10(np.clip([min(map(min, y)), max(map(max, y))], 1e-9, None))
-    for dots, color in zip(y, (COLORS[1], COLORS[0]), strict=True):
+    for dots, color in zip(y, WAY_COLORS, strict=True):
         options = {"orientation": "horizontal", "histtype": "step", "linewidth": 1.4}
         side.hist(dots, np.logspace(ends[0], ends[1] + 1e-6, 40), color=color, **options)
     side.set_xlabel("pairs", fontsize=8)
@@ -227,24 +235,25 @@ def columns_said(matrices: Mapping[str, Tensor], names: Sequence[str]) -> str:
 
 
 def tail(points: Sequence[Sequence[float]]) -> pd.DataFrame:
-    """Quantiles of the interference of real pairs, (similarity, naive, closed) each: a row per quantile."""
-    frame = pd.DataFrame([point[1:] for point in points], columns=["naive", "closed"])
+    """Quantiles of the interference of real pairs, (similarity, *WAYS) each: a row per quantile."""
+    frame = pd.DataFrame([point[1:] for point in points], columns=WAYS)
     rows = {"median": 0.5, "90 %": 0.9, "99 %": 0.99, "largest": 1.0}
     return pd.DataFrame({label: frame.quantile(q) for label, q in rows.items()} | {"mean": frame.mean()}).T
 
 
-def pairs_said(points: Sequence[Sequence[float]], table: pd.DataFrame, limit: float | None, tolerance: float) -> str:
-    """Which of the two interferes more, in how many pairs and how far; table: of `tail`, limit: of `threshold`."""
-    more = sum(closed > naive for _, naive, closed in points) / len(points)
-    row = lambda label: f"{table.naive[label]:.2f} against {table.closed[label]:.2f}"  # noqa: E731
-    end = (
-        f"For the mixed pair the closed form passes {tolerance:g} at a similarity of {limit:.2f}."
-        if limit is not None
-        else f"For the mixed pair the closed form does not stay above {tolerance:g} at the end."
-    )
+def pairs_said(
+    points: Sequence[Sequence[float]], table: pd.DataFrame, limits: Mapping[str, float | None], tolerance: float
+) -> str:
+    """Which way interferes more, in how many pairs and how far; table: of `tail`; limits: by way, of `threshold`."""
+    more = sum(point[2] > point[1] for point in points) / len(points)
+    less = sum(point[2] < point[3] for point in points) / len(points)
+    row = lambda label: ", ".join(f"{table[way][label]:.2f}" for way in WAYS)  # noqa: E731
+    ends = [f"{way} none" if at is None else f"{way} {at:.2f}" for way, at in limits.items()]
     return (
-        f"Sum against closed form, over {len(points)} pairs: median {row('median')}, 99 % {row('99 %')}, largest "
-        f"{row('largest')}. In {100 * more:.0f} % of the pairs the closed form interferes more. {end}"
+        f"{series(WAYS)}, over {len(points)} pairs: median {row('median')}, 99 % {row('99 %')}, largest "
+        f"{row('largest')}. The closed form interferes more than the sum in {100 * more:.0f} % of the pairs, and less "
+        f"than one after the other in {100 * less:.0f} %. Similarity from which the mixed pair stays above "
+        f"{tolerance:g}: {series(ends)}."
     )
 
 
