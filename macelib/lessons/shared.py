@@ -118,6 +118,12 @@ def series(names: Sequence[str], most: int = 6) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]])) if names else "none"
 
 
+def plain(table: pd.DataFrame) -> list[dict]:
+    """The rows of a table as they are recorded: by column, without what is NaN, the index as columns."""
+    rows = (table if isinstance(table.index, pd.RangeIndex) else table.reset_index()).to_dict("records")
+    return [{name: value for name, value in row.items() if not pd.isna(value)} for row in rows]
+
+
 def sure_said(sure: Mapping[str, Mapping[str, float]], erased: str, others: Sequence[str]) -> str:
     """How sure the judge is, before and after; sure: by state ("original", "erased"), then by name, 0..1."""
     before, after = sure["original"], sure["erased"]
@@ -165,10 +171,18 @@ def written(pipe, fusion: Fusion, B: Sequence[dict[str, Tensor]] = ()) -> Iterat
 
 def panels(columns: int, width: float = 2.6, height: float = 2.6, **kw) -> tuple[Figure, list]:
     """A figure with plain axes side by side, in inches."""
-    fig = Figure(figsize=(columns * width, height), dpi=DPI, layout="constrained")
+    return tiles(columns, columns, width, height, **kw)
+
+
+def tiles(count: int, columns: int, width: float, height: float, **kw) -> tuple[Figure, list]:
+    """A figure with so many plain axes in rows of so many, each of a size in inches; the last row may be short."""
+    lines = max(1, -(-count // columns))
+    fig = Figure(figsize=(columns * width, lines * height), dpi=DPI, layout="constrained")
     fig.set_facecolor("white")
-    axes = list(fig.subplots(1, columns, squeeze=False, **kw)[0])
+    axes = list(fig.subplots(lines, columns, squeeze=False, **kw).flat)
+    for ax in axes[count:]:
+        ax.set_axis_off()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=7)
-    return fig, axes
+    return fig, axes[:count]

@@ -1,0 +1,162 @@
+"""What is recorded of tasks and attacks in `data/results`: read where it is there, else the command that makes it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from ..evaluate import results
+from ..show.viz import COLORS, Figure
+from .shared import panels, series, tiles
+
+COMBINED = ("H_o", "H_c", "H_a")
+ATTACKS = "attacks"
+CHARACTERS = ("characters-1", "characters-5", "characters-10", "characters-30", "characters-50", "characters-100")
+PAIRED = " difference"  # behind a combined metric: the paired one to a reference, named in `against`
+
+
+def found(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The results files of those tasks that are recorded, by name (see `evaluate.results`)."""
+    return {name: results.read(results.place(name)) for name in names if results.place(name).is_file()}
+
+
+def command(name: str) -> str:
+    """What records a task, or the attacks."""
+    return (
+        "mace attack ERASURE --record" if name == ATTACKS else f"mace compare --task {name} --profile recorded --record"
+    )
+
+
+def missing_said(names: Sequence[str]) -> str:
+    """One sentence on what is not recorded, with the command; "" where all is."""
+    missing = [name for name in names if not results.place(name).is_file()]
+    if not missing:
+        return ""
+    beside = " (the others alike)" if len(missing) > 1 else ""
+    return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` makes this table{beside}."
+
+
+def label(row: Mapping[str, Any]) -> str:
+    """A method as figures name it; its published settings go without saying.
+
+    >>> label({"method": "uce", "settings": "published"}), label({"method": "uce", "settings": "tuned"})
+    ('uce', 'uce, tuned')
+    """
+    return ", ".join(filter(None, [row["method"], "" if row["settings"] == "published" else row["settings"]]))
+
+
+def rows(whole: Mapping[str, Any], metric: str | None = None) -> pd.DataFrame:
+    """The rows of a results file as a table, with the column `label`; metric: of this one alone."""
+    some = [{"label": label(row), **row} for row in whole["rows"] if metric in (None, row["metric"])]
+    return pd.DataFrame(some, columns=None if some else ["label", "metric", "mean", "low", "high"])
+
+
+def combined(whole: Mapping[str, Any]) -> str | None:
+    """Which metric joins the others in a file; None where none does."""
+    there = {row["metric"] for row in whole["rows"]}
+    return next((metric for metric in COMBINED if metric in there), None)
+
+
+def tasks_figure(tables: Mapping[str, Mapping[str, Any]]) -> Figure | None:
+    """The combined metric of every row with its 95 % interval, best on top, a panel per task; None without any."""
+    tables = {name: whole for name, whole in tables.items() if combined(whole)}
+    if not tables:
+        return None
+    most = max(len(rows(whole, combined(whole))) for whole in tables.values())
+    fig, axes = tiles(len(tables), min(3, len(tables)), 3.4, 0.9 + 0.2 * most)
+    for (name, whole), ax in zip(tables.items(), axes, strict=True):
+        some = rows(whole, combined(whole)).sort_values("mean")
+        for y, row in enumerate(some.itertuples()):
+            color = COLORS[0] if row.method.startswith("mace") else COLORS[1]
+            ax.plot([row.low, row.high], [y, y], color=color, linewidth=1.2)
+            ax.plot(row.mean, y, "o", color=color, markersize=4)
+        ax.set_yticks(range(len(some)), some.label, fontsize=6)
+        ax.set_title(f"{name}: {combined(whole)}, 95 %", fontsize=8)
+        ax.grid(axis="x", alpha=0.3)
+    return fig
+
+
+def task_said(name: str, whole: Mapping[str, Any]) -> str:
+    """The best row of a task, and who is above and below the reference beyond the paired interval."""
+    metric = combined(whole)
+    if metric is None:
+        return f"{name} has no combined metric."
+    some = rows(whole, metric)
+    best = some.loc[some["mean"].idxmax()]
+    text = f"{name}: {metric} is highest for {best.label} ({best['mean']:.1f}; {best.low:.1f} to {best.high:.1f})"
+    paired = rows(whole, metric + PAIRED)
+    if not len(paired):
+        return text + "; nothing is compared pair by pair."
+    told = {
+        "above": paired[paired.low > 0],
+        "below": paired[paired.high < 0],
+        "not told apart": paired[(paired.low <= 0) & (paired.high >= 0)],
+    }
+    said = [f"{what}: {series(part.label, 99)}" for what, part in told.items()]
+    return f"{text}. Against {paired.against.iloc[0]} on the same prompts and seeds, {'; '.join(said)}."
+
+
+def unmeasured_said(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Which methods could not be measured on a task, and why."""
+    told = [
+        f"{line['method']} on {name} ({line['why'].rstrip('.')})"
+        for name, whole in tables.items()
+        for line in whole["not_measured"]
+        if line["metric"] == "all"
+    ]
+    return f"Not measured: {series(told, 99)}." if told else ""
+
+
+# --- what an erasure costs
+
+
+def costs(whole: Mapping[str, Any]) -> pd.DataFrame:
+    """By row of a task: seconds to build an edit, of which in the text encoder, peak MB, and the combined metric."""
+    columns = {"seconds": "time, s", "in the text encoder": "time in the text encoder, s", "peak MB": "peak memory, MB"}
+    columns |= {combined(whole): combined(whole)} if combined(whole) else {}
+    table = {name: rows(whole, metric).groupby("label", sort=False)["mean"].first() for name, metric in columns.items()}
+    return pd.DataFrame(table).dropna(subset=["seconds"]).sort_values("seconds")
+
+
+def costs_figure(table: pd.DataFrame) -> Figure:
+    """The combined metric of `costs` against the seconds that an edit takes, on a logarithmic axis."""
+    fig, (ax,) = panels(1, 6.0, 3.2)
+    metric = next((name for name in COMBINED if name in table), None)
+    y = table[metric] if metric else pd.Series(0.0, table.index)
+    for i, name in enumerate(table.index):
+        color = COLORS[0] if name.startswith("mace") else COLORS[1]
+        ax.plot(max(table.seconds[name], 1e-3), y[name], "o", color=color, markersize=4)
+        where = {"textcoords": "offset points", "fontsize": 6, "rotation": 20 * (i % 2)}
+        ax.annotate(name, (max(table.seconds[name], 1e-3), y[name]), (3, 3), **where)
+    ax.set(xscale="log")
+    ax.set_xlabel("seconds to make the edit", fontsize=8)
+    ax.set_ylabel(metric or "", fontsize=8)
+    ax.grid(alpha=0.3)
+    return fig
+
+
+def costs_said(table: pd.DataFrame, ours: str = "mace") -> str:
+    """The cheapest and the dearest edit, and how many times ours each other one takes."""
+    first, last = table.iloc[0], table.iloc[-1]
+    text = f"An edit takes {first.seconds:.1f} s ({first.name}) to {last.seconds:.1f} s ({last.name})."
+    if ours not in table.index:
+        return f"{text} {ours} is not among them."
+    own = table.loc[ours]
+    told = [f"{name} {seconds / own.seconds:.2g}" for name, seconds in table.seconds.drop(ours).items()]
+    text = f"{text} In parts of {ours}'s {own.seconds:.1f} s: {series(told, 99)}."
+    metric = next((name for name in COMBINED if name in table), None)
+    better = table[(table.seconds < own.seconds) & (table[metric] > own[metric])] if metric else table.iloc[:0]
+    return f"{text} Cheaper and with a higher {metric or 'metric'}, whatever the interval: {series(better.index, 99)}."
+
+
+def agreement_said(table: pd.DataFrame) -> str:
+    """Whether ours puts methods in the order of published tables, block by block; table: of `compare.agreement`."""
+    if not len(table):
+        return "No published block has three methods in common with what is recorded: nothing can be said of its order."
+    told = [
+        f"{row.source} as our {row.task}, {row.settings} settings: τ = {row.tau:.2f} ({row.low:.2f} to {row.high:.2f})"
+        f", {row.agree} of {row.pairs} pairs of {row.methods} methods agree (p = {row.p:.2f}"
+        f"{'; the other way round: ' + row.apart if row.apart else ''})"
+        for row in table.itertuples()
+    ]
+    return f"{'. '.join(told)}."

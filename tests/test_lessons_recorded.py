@@ -1,0 +1,75 @@
+"""What notebooks read of recorded tables, and what they say of them and of those that are missing."""
+
+import doctest
+
+import pandas as pd
+import pytest
+
+from macelib.compare.rows import DIFFERENCE
+from macelib.evaluate import results
+from macelib.lessons import recorded as r
+
+
+def row(method, metric, mean, low, high, settings="published", **beside):
+    about = {"task": "objects", "method": method, "settings": settings, "metric": metric, "n": 5}
+    return about | {"mean": mean, "low": low, "high": high} | beside
+
+
+ROWS = [
+    row("original", "H_o", 1, 0, 3, ""), row("uce", "H_o", 60, 50, 70), row("uce", "H_o", 80, 75, 85, "tuned"),
+    row("dp", "H_o", 95, 90, 99), row("mace", "H_o", 90, 85, 95),
+    row("uce", "H_o difference", -30, -40, -20, against="mace (published)"),
+    row("uce", "H_o difference", -10, -20, 0, "tuned", against="mace (published)"),
+    row("dp", "H_o difference", 5, 1, 9, against="mace (published)"),
+    row("uce", "time, s", 0.5, 0.4, 0.6), row("dp", "time, s", 2, 1, 3), row("mace", "time, s", 50, 40, 60),
+    row("uce", "peak memory, MB", 500, 400, 600),
+]  # fmt: skip
+MISSING = [{"method": "safree", "metric": "all", "why": "more concepts than tokens."}]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "folder", lambda: tmp_path)
+    results.write(tmp_path / "objects.json", "mace compare", {}, ROWS, MISSING)
+    return tmp_path
+
+
+def test_doctests():
+    assert doctest.testmod(r).failed == 0 and f" {DIFFERENCE}" == r.PAIRED
+
+
+def test_what_is_there_is_read_and_what_is_not_is_said(folder):
+    assert list(r.found(["objects", "styles"])) == ["objects"] and r.missing_said(["objects"]) == ""
+    told = r.missing_said(["objects", "styles", "attacks"])
+    assert told.startswith("Not recorded yet: styles and attacks; `mace compare --task styles --profile recorded")
+    assert "`mace attack " in r.missing_said(["attacks"]) and told.endswith("this table (the others alike).")
+
+
+def test_a_task_is_told_with_its_intervals(folder):
+    (whole,) = r.found(["objects"]).values()
+    told = r.task_said("objects", whole)
+    assert "H_o is highest for dp (95.0; 90.0 to 99.0)" in told
+    assert "Against mace (published) on the same prompts and seeds" in told
+    assert told.endswith("above: dp; below: uce; not told apart: uce, tuned.")
+    assert "nothing is compared" in r.task_said("objects", whole | {"rows": ROWS[:3]})
+    assert "no combined metric" in r.task_said("objects", whole | {"rows": ROWS[-1:]})
+    assert r.unmeasured_said({"objects": whole}) == "Not measured: safree on objects (more concepts than tokens)."
+    assert len(r.tasks_figure({"objects": whole, "styles": whole}).axes) == 2 and r.tasks_figure({}) is None
+
+
+def test_what_an_edit_costs(folder):
+    table = r.costs(r.found(["objects"])["objects"])
+    assert table.seconds.to_dict() == {"uce": 0.5, "dp": 2.0, "mace": 50.0} and table["peak MB"]["uce"] == 500
+    told = r.costs_said(table)
+    assert "0.5 s (uce) to 50.0 s (mace)" in told and "uce 0.01 and dp 0.04" in told
+    assert told.endswith("Cheaper and with a higher H_o, whatever the interval: dp.")
+    assert "mace is not among them" in r.costs_said(table.drop("mace")) and len(r.costs_figure(table).axes) == 1
+
+
+def test_agreement_in_words():
+    row = {"source": "A", "task": "objects", "settings": "tuned", "methods": 3, "tau": 1 / 3, "low": -1.0, "high": 1.0,
+           "agree": 2, "pairs": 3, "p": 0.5, "apart": "uce and dp"}  # fmt: skip
+    told = r.agreement_said(pd.DataFrame([row]))
+    assert "A as our objects, tuned settings: τ = 0.33 (-1.00 to 1.00), 2 of 3 pairs of 3 methods agree" in told
+    assert "(p = 0.50; the other way round: uce and dp)" in told
+    assert "nothing can be said" in r.agreement_said(pd.DataFrame())
