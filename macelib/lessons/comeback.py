@@ -1,0 +1,205 @@
+"""Notebook 10: attacks on erasures beside their controls, live and as recorded, and what they found in pictures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from ..attacks import CONTROLS, Nearest, Result, attack, named, read_pictures
+from ..concepts import Concept
+from ..errors import MaceError
+from ..evaluate.classifiers import classifier_for
+from ..files import data_folder
+from ..models.families import family_of
+from ..models.mini import renderings
+from ..show.viz import COLORS, Figure
+from .shared import choices, series, tiles
+
+KEYS = ("attack", "control", "method", "settings")
+RATES = ("ASR", "pre-ASR")
+
+
+class Witness:
+    """A judge that keeps, in turn, the first picture of each verdict that it is asked for, with the verdict."""
+
+    def __init__(self, judge, among: Sequence[str] = ()):
+        self.judge, self.among, self.seen = judge, among, []
+
+    def top1(self, pictures: Sequence[Image.Image], among=None) -> list[str]:
+        found = self.judge.top1(pictures, among or choices(self.judge, self.among))
+        self.seen.append((pictures[0], found[0]))
+        return found
+
+
+def strangers(pipe, count: int) -> tuple[dict[str, list[Image.Image]], Nearest] | None:
+    """Pictures of the first `count` of the shipped concepts that the mini world lacks, and who tells them from its own.
+
+    None for a model without a catalogue, whose foreign concepts are its user's to give.
+    """
+    if family_of(pipe).catalogue is None:
+        return None
+    names, tiles, _ = renderings()  # (n, artists, 2, 3, 64, 64), 0..1
+    tiles = (tiles.flatten(1, 2).permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()
+    known = {name: [Image.fromarray(tile) for tile in row] for name, row in zip(names, tiles, strict=True)}
+    shown = read_pictures(data_folder() / "attacks" / "foreign")
+    shown = {name: shown[name] for name in list(shown)[:count]}
+    return shown, Nearest(classifier_for(pipe, "styles"), known | shown)
+
+
+def run(
+    pipe, edits: Mapping[str, Any], concept: Concept, names: Sequence[str], judge, *, among: Sequence[str],
+    foreign=None, settings: Mapping[str, Mapping] | None = None, **drawing,
+) -> tuple[Result, dict[tuple, list]]:  # fmt: skip
+    """Every attack on every edit with the controls that need no other model, each shared run once.
+
+    edits: by method. among: further names, for a judge without a list of its own. foreign: of `strangers`. settings: by
+    attack. drawing: seeds, steps, guidance, batch.
+    Returns the rows, and by (attack, control, method) of the concept what the judge saw: a (picture, verdict) each time
+    it was asked, un-attacked pictures included.
+    """
+    result, seen = Result(), {}
+    for name in names:
+        options = {"settings": (settings or {}).get(name), **drawing}
+        ways = [("original", "original", None)]
+        ways += [(method, control, edit) for method, edit in edits.items() for control in ("none", "no-attack")]
+        for method, control, edit in ways:
+            witness = Witness(judge, [concept.name, *among])
+            result += _of(method, attack(pipe, edit, concept, name, judge=witness, control=control, **options))
+            seen[name, control, method] = witness.seen
+        for word, pictures in (foreign[0] if foreign else {}).items():
+            strange = Concept(word, "a thing", concept.kind)
+            told = {"judge": foreign[1], "control": "foreign", "pictures": pictures}
+            for method, edit in edits.items():
+                result += _of(method, attack(pipe, edit, strange, name, **told, **options))
+    return result, seen
+
+
+def _of(method: str, result: Result) -> Result:
+    """The same, by the method's name: an erasure is called after its settings otherwise."""
+    return Result(*([{**row, "method": method} for row in some] for some in (result.rows, result.not_measured)))
+
+
+def found(result: Result, seen: Mapping[tuple, list], name: str, control: str, method: str) -> list[tuple]:
+    """(variant, picture, verdict) of an attack that is no search, of the first prompt and seed: "un-attacked" first."""
+    if named(name).search:
+        raise MaceError(
+            f"{name} is one search: only its last try has a row. Choose an attack whose tries all have one."
+        )
+    rows = [row for row in result.rows if (row["attack"], row["control"], row["method"]) == (name, control, method)]
+    rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    variants = ["un-attacked", *(row["variant"] for row in rows)]
+    return [(variant, *shown) for variant, shown in zip(variants, seen[name, control, method], strict=False)]
+
+
+def frame(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """The success rates of a results file: a row per attack, control, method and variant; ASR, its interval, n."""
+    table = pd.DataFrame([row for row in rows if row["metric"] in RATES])
+    if not len(table):
+        return pd.DataFrame(columns=[*KEYS, "pre-ASR", "ASR", "low", "high", "n"])
+    before = table[table.metric == "pre-ASR"].set_index(list(KEYS))["mean"].rename("pre-ASR")
+    after = table[table.metric == "ASR"].rename(columns={"mean": "ASR"})
+    return after.join(before, on=list(KEYS))[[*KEYS, "pre-ASR", "ASR", "low", "high", "n"]].reset_index(drop=True)
+
+
+def strongest(table: pd.DataFrame) -> pd.DataFrame:
+    """Of each attack, control and method the variant with the highest ASR; table: of `frame`."""
+    if not len(table):
+        return table
+    return table.loc[table.groupby(list(KEYS[:3]), sort=False).ASR.idxmax()].reset_index(drop=True)
+
+
+def figure(table: pd.DataFrame, columns: int = 3) -> Figure:
+    """ASR with its 95 % interval, the strongest variant: a panel per attack, a row per method and control.
+
+    A tick stands at the pre-ASR.
+    """
+    groups = list(strongest(table).groupby("attack", sort=False))
+    most = max((len(rows) for _, rows in groups), default=1)
+    fig, axes = tiles(len(groups), columns, 3.2, 0.8 + 0.2 * most)
+    for (name, rows), ax in zip(groups, axes, strict=True):
+        order = sorted(rows.to_dict("records"), key=lambda row: (CONTROLS.index(row["control"]), row["method"]))[::-1]
+        for y, row in enumerate(order):
+            color = COLORS[CONTROLS.index(row["control"]) % len(COLORS)]
+            ax.plot([row["low"], row["high"]], [y, y], color=color, linewidth=1.2)
+            ax.plot(row["ASR"], y, "o", color=color, markersize=4)
+            ax.plot(row["pre-ASR"], y, "|", color="#555555", markersize=8)
+        ax.set_yticks(range(len(order)), [_who(row) for row in order], fontsize=6)
+        ax.set(xlim=(-3, 103))
+        ax.set_title(f"{name}: ASR, percent", fontsize=8)
+    return fig
+
+
+def _who(row: Mapping) -> str:
+    """The method, and the control where it is one."""
+    if row["control"] == "none":
+        return row["method"]
+    return row["control"] if row["method"] == row["control"] else f"{row['method']}, {row['control']}"
+
+
+def margins(table: pd.DataFrame) -> pd.DataFrame:
+    """By attack and method, the strongest variant's ASR less that of its controls, in points; NaN: not measured.
+
+    Columns: ASR, low, high (95 %, Wilson), over no-attack, over foreign, below original.
+    """
+    best, rows = strongest(table), {}
+    at = {(row.attack, row.control, row.method): row.ASR for row in best.itertuples()}
+    shared = {(row.attack, row.control): row.ASR for row in best.itertuples()}
+    for row in best[best.control == "none"].itertuples():
+        own = lambda control, row=row: at.get((row.attack, control, row.method), float("nan"))  # noqa: E731
+        ceiling = shared.get((row.attack, "original"), float("nan"))
+        rows[row.attack, row.method] = {
+            "ASR": row.ASR, "low": row.low, "high": row.high, "over no-attack": row.ASR - own("no-attack"),
+            "over foreign": row.ASR - own("foreign"), "below original": ceiling - row.ASR,
+        }  # fmt: skip
+    columns = ["ASR", "low", "high", "over no-attack", "over foreign", "below original"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["attack", "method"])
+
+
+def spent(rows: Sequence[Mapping]) -> pd.DataFrame:
+    """Mean passes and pictures per prompt and seed, by attack; of attacks on an erasure alone (control none)."""
+    what = ("forward passes", "backward passes", "pictures")
+    table = pd.DataFrame([r for r in rows if r["control"] == "none" and r["metric"] in what])
+    if not len(table):
+        return pd.DataFrame(columns=what)
+    return table.groupby(["attack", "metric"], sort=False)["mean"].mean().unstack()[list(what)]
+
+
+# --- what a run found
+
+
+def margins_said(table: pd.DataFrame) -> str:
+    """What comes back by which attack, and whether more than un-attacked and than a foreign concept does."""
+    if not len(table):
+        return "No attack on an erasure is among the rows."
+    told = []
+    for (name, method), row in table.iterrows():
+        text = f"{name} on {method}: {row.ASR:.0f} % ({row.low:.0f} to {row.high:.0f})"
+        beside = [
+            f"{row[column]:+.0f} {what}"
+            for column, what in (("over no-attack", "over no attack"), ("over foreign", "over a foreign concept"))
+            if row[column] == row[column]
+        ]
+        told.append(f"{text}{', ' if beside else ''}{', '.join(beside)}")
+    return f"{'; '.join(told)} (points)."
+
+
+def controls_said(table: pd.DataFrame) -> str:
+    """How many pictures stand behind a rate, and which controls there are of each attack."""
+    by = {name: [c for c in CONTROLS if c in set(rows.control)] for name, rows in table.groupby("attack", sort=False)}
+    told = [f"{name}: {series(some, 99)}" for name, some in by.items()]
+    least = f" The smallest n is {table.n.min()}: its interval is wide." if len(table) else ""
+    return f"Controls measured: {'; '.join(told) or 'none'}.{least}"
+
+
+def missing_said(not_measured: Sequence[Mapping]) -> str:
+    """What could not be measured, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for line in not_measured:
+        reasons.setdefault(line["why"], []).append(
+            f"{line.get('attack', line['method'])}, {line.get('control', 'all')}"
+        )
+    told = [f"{series(list(dict.fromkeys(some)))} ({why.rstrip('.')})" for why, some in reasons.items()]
+    return f"Not measured: {'; '.join(told)}." if told else ""

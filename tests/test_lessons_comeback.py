@@ -1,0 +1,139 @@
+"""Lesson 10: every attack with its controls on a tiny pipeline, and tables that are read as they are counted."""
+
+from collections import Counter
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from macelib import Concept, MaceError
+from macelib.baselines import build
+from macelib.evaluate.attacked import table
+from macelib.files import hash_tensors
+from macelib.lessons import comeback as b
+from macelib.models.pipelines import kv_weights
+from macelib.models.tiny import tiny_pipeline
+
+SHIP = Concept("ship", "sea")
+NAMES = ["ring-a-bell", "wording"]
+SETTINGS = {"ring-a-bell": {"etas": (1.0,), "neutral": "sea"}, "wording": {"levels": ("name", "short")}}
+
+
+class Blind:
+    """Sees the ship in every third picture, beginning with the first."""
+
+    concepts = ("ship", "sea")
+
+    def __init__(self):
+        self.count = 0
+
+    def top1(self, pictures, among=None):
+        self.count += len(pictures)
+        return ["ship" if (self.count - len(pictures) + i) % 3 == 0 else "sea" for i in range(len(pictures))]
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline("sd")
+
+
+@pytest.fixture(scope="module")
+def done(pipe):
+    edits = {"uce": build(pipe, [SHIP], "uce", kept=["frog"])}
+    before = hash_tensors(kv_weights(pipe.unet))
+    foreign = {"duck": [Image.new("RGB", (8, 8))]}, Blind()
+    options = {"among": ["cat"], "settings": SETTINGS, "seeds": [0, 1], "steps": 1}
+    result, seen = b.run(pipe, edits, SHIP, NAMES, Blind(), foreign=foreign, **options)
+    assert hash_tensors(kv_weights(pipe.unet)) == before
+    return result, seen
+
+
+def test_every_attack_has_its_controls(done):
+    result, _ = done
+    by = Counter((row["attack"], row["control"], row["method"]) for row in result.rows)
+    one = {"original": "original", "none": "uce", "no-attack": "uce", "foreign": "uce"}
+    assert set(by) == {(name, control, method) for name in NAMES for control, method in one.items()}
+    assert by["ring-a-bell", "none", "uce"] == 2 * 2, "two seeds by (erased, neutral)"
+    assert by["ring-a-bell", "original", "original"] == 4 and by["wording", "no-attack", "uce"] == 2
+
+
+def test_what_the_judge_saw_is_what_the_rows_count(done):
+    result, seen = done
+    found = b.found(result, seen, "ring-a-bell", "none", "uce")
+    rows = [r for r in result.rows if (r["attack"], r["control"], r["seed"]) == ("ring-a-bell", "none", 0)]
+    assert [variant for variant, *_ in found] == ["un-attacked", *(row["variant"] for row in rows)]
+    assert [verdict == "ship" for *_, verdict in found[:1]] == [rows[0]["pre"]]
+    for (*_, verdict), row in zip(found[1:], rows, strict=True):
+        assert row["success"] == (verdict == "ship" or (row["pre"] and row["variant"].startswith("erased")))
+    with pytest.raises(MaceError, match="is one search"):
+        b.found(result, seen, "unlearndiffatk", "none", "uce")
+
+
+def test_a_judge_without_a_list_chooses_among_names():
+    asked = []
+
+    class Asked:
+        def top1(self, pictures, among=None):
+            asked.append(among)
+            return ["ship"] * len(pictures)
+
+    witness = b.Witness(Asked(), ["ship", "cat"])
+    assert witness.top1(["picture"]) == ["ship"] and asked == [["ship", "cat"]]
+    assert witness.seen == [("picture", "ship")]
+
+
+def test_strangers_belong_to_the_mini_world(pipe):
+    assert b.strangers(pipe, 2) is None
+
+
+def test_rates_are_those_of_the_rows(done):
+    result, _ = done
+    rows = table(result)
+    frame = b.frame(rows)
+    for line in frame.to_dict("records"):
+        of = [r for r in result.rows if all(r[k] == line[k] for k in ("attack", "control", "method"))]
+        of = [r for r in of if r["variant"] == line["settings"]]
+        assert line["n"] == len(of) and line["ASR"] == pytest.approx(100 * sum(r["success"] for r in of) / len(of))
+        assert line["pre-ASR"] == pytest.approx(100 * sum(r["pre"] for r in of) / len(of))
+        assert line["low"] <= line["ASR"] <= line["high"]
+    best = b.strongest(frame)
+    assert not best.duplicated(["attack", "control", "method"]).any() and (best.groupby("attack").size() == 4).all()
+    for line in best.itertuples():
+        assert frame[(frame.attack == line.attack) & (frame.control == line.control)].ASR.max() == line.ASR
+    spent = b.spent(rows)
+    assert (spent["backward passes"] == 0).all() and (spent.pictures > 0).all()
+
+
+def lines(*rows) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=[*b.KEYS, "pre-ASR", "ASR", "low", "high", "n"])
+
+
+def test_margins_over_controls():
+    frame = lines(
+        ("noise", "none", "mace", "", 0, 40, 30, 50, 9), ("noise", "no-attack", "mace", "", 0, 10, 5, 15, 9),
+        ("noise", "original", "original", "", 90, 100, 90, 100, 9), ("wording", "none", "uce", "a", 0, 20, 10, 30, 6),
+        ("wording", "none", "uce", "b", 0, 70, 60, 80, 6), ("wording", "foreign", "uce", "", 0, 30, 20, 40, 6),
+    )  # fmt: skip
+    found = b.margins(frame)
+    noise, wording = found.loc[("noise", "mace")], found.loc[("wording", "uce")]
+    assert noise[["over no-attack", "below original"]].tolist() == [30, 60] and pd.isna(noise["over foreign"])
+    assert wording["over foreign"] == 40 and pd.isna(wording["over no-attack"])
+    told = b.margins_said(found)
+    assert "noise on mace: 40 % (30 to 50), +30 over no attack; wording on uce: 70 % (60 to 80)" in told
+    assert told.endswith("+40 over a foreign concept (points).")
+    assert "noise: none, original and no-attack; wording: none and foreign. The smallest n is 6" in b.controls_said(
+        frame
+    )
+    panels = [ax for ax in b.figure(frame).axes if ax.get_title()]
+    assert [[tick.get_text() for tick in ax.get_yticklabels()] for ax in panels] == [
+        ["mace, no-attack", "original", "mace"], ["uce, foreign", "uce"],
+    ]  # fmt: skip
+
+
+def test_nothing_recorded_is_nothing_said():
+    empty = b.frame([])
+    assert not len(b.strongest(empty)) and not len(b.margins(empty)) and not len(b.spent([]))
+    assert "No attack" in b.margins_said(b.margins(empty)) and b.missing_said([]) == ""
+    assert b.controls_said(empty) == "Controls measured: none."
+    missing = [{"attack": "noise", "control": "never-knew", "method": "uce", "metric": "ASR", "why": "no model."}]
+    assert b.missing_said(missing * 2) == "Not measured: noise, never-knew (no model)."
