@@ -63,5 +63,6 @@ def tiny_data(folder: Path) -> Path:
     captions = json.loads((folder / "world" / "captions.json").read_text(encoding="utf-8"))["captions"]
     (folder / "world" / "captions.json").unlink()
     (folder / "world" / "captions.json").write_text(json.dumps({"captions": captions[::20]}), encoding="utf-8")
-    shutil.copytree(data_folder() / "studies", folder / "studies")  # a study may be recorded there
+    for name in ("studies", "results"):
+        shutil.copytree(data_folder() / name, folder / name)  # something may be recorded there
     return folder
