@@ -2,6 +2,7 @@
 
 import json
 
+import pandas as pd
 import pytest
 from test_evaluate import FAST, QUICK, ByPixel
 
@@ -16,14 +17,16 @@ GRID = {
     "many": 2,
     "alone": [{}, {"train": {"lr": 0.5}}],
     "together": [{"stages": "1", "prior": {"lambda3": 7.0}}],
+    "cheaper": [{"images": {"masks": "drawing"}}],
 }
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"alone": [], "together": []}, "A grid has 1 to 24 points, not 0"),
-        ({"alone": [{"seed": i} for i in range(25)]}, "A grid has 1 to 24 points, not 26"),
+        ({"alone": [], "together": [], "cheaper": []}, "A grid has 1 to 24 points, not 0"),
+        ({"alone": [{"seed": i} for i in range(25)]}, "A grid has 1 to 24 points, not 27"),
+        ({"alone": []}, "cheaper is MACE's, and compared with the first point of alone"),
         ({"alone": [{}, {}]}, r"alone has the point \{\} twice"),
         ({"alone": [{"train": {"lrr": 1}}]}, "train.lrr is not a setting"),
         ({"alone": [3]}, r"alone\[0\] is 3; allowed: a mapping"),
@@ -46,18 +49,23 @@ def test_every_point_is_measured_and_the_best_of_each_list_taken(tmp_path, monke
     arguments = pipe, tmp_path / "out", grid, EraseConfig.from_dict(QUICK)
     result = evaluate.grid_study(*arguments, classifier=ByPixel(), **FAST)
     rows = result.metrics.to_dict("records")
-    assert [(row["erased"], row["point"]) for row in rows] == [("alone", 1), ("alone", 2), ("together", 1)]
+    assert [(row["erased"], row["point"]) for row in rows] == [
+        ("alone", 1), ("alone", 2), ("together", 1), ("cheaper", 1),
+    ]  # fmt: skip
     assert [json.loads(row["settings"]) for row in rows] == [
         {},
         {"train": {"lr": 0.5}},
         {"stages": "1", "prior": {"lambda3": 7.0}},
+        *GRID["cheaper"],
     ]
-    first, second, third = rows
+    first, second, third = rows[:3]
     assert third["chosen"] and first["chosen"] == (first["H_c"] >= second["H_c"]) != second["chosen"]
     erased, kept = evaluate.tuning_lists(2)
     assert result.settings["kept_names"] == kept
     held = {p.stem: evaluate_config(p) for p in (tmp_path / "out").glob("*.safetensors")}
-    assert set(held) == {f"alone-{i}-{c.name}" for i in (1, 2) for c in erased} | {"together-1"}
+    single = {f"{point}-{c.name}" for point in ("alone-1", "alone-2", "cheaper-1") for c in erased}
+    assert set(held) == single | {"together-1"}
+    assert held[f"cheaper-1-{erased[0].name}"].images.masks == "drawing"
     assert held[f"alone-2-{erased[0].name}"].train.lr == 0.5 != held[f"alone-1-{erased[0].name}"].train.lr
     assert (
         held["together-1"].stages == "1"
@@ -77,7 +85,16 @@ def test_every_point_is_measured_and_the_best_of_each_list_taken(tmp_path, monke
 def test_the_shipped_grid_changes_settings_that_the_preset_has():
     grid = evaluate.Grid.load(data_folder() / "world" / "tuning.yaml")
     assert grid.alone[0] == {} == grid.together[0]
-    assert len(grid.points()) == 22 and grid.many == 60
+    assert len(grid.points()) == 24 and grid.many == 60 and [p["images"]["steps"] for p in grid.cheaper] == [8, 15]
+
+
+@pytest.mark.parametrize(("cheap", "chosen"), [((80.0, 95.0), 3), ((79.9, 80.1), 4), ((10.0, 79.0), None)])
+def test_the_cheapest_that_changes_nothing_is_enough(cheap, chosen):
+    """H_c of alone's first point has the interval 80 to 90; its second is better, and does not matter here."""
+    how, H_c = ["alone", "alone", "together", "cheaper", "cheaper"], [85.0, 97.0, 60.0, *cheap]
+    rows = zip(how, [1, 2, 1, 1, 2], H_c, [80, 95, 50, 0, 0], strict=True)
+    found = tuning._best(pd.DataFrame(rows, columns=["erased", "point", "H_c", "low"]))
+    assert sorted(found) == [1, 2, *([] if chosen is None else [chosen])]
 
 
 def evaluate_config(path) -> EraseConfig:

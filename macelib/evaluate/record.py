@@ -135,4 +135,6 @@ def _tuning(metrics: pd.DataFrame, settings: dict) -> str:
         f"{len(settings['seeds'])} seeds, {settings['steps']} steps ({settings.get('autocast') or 'fp32'}) at "
         f"{guidance(settings)}, {settings['classifier']}'s top-1. The highest H_c is chosen."
     )
+    if grid.get("cheaper"):
+        how += " Of cheaper settings, the first is enough whose H_c is not below the interval of the first alone."
     return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", how])

@@ -1,13 +1,15 @@
 """Settings chosen on names that no protocol asks for: every point of a grid is erased and measured, the best is taken.
 
 MACE's grid is a file that is written before the first point is run: `alone`, settings with which some concepts are
-erased one by one, and `together`, settings for many concepts beside as many names to keep. Another method's grid is its
-own (`Method.grid`), of which no more points are tried than MACE's has.
+erased one by one, `together`, settings for many concepts beside as many names to keep, and `cheaper`, settings that
+take less time than the first of `alone`, the cheapest first: what changes nothing is enough. Another method's grid is
+its own (`Method.grid`), of which no more points are tried than MACE's has.
 """
 
 import dataclasses
 import json
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,11 +48,14 @@ class Grid:
     many: int = 60  # concepts that are erased together, beside as many names to keep
     alone: tuple[dict, ...] = field(default=())
     together: tuple[dict, ...] = field(default=())
+    cheaper: tuple[dict, ...] = field(default=())
     method: str = "mace"  # whose settings
 
     def __post_init__(self):
-        if not 1 <= len(self.alone) + len(self.together) <= MOST:
-            raise MaceError(f"A grid has 1 to {MOST} points, not {len(self.alone) + len(self.together)}.")
+        if not 1 <= len(self.points()) <= MOST:
+            raise MaceError(f"A grid has 1 to {MOST} points, not {len(self.points())}.")
+        if self.cheaper and not (self.alone and self.method == "mace"):
+            raise MaceError("cheaper is MACE's, and compared with the first point of alone: give one, such as {}.")
         if self.few < 1 or self.many < 2:
             raise MaceError(f"few is {self.few!r} and many is {self.many!r}; allowed: 1 or more, and 2 or more.")
         settings = method(self.method).settings
@@ -62,8 +67,8 @@ class Grid:
             EraseConfig.from_dict(point) if settings is EraseConfig else build_settings(settings, point)
 
     def points(self) -> list[tuple[str, int, dict[str, Any]]]:
-        """(alone or together, number from 1, settings) of every point."""
-        lists = ("alone", self.alone), ("together", self.together)
+        """(alone, together or cheaper, number from 1, settings) of every point."""
+        lists = ("alone", self.alone), ("together", self.together), ("cheaper", self.cheaper)
         return [(how, i, point) for how, points in lists for i, point in enumerate(points, 1)]
 
     def label(self, how: str, number: int) -> str:
@@ -89,14 +94,14 @@ def trials(name: str, like: Grid, lists: Sequence[str] = tuple(KINDS)) -> Grid:
         has = "its grid is a file, --grid" if method(name).settings is EraseConfig else "it has no such settings"
         raise MaceError(f"{name} has nothing to tune here: {has}. There are {', '.join(tunable())}.")
     points = {how: tuple(method(name).trials(KINDS[how], len(getattr(like, how)))) for how in lists}
-    return dataclasses.replace(like, method=name, **({how: () for how in KINDS} | points))
+    return dataclasses.replace(like, method=name, cheaper=(), **({how: () for how in KINDS} | points))
 
 
 @dataclass(frozen=True)
 class Tuning:
     """A row per point, and what is chosen; printing it shows `metrics`."""
 
-    # erased ("alone", "together"), point, settings, Acc_e, Acc_s, Acc_a, H_c, low, high, seconds (to make), why (there
+    # erased (see `Grid.points`), point, settings, Acc_e, Acc_s, Acc_a, H_c, low, high, seconds (to make), why (there
     # are no numbers), chosen
     metrics: pd.DataFrame
     settings: dict
@@ -121,7 +126,8 @@ def tune(
 
     Acc_e, Acc_s, Acc_a and H_c are those of `characters`, in two prompts; `alone`: their mean over the first `few`
     names, beside the first `many` to keep, of which the method is not told. The highest H_c of each list is chosen, the
-    first of equal ones; a point that the method refuses has no numbers. Points that are measured are kept in `folder`,
+    first of equal ones; of `cheaper`, measured as `alone`, the first whose H_c is not below the interval of alone's
+    first point. A point that the method refuses has no numbers. Points that are measured are kept in `folder`,
     pictures, too.
 
     make: erases by a point. start: what points are changes of, as JSON. minutes: no further point of a list begins when
@@ -137,17 +143,18 @@ def tune(
     common = {"templates": protocols.TUNING_TEMPLATES, "seeds": seeds, "folder": folder / "evaluation", **options}
     drawing = Drawing(**{name: value for name, value in options.items() if name in DRAWING})
     about = [drawing.about(pipe), made_with(pipe, [], options["classifier"]), [*seeds], protocols.TUNING_TEMPLATES]
-    rows, settings, spent = [], {}, dict.fromkeys(KINDS, 0.0)
+    rows, settings, spent = [], {}, defaultdict(float)
     for how, number, point in grid.points():
         if minutes is not None and spent[how] > 60 * minutes:
             continue
-        label, lists = grid.label(how, number), ([[c] for c in concepts[: grid.few]] if how == "alone" else [concepts])
+        label, single = grid.label(how, number), how != "together"
+        lists = [[c] for c in concepts[: grid.few]] if single else [concepts]
         key = hash_text(
             json.dumps([about, start, point, [[c.name for c in some] for some in lists], kept], default=str)
         )
         place = folder / "points" / f"{name_of(label)}.json"
         if (found := _read(place, key)) is None:
-            told = [] if how == "alone" else kept
+            told = [] if single else kept
             found = {"key": key, **_measured(pipe, make, how, lists, told, kept, point, label, progress, common)}
             if "settings" in found:
                 with atomic(place) as temporary:
@@ -158,11 +165,19 @@ def tune(
     metrics = pd.DataFrame(rows)
     if not settings:
         raise MaceError(f"{grid.method} refuses every point. Of the first: {metrics.why[0]}")
-    best = metrics.dropna(subset=["H_c"]).groupby("erased").H_c.idxmax()
-    metrics["chosen"] = metrics.index.isin(best)
-    about = {"grid": {"few": grid.few, "many": grid.many, "alone": [*grid.alone], "together": [*grid.together]}}
+    metrics["chosen"] = metrics.index.isin(_best(metrics.dropna(subset=["H_c"])))
+    about = {"grid": {"few": grid.few, "many": grid.many}}
+    about["grid"] |= {name: [*getattr(grid, name)] for name in ("alone", "together", "cheaper")}
     names = {"erased_names": [c.name for c in concepts], "kept_names": kept, "method": grid.method}
     return Tuning(metrics, settings | about | names)
+
+
+def _best(metrics: pd.DataFrame) -> list[int]:
+    """Rows of what is chosen: see `tune`."""
+    first = metrics[(metrics.erased == "alone") & (metrics.point == 1)]
+    cheaper = metrics[metrics.erased == "cheaper"]
+    enough = [*cheaper.index[cheaper.H_c >= first.low.iloc[0]]] if len(first) else []
+    return [*metrics.drop(cheaper.index).groupby("erased").H_c.idxmax(), *enough[:1]]
 
 
 def _measured(pipe, make: Make, how, lists, told, kept, point, label: str, progress, common: dict) -> dict[str, Any]:
@@ -171,7 +186,7 @@ def _measured(pipe, make: Make, how, lists, told, kept, point, label: str, progr
     for some in lists:
         began = time.perf_counter()
         try:
-            made = make(how, some, told, point, f"{label} {some[0].name}" if how == "alone" else label)
+            made = make(how, some, told, point, label if how == "together" else f"{label} {some[0].name}")
         except MaceError as error:
             if isinstance(error.__cause__, OSError):  # the disk's fault, not the method's
                 raise
