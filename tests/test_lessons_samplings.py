@@ -44,3 +44,10 @@ def test_they_are_told_from_easy_to_hard():
     assert told.endswith("polar bear (original 75 %): cfis 60 % after 20, never by uniform.")
     never = pd.DataFrame({**table.iloc[:1], "steps": [float("nan")]})
     assert "ice cream is not halved" in samplings.concepts_said(never)
+
+
+def test_what_the_original_does_not_draw_is_left_out():
+    rows_ = [{**row, "share": 0.0} if row["name"] == "ice cream" else row for row in rows()]
+    assert set(samplings.by_concept(rows_, NEAR).concept) == {"polar bear"}
+    none = samplings.by_concept([{**row, "share": 0.0} for row in rows()], NEAR)
+    assert not len(none) and list(none) == samplings.COLUMNS and "no sampling" in samplings.concepts_said(none)

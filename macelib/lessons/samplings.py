@@ -6,11 +6,12 @@ import pandas as pd
 
 from .shared import series
 
+COLUMNS = ["concept", "sampling", "steps", "kept", "before", "difficulty"]
 HALF = 0.5  # of what the original draws: a concept counts as halved below it
 
 
 def by_concept(rows: Sequence[Mapping], near: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Every concept under every sampling, the easiest concept first: a row each.
+    """Every concept that the original draws, under every sampling, the easiest concept first: a row each.
 
     rows: (sampling, step, name, share 0..1), with the `concept` whose LoRA was in place; step 0 (no LoRA) has none.
     Columns: concept, sampling, steps (the fewest at which its own words draw it half as often as the original's; NaN:
@@ -21,6 +22,8 @@ def by_concept(rows: Sequence[Mapping], near: Mapping[str, Sequence[str]]) -> pd
     original = frame[frame.step == 0].groupby("name").share.first()
     last, table = int(frame.step.max()), []
     for concept, names in near.items():
+        if not original[concept]:
+            continue  # nothing to halve
         own = frame[(frame.step > 0) & (frame.concept == concept)]
         for sampling, of in own.groupby("sampling", sort=False):
             left = of[of["name"] == concept]
@@ -32,6 +35,8 @@ def by_concept(rows: Sequence[Mapping], near: Mapping[str, Sequence[str]]) -> pd
                 "kept": 100 * float(then.mean()) if len(then) else float("nan"),
                 "before": 100 * float(original[list(names)].mean()) if names else float("nan"),
             })  # fmt: skip
+    if not table:
+        return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(table)
     hard = table.assign(steps=table.steps.fillna(2 * last)).groupby("concept").steps.mean().rename("difficulty")
     return table.join(hard, on="concept").sort_values("difficulty", kind="stable", ignore_index=True)
@@ -39,6 +44,8 @@ def by_concept(rows: Sequence[Mapping], near: Mapping[str, Sequence[str]]) -> pd
 
 def concepts_said(table: pd.DataFrame) -> str:
     """By concept, from easy to hard, after how many steps it is halved and which sampling keeps most then."""
+    if not len(table):
+        return "The original draws none of the concepts from their own words: no sampling can be compared."
     told = []
     for concept, rows in table.groupby("concept", sort=False):
         reached = rows.dropna(subset=["steps"])
