@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from . import presets
 from .errors import MaceError
-from .reading import build_settings, check_settings, phrases, read_data
+from .reading import build_settings, check_ranges, check_settings, phrases, read_data
 from .templates import KEPT_TEMPLATES, PAPER_LIKE, fill
 
 
@@ -28,6 +28,7 @@ class PriorConfig:
     tokens: Literal["all", "own"] | None = None  # of the domain prompts: all tokens count, or those of `names`
     lambda3: float | None = None  # weight of the domain prompts beside the general captions
     beside: float | None = None  # weight of prompts of two companions beside the general captions
+    influence: float | None = None  # captions that stage 1 would move by less than this share of the mean go; 0: none
     use: bool = True  # False: no prior, whatever lambda1 and lambda2 say
 
 
@@ -38,6 +39,8 @@ class RefineConfig:
     lambda0: float | None = None  # ridge towards the original weights, for each concept, by its weight
     lambda1: float | None = None  # weight of the prior: as much as lambda1 captions, for each concept
     weight: float | None = None  # of a concept's statistics (X, G, C) in Eq. 2 and 7 where there are domain prompts
+    rounds: int | None = None  # of further rows, tokens that bring the concept back (RECE); 0: none
+    gamma: float | None = None  # what holds these tokens small, in mean eigenvalues of Σ WᵀW
     products: Literal["fp64", "mixed"] = "fp64"  # mixed: fp32 products, fp64 sums
 
 
@@ -62,7 +65,11 @@ class TrainOptions:
 
     rank: int | None = None  # of a concept's LoRA
     D: Literal["unit", "scaled", "own"] | None = None  # start: N(0, 1/r²), N(0, 1/d); own: fixed on the own tokens
+    down: Literal["free", "orthogonal"] | None = (
+        None  # D: as trained, or off the tokens of the super-category (SuPLoRA)
+    )
     steps: int | None = None  # AdamW steps per concept
+    until: float | None = None  # share of its attention at which a concept stops before that; 0: never
     lr: float | None = None  # learning rate
     timesteps: Literal["cfis", "uniform", "adaptive"] | None = None  # how the training timestep is drawn
     t1: int | None = None  # Eq. 5, timestep 0-999
@@ -87,6 +94,7 @@ class FuseConfig:
     method: Literal["closed", "naive"] = "closed"
     lambda0: float | None = None  # ridge towards the refined weights, for each concept, by its weight
     lambda2: float | None = None  # weight of the prior: as much as lambda2 captions, for each concept
+    null_space: float | None = None  # "closed": share of the prior that the changed directions hold (SPEED); 1: all
 
 
 @dataclass(frozen=True)
@@ -95,10 +103,11 @@ class EraseConfig:
 
     seed: int = 0  # of the images, the LoRAs and the timesteps
     stages: Literal["1", "2", "1+2", "all"] = "all"  # refinement alone, LoRAs alone, both added up, or the method
-    preset_name: Literal["paper", "mini", "untested"] | None = None  # fills what is open; None: the family's
+    preset_name: Literal["paper", "mini", "untested", "best"] | None = None  # fills what is open; None: the family's
     defaults: Literal["object", "style", "celebrity", "explicit"] | None = None  # row for all; None: each one's kind
     templates: str | None = None  # "ours", "paper-like" (one thing each, without an article), or a file
     companions: tuple[str, ...] | None = None  # things beside a concept in further prompts of stages 1 and 3
+    written: Literal["kv", "v"] | None = None  # of cross-attention: keys and values, or values alone
     prior: PriorConfig = field(default_factory=PriorConfig)
     refine: RefineConfig = field(default_factory=RefineConfig)
     images: ImagesConfig = field(default_factory=ImagesConfig)
@@ -110,12 +119,9 @@ class EraseConfig:
     def __post_init__(self):
         object.__setattr__(self, "stages", str(self.stages))  # YAML and papermill read 1 as a number
         check_settings(self)
-        for name, at_least in _RANGES.items():
-            value = self
-            for part in name.split("."):
-                value = getattr(value, part)
-            if value is not None and not value >= at_least:
-                raise MaceError(f"{name} is {value!r}; allowed: {at_least} or more.")
+        check_ranges(self, RANGES)
+        if self.preset_name == "best" and self.rows is None:
+            presets.check_best()
 
     # --- presets --------------------------------------------------------------------------------------------------
 
@@ -123,12 +129,12 @@ class EraseConfig:
     def preset(
         cls, name: str, task: str | None = None, count: int | None = None, concept: str = "", **fields
     ) -> "EraseConfig":
-        """The settings of a preset: "paper", "mini" or "untested".
+        """The settings of a preset: "paper", "mini", "untested", or "best", which leaves open what it does not change.
 
         task: objects, celebrities, styles or explicit; count: concepts of the run; concept: the name of a single
         object, whose λ0 the paper chose by name. The values then stand in the fields. What depends on a number that
         is not said stays open, and so does everything without a task: by each concept's kind, and by their number.
-        fields: others of this class. MaceError for an unknown preset or task.
+        fields: others of this class. MaceError for an unknown preset or task, and for "best" while none is chosen.
 
         >>> EraseConfig.preset("paper", task="objects", concept="ship").fuse.lambda0
         1000.0
@@ -144,6 +150,8 @@ class EraseConfig:
             raise MaceError(f"count is {count!r}; allowed: 1 or more.")
         kind = presets.TASKS[task]
         config = dataclasses.replace(config, defaults=kind)
+        if name == "best":
+            return presets.into(config, presets.chosen(kind))
         count = count or presets.USUAL.get(kind, 1 if name == "mini" else None)
         if count is None:
             return config
@@ -178,14 +186,15 @@ class EraseConfig:
             return self
         family = family_of(pipe)
         name = self.preset_name or family.preset
-        mark = family.note if name == family.preset else f"not made for {family.name}"
-        return self.filled(name, concepts, (mark,) if mark else ())
+        made = name == family.preset or (name == "best" and family.preset == "mini")
+        mark = family.note if made else f"not made for {family.name}"
+        return self.filled(name, concepts, (mark,) if mark else (), family.preset)
 
-    def filled(self, name: str, concepts: Sequence, marks: tuple[str, ...] = ()) -> "EraseConfig":
-        """`for_model` by the preset of this name."""
+    def filled(self, name: str, concepts: Sequence, marks: tuple[str, ...] = (), base: str = "mini") -> "EraseConfig":
+        """`for_model` by the preset of this name; base: the family's own, which "best" changes."""
         kinds = [self.defaults or concept.kind for concept in concepts]
         objects = [c.name for c, kind in zip(concepts, kinds, strict=True) if kind == "object"]
-        run = presets.Run(len(kinds), len(objects), objects[0] if len(objects) == 1 else "")
+        run = presets.Run(len(kinds), len(objects), objects[0] if len(objects) == 1 else "", base=base)
         prior = self.prior
         if prior.domain is None:
             prior = dataclasses.replace(prior, domain=presets.domain(name, kinds, run))
@@ -259,7 +268,7 @@ class EraseConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "EraseConfig":
         """Inverse of `to_dict`; missing fields are open. MaceError: field, value and what is allowed."""
-        return build_settings(cls, _renamed(values))
+        return build_settings(cls, presets.renamed(values))
 
     @classmethod
     def load(cls, path: str | Path) -> "EraseConfig":
@@ -272,25 +281,10 @@ class EraseConfig:
             raise MaceError(f"{where(field)}: {error}") from error
 
 
-_RANGES = {
-    "prior.lambda3": 0, "prior.beside": 0, "refine.lambda0": 0, "refine.lambda1": 0, "refine.weight": 0,
-    "fuse.lambda0": 0, "fuse.lambda2": 0, "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0,
-    "train.rank": 1, "train.steps": 1, "train.lr": 0, "train.concepts_per_pass": 1, "train.clip": 0, "train.t1": 0,
-    "train.t2": 0, "train.gamma": 0,
+RANGES = {  # the least of a number; or the least and the largest
+    "prior.lambda3": 0, "prior.beside": 0, "prior.influence": 0, "refine.lambda0": 0, "refine.lambda1": 0,
+    "refine.weight": 0, "refine.rounds": 0, "refine.gamma": 0, "fuse.lambda0": 0, "fuse.lambda2": 0,
+    "fuse.null_space": (0, 1), "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1,
+    "train.steps": 1, "train.lr": 0, "train.until": 0, "train.concepts_per_pass": 1, "train.clip": 0,
+    "train.t1": 0, "train.t2": 0, "train.gamma": 0,
 }  # fmt: skip
-_OLD = {  # settings of train as files of earlier versions name them
-    "squared": ("loss", {True: "squared", False: "norm"}),
-    "include_eos": ("S", {True: "own+tail", False: "own"}),
-    "D": ("D", {"random": "scaled"}),
-}
-
-
-def _renamed(values: Any) -> Any:
-    """The settings with today's names for those of earlier versions."""
-    if not isinstance(values, dict) or not isinstance(values.get("train"), dict):
-        return values
-    train = dict(values["train"])
-    for old, (new, words) in _OLD.items():
-        if old in train and (value := train.pop(old)) is not None:
-            train[new] = words.get(value, value)
-    return {**values, "train": train}

@@ -27,9 +27,12 @@ from .errors import MaceError, explained
 from .files import cache_folder, check_writable
 from .groups import Progress, grouped, train_by, train_here
 from .method import prior as priors
+from .method.fuse import null_space
+from .method.influence import step_gram
 from .method.masks import check_grounding
-from .method.refine import compress, concept_sums, concept_texts, difference, solve_refinement, stored_rank
-from .models.entrances import denoiser, kv_weights, pooled_weights
+from .method.refine import compress, concept_sums, concept_texts, difference, stored_rank
+from .method.rounds import layers_gram
+from .models.entrances import denoiser, is_joint, kv_weights, pooled_weights
 from .models.families import Entry, family_of
 from .models.pipelines import check_pipeline, model_hash
 from .models.swap import untouched
@@ -70,6 +73,8 @@ def erase(
         log.warning(note)
     check_pipeline(pipe)
     config = _filled(pipe, concepts, config, prior is not None)
+    if is_joint(denoiser(pipe)) and any(config.of(c.kind).written == "v" for c in concepts):
+        raise MaceError(f"{type(pipe).__name__} reads keys and values by one matrix: leave the setting written at kv.")
     concepts = [with_companions(with_templates(c, config.templates), config.companions) for c in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
         check_prompt(pipe, text)  # refuses one that is too long before the first is read
@@ -171,7 +176,8 @@ def _filled(pipe, concepts: Sequence[Concept], config: EraseConfig, has_prior: b
 
 def _captions(pipe, concepts: Sequence[Concept], config: EraseConfig) -> str:
     """What is to be said of the prior's captions; MaceError where the preset's are not there."""
-    if config.preset_name == "mini" or not _needs_prior(concepts, config):
+    base = family_of(pipe).preset if config.preset_name == "best" else config.preset_name
+    if base == "mini" or not _needs_prior(concepts, config):
         return ""
     if config.prior.captions != "coco":
         return f"captions: {config.prior.captions}, so other numbers than the paper's"
@@ -198,7 +204,8 @@ def _detector(concepts: Sequence[Concept], config: EraseConfig, named: bool) -> 
 def _needs_prior(concepts: Sequence[Concept], config: EraseConfig) -> bool:
     """Whether the settings of any concept hold general captions."""
     own = [config.of(concept.kind) for concept in concepts]
-    return config.prior.use and config.stages != "2" and any(c.refine.lambda1 or c.fuse.lambda2 for c in own)
+    holds = any(c.refine.lambda1 or c.fuse.lambda2 or c.fuse.null_space < 1 for c in own)
+    return config.prior.use and config.stages != "2" and holds
 
 
 def _layers(pipe) -> dict[str, int]:
@@ -234,16 +241,18 @@ def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: Eras
     """The erasure before its LoRAs: stage 1 follows from it."""
     P, key, pooled_P = (prior.P, prior.key, prior.pooled) if prior else (None, "", None)
     layers, d, base = _layers(pipe), embedding_size(pipe), model_hash(pipe)
-    return Erasure(tuple(parts), layers, d, base, P, key, config, versions(), _pooled(pipe), pooled_P)
+    own = [config.of(part.concept.kind) for part in parts]
+    if config.stages == "all":
+        null_space(P, min(c.fuse.null_space for c in own))  # refuses one that is empty before anything is trained
+    H = layers_gram(denoiser(pipe)) if any(c.refine.rounds for c in own) else None
+    return Erasure(tuple(parts), layers, d, base, P, key, config, versions(), _pooled(pipe), pooled_P, H)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:
     """How far R is from that of the whole sums; a warning where that is more than a hundredth of what it changes."""
     if erasure.config.stages == "2":
         return 0.0
-    lambdas = erasure.prior_weight("refine.lambda1"), erasure.ridge("refine.lambda0")
-    exact = solve_refinement(X, G, erasure.P, *lambdas).R
-    found = difference(erasure.refinement.R, exact)
+    found = difference(erasure.refinement.R, erasure.refined(X, G).R)
     if found > 0.01:
         log.warning("What half a megabyte per concept keeps of its statistics is off by %.1f %% of R − I.", 100 * found)
     return found
@@ -274,6 +283,8 @@ def prior_of(
         tell("captions", done, total, "read once, then kept")
 
     how = {"named": p.named, "repeats": p.repeats, "progress": read, "beside": (pairs_of(config.companions), p.beside)}
+    if p.influence:
+        how["influence"] = step_gram(pipe, concepts, config), p.influence
     found = priors.prior(pipe, captions, **domain, exclude=excluded, **how)
     if found.count < FEW:
         log.warning("The prior is made of %d captions: what none of them is about may go, too.", found.count)

@@ -83,7 +83,8 @@ def test_what_is_not_valid_is_named(values, sentence):
     assert sentence in str(error.value)
 
 
-def test_every_value_of_a_row_is_a_setting():
+def test_every_value_of_a_row_is_a_setting(monkeypatch):
+    monkeypatch.setattr("macelib.presets.values.BEST", {"object": {"refine": {"rounds": 1}}})
     for preset in PRESETS:
         for kind in KINDS:
             full = EraseConfig(preset_name=preset).of(kind)

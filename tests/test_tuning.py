@@ -97,6 +97,20 @@ def test_the_cheapest_that_changes_nothing_is_enough(cheap, chosen):
     assert sorted(found) == [1, 2, *([] if chosen is None else [chosen])]
 
 
+def test_the_grid_of_candidates_has_the_preset_each_alone_and_some_together():
+    grid = evaluate.Grid.load(data_folder() / "world" / "best.yaml")
+    assert grid.few == 6 and grid.many == 60 and len(grid.points()) <= tuning.MOST
+    for points in (grid.alone, grid.together):
+        assert points[0] == {}
+        named = [{f"{s}.{n}" for s, v in p.items() for n in (v if isinstance(v, dict) else {s})} for p in points]
+        named = [names - {"refine.gamma"} for names in named]
+        alone = {next(iter(names)) for names in named if len(names) == 1}
+        assert alone == {
+            "fuse.null_space", "refine.rounds", "prior.influence", "train.down", "written.written", "train.until"
+        }  # fmt: skip
+        assert all(names <= alone for names in named) and 2 <= sum(len(names) > 1 for names in named) <= 3
+
+
 def evaluate_config(path) -> EraseConfig:
     from macelib import Erasure
 

@@ -1,12 +1,10 @@
-"""MACE itself and its five ablations, as methods: each is one setting of `EraseConfig`, or a part of the erasure."""
+"""MACE itself, with the settings chosen among its candidates, and its five ablations: each is a setting or two."""
 
 from dataclasses import replace
 
 from ..config import EraseConfig
 from ..erasure import Erasure
 from ..job import erase
-from ..models.pipelines import kv_weights
-from .changes import WeightDelta, kv_part
 from .registry import Request, register
 
 BY_TASK = {"celebrity": EraseConfig(defaults="celebrity")}  # many people have settings of their own
@@ -24,6 +22,12 @@ def keeping(request: Request, settings: EraseConfig) -> EraseConfig:
     if not request.kept or not settings.prior.use or settings.prior.domain:
         return settings
     return settings.keeping(request.kept)
+
+
+@register("mace-best", EraseConfig, published=BY_TASK, trains=True)
+def best(request: Request, settings: EraseConfig) -> Erasure:
+    """The preset "best": what was chosen on names to choose settings by. MaceError while nothing is chosen."""
+    return mace(request, replace(settings, preset_name="best"))
 
 
 @register("mace-stage-1", EraseConfig, published=BY_TASK)
@@ -51,9 +55,6 @@ def without_prior(request: Request, settings: EraseConfig) -> Erasure:
 
 
 @register("mace-values-only", EraseConfig, published=BY_TASK, trains=True)
-def values_only(request: Request, settings: EraseConfig) -> WeightDelta:
+def values_only(request: Request, settings: EraseConfig) -> Erasure:
     """The whole erasure, of which only the change of the values is written."""
-    erasure = mace(request, settings)
-    W = {name: w.detach() for name, w in kv_weights(request.pipe.unet).items()}
-    new = {name: w for name, w in erasure.weights(W) if kv_part(name) == "v"}
-    return WeightDelta({f"{name}.weight": (w.float() - W[name].float()).cpu() for name, w in new.items()})
+    return mace(request, replace(settings, written="v"))

@@ -40,7 +40,7 @@ def build(
         settings = build_settings(chosen.settings, start | dict(settings or {}))
     if not isinstance(settings, chosen.settings):
         raise MaceError(f"The settings of {name!r} must be {chosen.settings.__name__}, not {type(settings).__name__}.")
-    if getattr(pipe, "unet", None) is None and (chosen.settings is not EraseConfig or name == "mace-values-only"):
+    if getattr(pipe, "unet", None) is None and chosen.settings is not EraseConfig:
         raise MaceError(f"{name} is written for models with a UNet; {type(pipe).__name__} has none: choose mace.")
     with explained(), untouched(pipe):
         request = Request(pipe, concepts, tuple(kept), seed, progress or (lambda *_: None), folder)

@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ..method.refine import cholesky
-from ..models.pipelines import kv_weights
+from ..method.rounds import adversarial_map, layers_gram
 from .changes import TextMap
 from .columns import tokens
 from .registry import Request, Settings, register
@@ -29,16 +27,6 @@ GRID = {"gamma": (1e-3, 1e-2, 0.1, 1.0), "epochs": (1, 2, 3)}
 PUBLISHED = {"style": RECE(anchor="art"), "easy": RECE(gamma=0.1), "unsafe": RECE(gamma=0.1, epochs=3)}
 
 
-def adversarial_map(R: Tensor, H: Tensor, gamma: float) -> Tensor:
-    """M = (Rᵀ H R + γ I)⁻¹ Rᵀ H, so that c' = M c = argmin Σ_l ‖W_l R c' − W_l c‖² + γ ‖c'‖²  (Eq. 5-10).
-
-    R: (d, d). H = Σ_l W_lᵀ W_l (d, d): one for all layers. MaceError where γ = 0 and R is singular.
-    """
-    R, H = R.double(), H.double()
-    L = cholesky(R.T @ H @ R + gamma * torch.eye(len(R), dtype=R.dtype, device=R.device))
-    return torch.cholesky_solve(R.T @ H, L)
-
-
 def rece_map(C: Tensor, A: Tensor, P0: Tensor, rest: Tensor, H: Tensor, settings: RECE) -> Tensor:
     """R of UCE, then R ← R R' per round, R' that of UCE from the targets C' = M C on the edited model; float64.
 
@@ -51,15 +39,10 @@ def rece_map(C: Tensor, A: Tensor, P0: Tensor, rest: Tensor, H: Tensor, settings
     return R
 
 
-def layers_gram(pipe) -> Tensor:
-    """H = Σ_l W_lᵀ W_l over every key and value projection: (d, d) float64."""
-    return sum(w.detach().double().T @ w.detach().double() for w in kv_weights(pipe.unet).values()).cpu()
-
-
 @register("rece", RECE, published=PUBLISHED, grid=GRID)
 def rece(request: Request, settings: RECE) -> TextMap:
     """One text map; all T token columns of each concept's name count, and so do those of its adversarial twin."""
     C, A = target_columns(request, "all", settings.anchor, False)
     P0, rest = tokens(request.pipe, request.kept, "all"), tokens(request.pipe, [" "], "all")
     request.report.update({"columns": C.shape[1] * (1 + settings.epochs)})
-    return TextMap(rece_map(C, A, P0, rest, layers_gram(request.pipe), settings))
+    return TextMap(rece_map(C, A, P0, rest, layers_gram(request.pipe.unet), settings))

@@ -206,7 +206,10 @@ def study(
     if record:
         from ..evaluate import record as records
 
-        typer.echo(records.record(protocol, result))
+        chosen = (
+            "" if grid is None or grid.stem == protocol else f"-{grid.stem}"
+        )  # a grid of its own, a record of its own
+        typer.echo(records.record(f"{protocol}{chosen}", result))
 
 
 def bench(

@@ -14,7 +14,7 @@ Kind = Annotated[
     str, typer.Option(help="kind of the concepts given as arguments: object, style, celebrity or explicit")
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="paper, mini or untested: fills what is open; the model's own by default")
+    str | None, typer.Option(help="paper, mini, untested or best: fills what is open; the model's own by default")
 ]
 Task = Annotated[
     str | None,

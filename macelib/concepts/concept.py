@@ -122,6 +122,17 @@ def with_synonyms(concept: Concept) -> Concept:
     return dataclasses.replace(concept, synonyms=tuple(known.get(folded(concept.name), ())))
 
 
+def super_category(concept: Concept) -> str:
+    """The super-category of a concept in a family's catalogue; where none is known, its anchor.
+
+    >>> super_category(Concept("Amy Adams", "a person", "celebrity"))
+    'a person'
+    """
+    name = folded(concept.name)
+    known = (entry.super for entry in known_entries() if folded(entry.name) == name and folded(entry.super) != name)
+    return next(filter(None, known), concept.anchor)
+
+
 def check_concepts(concepts: Sequence[Concept]) -> list[str]:
     """Refuse what cannot be erased together; return notes about what can but deserves a look.
 

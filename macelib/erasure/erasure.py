@@ -107,11 +107,14 @@ class Erasure(Fused):
         return dataclasses.replace(self, P=P, prior_key=key, pooled_P=pooled)
 
     def with_config(self, config: EraseConfig) -> "Erasure":
-        """The erasure re-fused with other settings of stages 1 and 3 (lambda0, lambda1, lambda2, method, stages).
+        """The erasure re-fused with other settings of stages 1 and 3.
 
-        MaceError for `stages` whose LoRAs it does not hold.
+        (lambda0, lambda1, lambda2, rounds, gamma, null_space, method, stages, written.)
+        MaceError for `stages` whose LoRAs it does not hold, and for `rounds` where it was made without.
         """
         self._check_stages(config)
+        if config.refine.rounds and self.H is None:
+            raise MaceError("refine.rounds asks for sums over the model's layers that this erasure lacks: erase again.")
         return dataclasses.replace(self, config=config)
 
     def _check_stages(self, config: EraseConfig) -> None:

@@ -115,7 +115,7 @@ def _lora(erasure, pipe, folder: Path, rank: int | str | None, prompt: str, step
     """Write both ways to use a LoRA; what is to be said of the standalone one."""
     W, fusion = originals(denoiser(pipe)), erasure.fusion
     folded = Fusion(fusion.R_tilde, [])
-    base = {name: fused_weight(W[name], folded, [], name, torch.float32) for name in erasure.layers}  # W R̃
+    base = {name: fused_weight(W[name], folded, [], name, torch.float32) for name in erasure.lora}  # W R̃
     base |= {name: pooled_columns(W[name], erasure.pooled_refinement.R) for name in erasure.pooled}
     _save(base, folder / "base.safetensors")
     B, D = ({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..config import EraseConfig
-from ..method.fuse import Fusion, changed, finite, fuse_sums, less_identity
+from ..method.fuse import Fusion, changed, finite, fuse_sums, less_identity, null_space
 from ..method.pooled import pooled_map, pooled_sums, share_left
-from ..method.refine import Refinement, solve_refinement
+from ..method.refine import Refinement
+from ..method.rounds import refine_in_rounds
 from ..models.entrances import pooled_columns
 from .part import Part
 
@@ -30,6 +31,7 @@ class Fused:
     versions: dict[str, str] = field(default_factory=dict)
     pooled: dict[str, int] = field(default_factory=dict)  # name -> p of the layer that reads the pooled text
     pooled_P: Tensor | None = None  # (p, p) fp64, Σ u uᵀ of the prior per caption
+    H: Tensor | None = None  # (d, d) fp64, Σ WᵀW over all layers, where refine.rounds asks for it
     truncation: float = 0.0  # of R as made: ||R − exact|| / ||exact − I||; the factors of wide models are not whole
 
     def prior_weight(self, weight: float | str) -> float:
@@ -44,9 +46,19 @@ class Fused:
         weights = [part.weight for part in self.parts] or [1.0]
         return math.fsum(w * own for w, own in zip(weights, self._each(weight), strict=True))
 
+    def _whole(self, section: str = ""):
+        """Settings (of a section) that are one for all concepts; of an open configuration those of the first's kind."""
+        config = self.config.of(self._kinds[0])
+        return getattr(config, section) if section else config
+
+    @property
+    def _kinds(self) -> list[str]:
+        """The kind of every concept; an object's where there is none."""
+        return [part.concept.kind for part in self.parts] or ["object"]
+
     def _each(self, setting: float | str) -> list[float]:
-        """A setting of every concept, by its kind; of an object where there is none."""
-        kinds = [part.concept.kind for part in self.parts] or ["object"]
+        """A setting of every concept, by its kind."""
+        kinds = self._kinds
         if not isinstance(setting, str):
             return [setting] * len(kinds)
         section, name = setting.split(".")
@@ -69,8 +81,18 @@ class Fused:
         """
         if self.config.stages == "2":
             return Refinement(torch.eye(self.width, dtype=torch.float64), condition=1.0, residual=0.0)
-        X, G, _ = self._sums
-        return solve_refinement(X, G, self.P, self.prior_weight("refine.lambda1"), self.ridge("refine.lambda0"))
+        return self.refined(*self._sums[:2])
+
+    def refined(self, X: Tensor, G: Tensor) -> Refinement:
+        """Eq. 2 with the sums X, G (d, d) of all concepts, the prior and the settings, adversarial rounds included.
+
+        MaceError where rounds ask for an H that is not kept.
+        """
+        own = self._whole("refine")
+        weak = [p for p in self.parts if own.rounds and p.strength != 1]
+        kept = sum(p.weight * (1 - p.strength) * p.statistics.G() for p in weak)
+        lambdas = self.prior_weight("refine.lambda1"), self.ridge("refine.lambda0")
+        return refine_in_rounds(X, G, self.P, *lambdas, own.rounds, self.H, own.gamma, kept)
 
     @cached_property
     def fusion(self) -> Fusion:
@@ -85,7 +107,8 @@ class Fused:
             for p, M in zip(self._fused, D[1:], strict=True)
         ]
         lambdas = self.prior_weight("fuse.lambda2"), self.ridge("fuse.lambda0")
-        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, *lambdas)
+        U = null_space(self.P, self._whole("fuse").null_space)
+        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, *lambdas, U)
 
     @property
     def _fused(self) -> tuple[Part, ...]:
@@ -113,13 +136,18 @@ class Fused:
 
     @cached_property
     def lora(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """The fused LoRA by layer: the B_i side by side (out, Σr), the D*_i one below the other (Σr, d); float32."""
+        """The fused LoRA by layer: the B_i side by side (out, Σr), the D*_i one below the other (Σr, d); float32.
+
+        Of the layers that are written: with `written` "v" those of the values.
+        """
+        names = [*self.layers] if self._whole().written == "kv" else [n for n in self.layers if n.endswith(".to_v")]
         B = [torch.zeros(sum(self.layers.values()), 0), *(p.B for p in self._fused)]
         B = torch.cat(B, 1).split(list(self.layers.values()))
-        return dict(zip(self.layers, zip(B, self.fusion.D_star.float(), strict=True), strict=True))
+        both = dict(zip(self.layers, zip(B, self.fusion.D_star.float(), strict=True), strict=True))
+        return {name: both[name] for name in names}
 
     def weights(self, W: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """W* = W R̃ + Σ B_i D*_i of every layer (out, d), computed in float32 on the device of W, in the dtype of W.
+        """W* = W R̃ + Σ B_i D*_i of every layer that is written (out, d), computed in float32, in device and dtype of W.
 
         Of a layer that reads the pooled text, the text's columns become W R; the others stay.
         """

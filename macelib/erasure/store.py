@@ -30,7 +30,7 @@ LARGEST = 10**6  # out features of a layer up to which a file is read
 
 
 def save(erasure, path: str | Path) -> Path:
-    """Write the erasure: factors, B, D and pooled text in float32, the priors' triangles in float64, and a checksum."""
+    """Write the erasure: factors, B, D, pooled text in float32, triangles of priors and H in float64; a checksum."""
     tensors, parts = {}, []
     for i, p in enumerate(erasure.parts):
         s, upper = p.statistics, tuple(torch.triu_indices(len(p.statistics.Cq), len(p.statistics.Cq)))
@@ -38,7 +38,7 @@ def save(erasure, path: str | Path) -> Path:
         tensors |= {f"{i}.B": p.B, f"{i}.D": p.D} | ({f"{i}.pooled": p.pooled} if erasure.pooled else {})
         fields = {"weight": p.weight, "strength": p.strength, "lost": p.statistics.lost}
         parts.append({"concept": dataclasses.asdict(p.concept), **fields})
-    for name, P in (("P", erasure.P), ("pooled_P", erasure.pooled_P)):
+    for name, P in (("P", erasure.P), ("pooled_P", erasure.pooled_P), ("H", erasure.H)):
         if P is not None:
             tensors[name] = P[tuple(torch.triu_indices(*P.shape))]
     about = {"format": FORMAT, "parts": parts, "config": erasure.config.to_dict()}
@@ -110,11 +110,11 @@ def _assembled(about: dict, tensors: dict[str, Tensor]) -> dict[str, Any]:
     parts = [_part(i, fields, tensors, layers, width, p) for i, fields in enumerate(about["parts"])]
     if len({part.concept.name for part in parts}) < len(parts) or len(pooled) > 1:
         raise ValueError("it holds a concept, or the pooled text, twice")
-    P, pooled_P = (
-        symmetric(_shaped(tensors, name, _triangle(n)), n) if name in tensors else None
-        for name, n in (("P", width), ("pooled_P", p))
-    )
-    return {"parts": tuple(parts), "P": P, "pooled_P": pooled_P, **{name: about[name] for name in KEPT}}
+    squares = {
+        name: symmetric(_shaped(tensors, name, _triangle(n)), n) if name in tensors else None
+        for name, n in (("P", width), ("pooled_P", p), ("H", width))
+    }
+    return {"parts": tuple(parts), **squares, **{name: about[name] for name in KEPT}}
 
 
 def _part(i: int, fields: dict, tensors: dict[str, Tensor], layers: dict[str, int], width: int, p: int) -> Part:

@@ -18,6 +18,7 @@ from ..models.families import family_of
 from ..models.text import embedding_size, pooled_size, prompt_fits, read, spans, text_hash, text_length
 from ..models.tokens import phrase_pattern
 from .captions import Captions, read_captions
+from .influence import influences
 from .refine import symmetric
 from .sums import gram
 
@@ -64,6 +65,7 @@ def prior(
     repeats: bool = False,
     progress: Callable[[int, int], None] | None = None,
     beside: tuple[Sequence[str], float] = ((), 0.0),
+    influence: tuple[Tensor | None, float] = (None, 0.0),
 ) -> Prior:
     """P = P_general + λ3 P_domain + w P_beside per caption: λ1 means "as much as λ1 captions"; float64 on the CPU.
 
@@ -76,6 +78,7 @@ def prior(
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
     The pooled text has no tokens: all of it counts. beside: prompts of two things that stay, and w.
+    influence: A of `step_gram`, and the share of the captions' mean influence below which one is left out; 0: none.
     progress(done, total) is told how many general captions are read, where none were kept.
     MaceError where no caption is left, or a domain caption has none of the names.
     """
@@ -86,7 +89,10 @@ def prior(
     exclude = [replace(c, synonyms=tuple(s for s in c.synonyms if folded(s) not in stay)) for c in exclude]
     excluded = exclude if named == "left out" else ()
     told = {"repeats": repeats, "progress": progress}
-    general, kept, count = _statistics(pipe, base, read_captions(captions), groups, excluded, **told)
+    captions = read_captions(captions)
+    if influence[1]:
+        captions, groups = _influential(pipe, captions, groups, excluded, *influence, progress), None
+    general, kept, count = _statistics(pipe, base, captions, groups, excluded, **told)
     if not count:
         raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
     P, parts = general / count, [base, *kept]
@@ -166,6 +172,21 @@ def _named(caption: str, patterns: Sequence[re.Pattern], held: Sequence[re.Patte
 def _pair(caption: str | tuple[str, Sequence[str]]) -> tuple[str, Sequence[str]]:
     """A caption and its labels."""
     return (caption, ()) if isinstance(caption, str) else (caption[0], caption[1])
+
+
+def _influential(pipe, captions, groups, exclude, A: Tensor, least: float, progress) -> list[str]:
+    """Captions that name nothing excluded, without those of less than `least` times their mean influence."""
+    pairs = [_pair(caption) for caption in captions]
+    if groups is not None:
+        pairs = [
+            (text, [group] if isinstance(group, str) else group) for (text, _), group in zip(pairs, groups, strict=True)
+        ]
+    hits = names(["\n".join((text, *map(str, labels))) for text, labels in pairs], exclude)
+    named = {text for (text, _), hit in zip(pairs, hits, strict=True) if hit}
+    texts = [text for text in dict.fromkeys(text for text, _ in pairs) if text not in named and _fits(pipe, text)]
+    found = influences(pipe, texts, A, progress)
+    stay = {text for text, stays in zip(texts, found >= least * found.mean(), strict=True) if stays}
+    return [text for text, _ in pairs if text in stay]
 
 
 def _statistics(

@@ -165,7 +165,7 @@ def _reckoned(pipe, concepts, config: EraseConfig, work: _Done, guided: int) -> 
         "statistics": len(concepts) * pace.concept,
         "drawing": work.draws * pace.call + work.pictures * cost.decode.flop * rate,
         "masks": work.looks * pace.call + encodes * cost.encode.flop * rate,
-        "training": work.steps * cost.train.flop * rate,
+        "training": work.steps * (cost.train.flop + bool(training.until) * cost.denoise.flop) * rate,
     }
     return seconds, _memory(pipe, concepts, config, cost, guided, base), base
 
@@ -197,9 +197,10 @@ def _captions(pipe, concepts: Sequence[Concept], config: EraseConfig, missing: l
     try:
         with _silent(priors.log):
             captions, exclude = priors.captions_for(pipe, p.captions), [with_synonyms(c) for c in concepts]
-            priors.prior(pipe, captions, exclude=exclude, named=p.named, repeats=p.repeats, progress=tell)
+            how = {"named": p.named, "repeats": p.repeats, "influence": (None, p.influence)}
+            priors.prior(pipe, captions, exclude=exclude, progress=tell, **how)
     except _Unread as unread:
-        return unread.args[0] + domain
+        return unread.args[0] * (2 if p.influence else 1) + domain  # to see which count, and again for their statistics
     return domain
 
 
@@ -207,9 +208,8 @@ def _captions(pipe, concepts: Sequence[Concept], config: EraseConfig, missing: l
 def _silent(log: logging.Logger) -> Iterator[None]:
     """Without notes that `erase` gives, too."""
     before = log.level
-    log.setLevel(logging.ERROR)
     try:
-        yield
+        yield log.setLevel(logging.ERROR)
     finally:
         log.setLevel(before)
 

@@ -1,6 +1,7 @@
 """A preset's values in the settings of a run, whose concepts may be of several kinds."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from ..templates import PAPER_LIKE
 from ..templates import fill as filled_in
 from .values import Run, Values, values, weight_of
+
+WHOLE = {"prior": ("influence",), "refine": ("rounds", "gamma"), "fuse": ("null_space",)}  # one for all of a run
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ def into(config, chosen: Mapping[str, Any]):
 def fill(config, preset: str, kinds: Sequence[str], run: Run) -> Filled:
     """A preset's values for concepts of these kinds (one entry per concept) in what the settings leave open.
 
-    λ3 is one number: where the kinds of a run differ in it, its mean over the concepts, each by its λ2.
+    λ3 is one number: where the kinds of a run differ in it, its mean over the concepts, each by its λ2. So is what
+    `WHOLE` lists: that of the kind with most concepts.
     """
     rows = {kind: values(preset, kind, run) for kind in dict.fromkeys(kinds)}
     held = [rows[kind]["fuse"]["lambda2"] for kind in kinds]
@@ -42,6 +46,11 @@ def fill(config, preset: str, kinds: Sequence[str], run: Run) -> Filled:
     if len({row["prior"]["lambda3"] for row in rows.values()}) > 1:
         for row in rows.values():
             row["prior"]["lambda3"] = mean
+    most = rows[Counter(kinds).most_common(1)[0][0]] if kinds else {}
+    for row in rows.values():
+        for section, names in WHOLE.items():
+            row[section] |= {name: most[section][name] for name in names}
+        row["written"] = most["written"]
     common = agreed(list(rows.values()))
     apart = {kind: _without(row, common) for kind, row in rows.items()}
     own = [name for name in dict.fromkeys(n for row in rows.values() for n in _differences(config, row))]
@@ -53,7 +62,7 @@ def domain(preset: str, kinds: Iterable[str], run: Run) -> tuple[str, ...]:
     and celebrities for the rest, where the preset weighs them; else none."""
     from ..concepts import retained
 
-    if preset == "mini":
+    if preset == "mini" or (preset == "best" and run.base == "mini"):
         return ()
     lists = {"styles" if kind == "style" else "celebrities": kind for kind in kinds if weight_of(kind, run)}
     return tuple(

@@ -1,7 +1,8 @@
 """The presets' values, as plain numbers by kind of concept.
 
 "paper" is the authors' run of MACE in this library's units, with templates of our own. "mini" was tuned on mini-SD.
-"untested" has the paper's values, for kinds of models on which nobody has tried them.
+"untested" has the paper's values, for kinds of models on which nobody has tried them. "best" is the preset of the
+model's family, with what was chosen among further candidates (`BEST`) in place of some values.
 """
 
 import math
@@ -9,13 +10,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import MaceError
 from ..templates import COMPANIONS
 
-PRESETS = ("paper", "mini", "untested")
+PRESETS = ("paper", "mini", "untested", "best")
 TITLES = {
     "paper": "the paper's settings with our templates",
     "mini": "settings tuned on mini-SD",
     "untested": "untested: the paper's settings with our templates, on a kind of model that nobody has tried them on",
+    "best": "the best of the candidates that were tried on mini-SD, on names to choose settings by",
 }
 KINDS = ("object", "style", "celebrity", "explicit")
 TASKS = {"objects": "object", "styles": "style", "celebrities": "celebrity", "explicit": "explicit"}
@@ -32,6 +35,7 @@ class Run:
     name: str = ""  # of the object, where it is the only one
     kept: int = 3000  # N_d, prompts of the domain: the hundred retained names by thirty templates
     named: bool = False  # whether names to keep are said, whose own tokens count
+    base: str = "mini"  # the preset of the model's family, which "best" changes
 
 
 def title(preset: str | None, marks: Iterable[str] = ()) -> str:
@@ -42,7 +46,48 @@ def title(preset: str | None, marks: Iterable[str] = ()) -> str:
 def values(preset: str, kind: str, run: Run | None = None) -> Values:
     """The values of a preset for one kind of concept."""
     run = run or Run()
+    if preset == "best":
+        return merged(values(run.base, kind, run), chosen(kind))
     return mini(kind, run) if preset == "mini" else paper(kind, run, preset == "untested")
+
+
+# --- best ------------------------------------------------------------------------------------------------------------
+# By kind of concept, the point of data/world/best.yaml that was chosen, as it stands there: of `alone` for "object", of
+# `together` for "celebrity"; a kind that is not named takes that of "object". {} for a kind: the preset as it is.
+
+BEST: Mapping[str, Values] = {}
+HOW = "mace study tuning --grid data/world/best.yaml --seeds 3 --steps 8 --autocast bf16 --record --out runs/best"
+NONE: Values = {  # none of the candidates
+    "written": "kv",
+    "prior": {"influence": 0.0},
+    "refine": {"rounds": 0, "gamma": 1e-3},
+    "train": {"down": "free", "until": 0.0},
+    "fuse": {"null_space": 1.0},
+}
+
+
+def check_best() -> None:
+    """MaceError while nothing is chosen for the preset "best"."""
+    if not BEST:
+        raise MaceError(
+            f"Nothing has been chosen for the preset 'best' yet: its candidates are measured by `{HOW}`, and the "
+            "points that are chosen go into BEST in macelib/presets/values.py."
+        )
+
+
+def chosen(kind: str) -> Values:
+    """What "best" changes for a kind of concept; MaceError while nothing is chosen."""
+    check_best()
+    return BEST.get(kind, BEST.get("object", {}))
+
+
+def merged(row: Values, changes: Values) -> Values:
+    """A row with other values, at any depth."""
+    own = {
+        name: merged(row.get(name, {}), value) if isinstance(value, Mapping) else value
+        for name, value in changes.items()
+    }
+    return {**row, **own}
 
 
 # --- paper -----------------------------------------------------------------------------------------------------------
@@ -63,7 +108,7 @@ def paper(kind: str, run: Run, untested: bool = False) -> Values:
     """The authors' run. Outside its rows (ours): several objects take the λ's of celebrities, for objects alone have no
     prior; w is interpolated."""
     explicit = kind == "explicit"
-    return {
+    own = {
         "templates": "paper-like",
         "companions": COMPANIONS if untested else (),
         "prior": {
@@ -89,6 +134,7 @@ def paper(kind: str, run: Run, untested: bool = False) -> Values:
         },
         "fuse": lambdas(kind, run, "lambda2", S3[kind]),
     }  # fmt: skip
+    return merged(own, NONE)
 
 
 def lambdas(kind: str, run: Run, prior: str, scale: float) -> Values:
@@ -140,7 +186,7 @@ MINI_TRAIN: Mapping[str, Values] = {
 def mini(kind: str, run: Run) -> Values:
     """The values that were tuned on mini-SD."""
     many = kind == "celebrity"
-    return {
+    own = {
         "templates": "ours",
         "companions": MINI_COMPANIONS,
         "prior": {
@@ -159,3 +205,4 @@ def mini(kind: str, run: Run) -> Values:
         } | MINI_TRAIN[kind],
         "fuse": {"lambda0": 2.0, "lambda2": 50.0},
     }  # fmt: skip
+    return merged(own, NONE)

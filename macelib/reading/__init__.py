@@ -4,7 +4,7 @@
 dataclasses from any of them. May import `errors` alone.
 """
 
-from .settings import build_settings, check_settings
+from .settings import build_settings, check_ranges, check_settings
 from .structure import FAILURES, Texts, Values, Where, flatten, parse, read_data, read_json
 from .tables import read_table
 from .text import (
@@ -30,6 +30,7 @@ __all__ = [
     "Values",
     "Where",
     "build_settings",
+    "check_ranges",
     "check_settings",
     "flatten",
     "located",

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from ..errors import MaceError
@@ -11,6 +12,17 @@ from ..errors import MaceError
 def check_settings(config) -> None:
     """MaceError for a field of a dataclass of settings that its annotation does not allow, at any depth."""
     _check(config, "")
+
+
+def check_ranges(config, ranges: Mapping[str, float | tuple[float, float]]) -> None:
+    """MaceError for a number ("section.field") below its least, or above its largest where there is one; None: none."""
+    for name, limits in ranges.items():
+        least, most = limits if isinstance(limits, tuple) else (limits, None)
+        value = config
+        for part in name.split("."):
+            value = getattr(value, part)
+        if value is not None and not (value >= least and (most is None or value <= most)):
+            raise MaceError(f"{name} is {value!r}; allowed: {least} {'or more' if most is None else f'to {most}'}.")
 
 
 def build_settings(cls, values: dict[str, Any]):

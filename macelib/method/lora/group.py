@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ...errors import MaceError
 from ...files import hash_tensors, hash_text, read_tensors, save_tensors
@@ -66,6 +67,8 @@ class Group:
         B = torch.zeros(len(examples), config.rank * sum(w.shape[0] for w in self.weights.values()))
         self.flat = torch.nn.Parameter((B if own else torch.cat([B, D], 1)).to(self.device))  # (N, all that is trained)
         self.fixed = (D if own else D[:, :0]).to(self.device)
+        self.off = self._off()
+        self.stopped = torch.zeros(len(examples), dtype=torch.bool)  # concepts whose LoRA stays as it is
         self.optimizer = torch.optim.AdamW([self.flat], lr=config.lr)
         N = len(examples)
         self.bins = torch.zeros(N, BINS)  # running mean loss by timestep; 0: not drawn yet
@@ -84,6 +87,19 @@ class Group:
         """D along the concept's own tokens, the same in all layers: one row."""
         return own_directions(example, self.config.rank).flatten().repeat(len(self.weights))
 
+    def _off(self) -> Tensor | None:
+        """Orthonormal rows that each concept's D stays orthogonal to, (N, s, d), shorter ones padded with zeros."""
+        if self.config.down == "free":
+            return None
+        if missing := [e.name for e in self.examples if e.off is None]:
+            raise MaceError(f"down is orthogonal, and {missing[0]!r} has no directions of its super-category.")
+        return pad_sequence([e.off for e in self.examples], batch_first=True).to(self.device)
+
+    @property
+    def done(self) -> bool:
+        """Whether no step is left: all are taken, or every concept has stopped."""
+        return self.step >= self.config.steps or bool(self.stopped.all())
+
     def views(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """B (N, out, r) and D (N, r, d) by layer, in the graph of `flat`.
 
@@ -95,14 +111,17 @@ class Group:
         )
         B = {name: row.unflatten(1, (-1, r)) / r for name, row in zip(self.weights, rows[: len(shapes)], strict=True)}
         D = {name: row.unflatten(1, (r, -1)) for name, row in zip(self.weights, rows[len(shapes) :], strict=True)}
+        if self.off is not None:
+            D = {name: d - (d @ self.off.transpose(1, 2)) @ self.off for name, d in D.items()}
         return B, D
 
     def train_step(self, forward: PerSample) -> tuple[Tensor, Tensor]:
-        """One AdamW step of every concept; returns losses and timesteps (N,), both on the CPU."""
+        """One AdamW step of every concept that has not stopped; returns losses and timesteps (N,), both on the CPU."""
         t, inputs = self.draw()
         autocast = AUTOCAST.get(self.config.autocast)
         with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
             losses = forward(*inputs[:-1], *self.views(), added=inputs[-1])  # (N,)
+            self._stop(forward, inputs, losses.detach())
         self.flat.grad = None
         losses.sum().backward()
         losses = losses.detach().float().cpu()
@@ -110,10 +129,22 @@ class Group:
         if self.config.clip:
             norm = self.flat.grad.norm(dim=1, keepdim=True)  # (N, 1)
             self.flat.grad *= (self.config.clip / (norm + 1e-6)).clamp(max=1)
+        before = self.flat.detach().clone() if self.stopped.any() else None
         self.optimizer.step()
+        if before is not None:
+            self.flat.data[self.stopped] = before[self.stopped]
         self.step += 1
         self._remember(losses, t)
         return losses, t
+
+    @torch.no_grad()
+    def _stop(self, forward: PerSample, inputs: tuple, losses: Tensor) -> None:
+        """Stop the concepts of whose attention in the mask less than `until` is left, in norm, at this step's draw."""
+        if self.config.until:
+            B, D = self.views()
+            start = forward(*inputs[:-1], {name: torch.zeros_like(b) for name, b in B.items()}, D, added=inputs[-1])
+            share = self.config.until ** (2 if self.config.loss == "squared" else 1)
+            self.stopped |= (losses < share * start).cpu()
 
     def draw(self) -> tuple[Tensor, tuple]:
         """Timesteps (N,) and the arguments of the forward pass: x_t (see `Levels`), t, e, M, S, added."""
@@ -184,7 +215,7 @@ class Group:
         parts = [f"{f}={v}" for f, v in sorted(vars(self.config).items()) if f != "concepts_per_pass"]
         for e in self.examples:
             tensors = {"latents": e.latents, "masks": e.masks, "embeddings": e.embeddings, **(e.added or {})}
-            tensors |= {} if e.spread is None else {"spread": e.spread}
+            tensors |= {name: t for name, t in (("spread", e.spread), ("off", e.off)) if t is not None}
             S = [e.S(j, self.config.S).tolist() for j in range(len(e.embeddings))]
             parts += [e.name, hash_tensors(tensors), S]
         return hash_text(hash_tensors(self.weights), *parts)
@@ -198,6 +229,7 @@ class Group:
             "exp_avg_sq": adam["exp_avg_sq"],
             "generators": torch.stack([g.get_state() for g in self.generators]),
             **{name: getattr(self, name) for name in ("bins", "first", "recent")},
+            "stopped": self.stopped.float(),
         }
         save_tensors(path, tensors, {"key": self.key, "step": self.step, "names": [e.name for e in self.examples]})
 
@@ -221,3 +253,4 @@ class Group:
         for g, state in zip(self.generators, tensors["generators"], strict=True):
             g.set_state(state.clone())  # aligned
         self.bins, self.first, self.recent = (tensors[name] for name in ("bins", "first", "recent"))
+        self.stopped = tensors["stopped"].bool()

@@ -4,6 +4,7 @@ A batch holds one sample of each of N concepts, and the layers that read the tex
 gradient clipping and AdamW are per concept, so the result is that of N separate runs.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Literal
 import torch
 from torch import LongTensor, Tensor
 
-from ...concepts import Concept, sample_prompt
+from ...concepts import Concept, sample_prompt, super_category, templates
 from ...concepts import prompts as filled
 from ...errors import MaceError
 from ...models.denoise import SHIFTS, grid_length
@@ -20,6 +21,7 @@ from ...models.entrances import denoiser
 from ...models.pipelines import AUTOCAST
 from ...models.sample import posterior
 from ...models.text import added_conditions, encode, spans, tails
+from ...templates import fill
 from .forward import per_sample
 from .group import Group
 
@@ -30,7 +32,9 @@ class TrainConfig:
 
     rank: int = 1  # r of B (out, r) and D (r, d)
     D: Literal["unit", "scaled", "own"] = "scaled"  # start: N(0, 1/r²), N(0, 1/d); own: fixed on the own tokens
+    down: Literal["free", "orthogonal"] = "free"  # D: as trained, or off the tokens of the super-category (SuPLoRA)
     steps: int = 50  # AdamW steps per concept
+    until: float = 0.0  # share of its attention at which a concept stops before that; 0: never
     lr: float = 1e-4  # learning rate
     timesteps: Literal["cfis", "uniform", "adaptive"] = "cfis"  # how the training timestep is drawn
     t1: int = 200  # Eq. 5, timestep 0-999
@@ -52,7 +56,7 @@ class TrainConfig:
         allowed = {
             "timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST), "D": ("unit", "scaled", "own"),
             "loss": ("norm", "squared"), "S": ("own", "own+tail"), "prompt": ("sample", "template"),
-            "mask": ("soft", "nearest"), "latents": ("mean", "sample"), "shift": SHIFTS,
+            "mask": ("soft", "nearest"), "latents": ("mean", "sample"), "shift": SHIFTS, "down": ("free", "orthogonal"),
         }  # fmt: skip
         for field, values in allowed.items():
             if getattr(self, field) not in values:
@@ -60,6 +64,8 @@ class TrainConfig:
         for field, low in {"rank": 1, "steps": 1, "concepts_per_pass": 1, "lr": 0, "clip": 0, "seed": 0}.items():
             if not getattr(self, field) >= low:
                 raise MaceError(f"{field} is {getattr(self, field)!r}; allowed: {low} or more.")
+        if not 0 <= self.until < 1:
+            raise MaceError(f"until is {self.until!r}; allowed: 0 or more, and less than 1.")
         if not (self.t1 < self.t2 and self.gamma > 0):
             raise MaceError(f"t1 = {self.t1}, t2 = {self.t2}, gamma = {self.gamma}: t1 < t2 and gamma > 0 are needed.")
 
@@ -87,6 +93,7 @@ class Example:
     added: dict[str, Tensor] | None = None  # per prompt, what else the model reads: see `added_conditions`
     free: bool = False  # the prompts are not the images'
     spread: Tensor | None = None  # (n, c, h, w), standard deviation of the latents; None: they are taken as they are
+    off: Tensor | None = None  # (s, d), orthonormal rows that D stays orthogonal to, where `down` asks for it
 
     def __post_init__(self):
         n, m = len(self.latents), len(self.embeddings)
@@ -162,7 +169,22 @@ def example(
         added_conditions(pipe, prompts, images[0].size[::-1]),
         free,
         spread if config.latents == "sample" else None,
+        super_directions(pipe, concept) if config.down == "orthogonal" else None,
     )
+
+
+def super_directions(pipe, concept: Concept) -> Tensor:
+    """V (s, d), orthonormal: the leading right singular vectors of the own tokens of the concept's super-category.
+
+    s: its number of tokens, read in the concept's templates. Orthogonal to them, D answers to what the concept has
+    beside its super-category (after SuPLoRA, AAAI 2026, which holds one LoRA of a group of concepts so).
+    """
+    whole = super_category(concept)
+    name = re.sub(r"^(the|an?) ", "", whole)  # an article says nothing of it
+    texts = [fill(template, whole) for template in templates(concept, alone=True)]
+    own = [spans(pipe, text, name) for text in texts]
+    rows = torch.cat([e[list(some)] for e, some in zip(encode(pipe, texts).double().cpu(), own, strict=True)])
+    return torch.linalg.svd(rows, full_matrices=False).Vh[: len(own[0])].float()
 
 
 class Training:
@@ -186,9 +208,9 @@ class Training:
                 group.load(path)
             c = self.config
             with per_sample(denoiser(self.pipe), c.loss, c.mask, c.gradient_checkpointing) as forward:
-                while group.step < self.config.steps:
+                while not group.done:
                     losses, timesteps = group.train_step(forward)
-                    if path is not None and (group.step % self.every == 0 or group.step == self.config.steps):
+                    if path is not None and (group.step % self.every == 0 or group.done):
                         group.save(path)
                     names = [example.name for example in group.examples]
                     yield Record(group.step, self.config.steps, names, losses, timesteps)
