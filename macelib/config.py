@@ -65,9 +65,7 @@ class TrainOptions:
 
     rank: int | None = None  # of a concept's LoRA
     D: Literal["unit", "scaled", "own"] | None = None  # start: N(0, 1/r²), N(0, 1/d); own: fixed on the own tokens
-    down: Literal["free", "orthogonal"] | None = (
-        None  # D: as trained, or off the tokens of the super-category (SuPLoRA)
-    )
+    down: Literal["free", "orthogonal"] | None = None  # D: as trained, or off the super-category's tokens (SuPLoRA)
     steps: int | None = None  # AdamW steps per concept
     until: float | None = None  # share of its attention at which a concept stops before that; 0: never
     lr: float | None = None  # learning rate

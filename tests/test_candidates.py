@@ -2,6 +2,7 @@
 unless asked for, are kept with an erasure, and are refused where they cannot be."""
 
 import dataclasses
+from importlib import import_module
 
 import pytest
 import torch
@@ -316,6 +317,17 @@ def test_a_concept_stops_where_little_of_its_attention_is_left(pipe, loss, tmp_p
     assert all(torch.equal(again.loras.B[n], run.loras.B[n]) for n in run.loras.B)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_concept_that_never_stops_is_trained_as_before(pipe, checkpointing):
+    """With checkpoints, too, where blocks are recomputed after the pass without LoRAs."""
+    config = dataclasses.replace(TRAIN, steps=3, gradient_checkpointing=checkpointing)
+    plain, watched = (
+        train(pipe, some_examples(pipe, 1), dataclasses.replace(config, until=until)).finish() for until in (0.0, 1e-6)
+    )
+    for one, other in zip(plain.select(0), watched.select(0), strict=True):
+        assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in one)
+
+
 # --- written ------------------------------------------------------------------------------------------------------
 
 
@@ -408,7 +420,7 @@ def test_best_is_refused_while_nothing_is_chosen():
 
 @pytest.mark.parametrize("base", ["mini", "paper", "untested"])
 def test_best_is_the_family_s_own_preset_with_what_was_chosen(monkeypatch, base):
-    monkeypatch.setattr("macelib.presets.values.BEST", CHOSEN)
+    monkeypatch.setattr(import_module("macelib.presets.values"), "BEST", CHOSEN)
     best = EraseConfig.preset("best")
     found, own = best.filled("best", [SHIP], base=base), EraseConfig().filled(base, [SHIP])
     assert found.fuse == dataclasses.replace(own.fuse, null_space=0.1) and found.title.startswith("the best of")
@@ -423,12 +435,12 @@ def test_best_is_the_family_s_own_preset_with_what_was_chosen(monkeypatch, base)
     assert mixed.training("object").until == 0 and mixed.training("celebrity").until == 0.3
     loaded = EraseConfig.from_dict(mixed.to_dict())
     assert loaded == mixed
-    monkeypatch.setattr("macelib.presets.values.BEST", {})
+    monkeypatch.setattr(import_module("macelib.presets.values"), "BEST", {})
     assert EraseConfig.from_dict(mixed.to_dict()) == mixed  # what was filled stays readable
 
 
 def test_best_by_task_leaves_open_what_it_does_not_change(monkeypatch):
-    monkeypatch.setattr("macelib.presets.values.BEST", CHOSEN)
+    monkeypatch.setattr(import_module("macelib.presets.values"), "BEST", CHOSEN)
     asked = EraseConfig.preset("best", task="celebrities")
     assert asked.defaults == "celebrity" and asked.train.until == 0.3 and asked.train.lr is None
     mine = asked.for_model(tiny_pipeline("sd", width=768), [AMY])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import doctest
+from importlib import import_module
 
 import pytest
 import yaml
@@ -84,7 +85,7 @@ def test_what_is_not_valid_is_named(values, sentence):
 
 
 def test_every_value_of_a_row_is_a_setting(monkeypatch):
-    monkeypatch.setattr("macelib.presets.values.BEST", {"object": {"refine": {"rounds": 1}}})
+    monkeypatch.setattr(import_module("macelib.presets.values"), "BEST", {"object": {"refine": {"rounds": 1}}})
     for preset in PRESETS:
         for kind in KINDS:
             full = EraseConfig(preset_name=preset).of(kind)

@@ -120,8 +120,11 @@ class Group:
         t, inputs = self.draw()
         autocast = AUTOCAST.get(self.config.autocast)
         with torch.autocast(self.device.type, dtype=autocast, enabled=autocast is not None):
+            start = self._start(forward, inputs)  # first: a block that is recomputed reads the LoRA of the last pass
             losses = forward(*inputs[:-1], *self.views(), added=inputs[-1])  # (N,)
-            self._stop(forward, inputs, losses.detach())
+        if start is not None:
+            share = self.config.until ** (2 if self.config.loss == "squared" else 1)
+            self.stopped |= (losses.detach() < share * start).cpu()
         self.flat.grad = None
         losses.sum().backward()
         losses = losses.detach().float().cpu()
@@ -138,13 +141,12 @@ class Group:
         return losses, t
 
     @torch.no_grad()
-    def _stop(self, forward: PerSample, inputs: tuple, losses: Tensor) -> None:
-        """Stop the concepts of whose attention in the mask less than `until` is left, in norm, at this step's draw."""
-        if self.config.until:
-            B, D = self.views()
-            start = forward(*inputs[:-1], {name: torch.zeros_like(b) for name, b in B.items()}, D, added=inputs[-1])
-            share = self.config.until ** (2 if self.config.loss == "squared" else 1)
-            self.stopped |= (losses < share * start).cpu()
+    def _start(self, forward: PerSample, inputs: tuple) -> Tensor | None:
+        """The losses at this step's draw without the LoRAs, (N,); None where no concept stops by them."""
+        if not self.config.until:
+            return None
+        B, D = self.views()
+        return forward(*inputs[:-1], {name: torch.zeros_like(b) for name, b in B.items()}, D, added=inputs[-1])
 
     def draw(self) -> tuple[Tensor, tuple]:
         """Timesteps (N,) and the arguments of the forward pass: x_t (see `Levels`), t, e, M, S, added."""

@@ -32,7 +32,7 @@ class TrainConfig:
 
     rank: int = 1  # r of B (out, r) and D (r, d)
     D: Literal["unit", "scaled", "own"] = "scaled"  # start: N(0, 1/r²), N(0, 1/d); own: fixed on the own tokens
-    down: Literal["free", "orthogonal"] = "free"  # D: as trained, or off the tokens of the super-category (SuPLoRA)
+    down: Literal["free", "orthogonal"] = "free"  # D: as trained, or off the super-category's tokens (SuPLoRA)
     steps: int = 50  # AdamW steps per concept
     until: float = 0.0  # share of its attention at which a concept stops before that; 0: never
     lr: float = 1e-4  # learning rate
