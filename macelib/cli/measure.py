@@ -206,10 +206,8 @@ def study(
     if record:
         from ..evaluate import record as records
 
-        chosen = (
-            "" if grid is None or grid.stem == protocol else f"-{grid.stem}"
-        )  # a grid of its own, a record of its own
-        typer.echo(records.record(f"{protocol}{chosen}", result))
+        own = grid is not None and grid.stem != protocol  # another grid has a record of its own
+        typer.echo(records.record(f"{protocol}-{grid.stem}" if own else protocol, result))
 
 
 def bench(
