@@ -1,5 +1,7 @@
 """Protocols as data: the shipped files hold what they say, and a person's own file is read or refused with a reason."""
 
+import hashlib
+
 import pytest
 import yaml
 
@@ -10,7 +12,10 @@ from macelib.evaluate.lists import character_lists, object_list
 from macelib.evaluate.tasks import read_task, task, tasks
 from macelib.models import mini
 
-MINI = ["mini-characters", "mini-objects", "mini-shared-words", "mini-styles", "mini-two-things", "mini-unsafe"]
+MINI = [
+    "mini-characters", "mini-objects", "mini-scaling", "mini-shared-words", "mini-styles", "mini-two-things",
+    "mini-unsafe",
+]  # fmt: skip
 SD = ["sd-celebrities", "sd-celebrities-1", "sd-explicit", "sd-objects", "sd-styles"]
 OWN = {
     "title": "My pets", "model": "sd", "metric": "H_c", "templates": ["a photo of {}"], "counts": [1, 2],
@@ -62,6 +67,14 @@ def test_mini_lists_by_their_rules():
     for row in shared.kept:
         assert any(word in row.name.split() for word in names(shared.erased))
     assert all(any(row.name in k.name.split() for k in shared.kept) for row in shared.erased)
+
+
+def test_scaling_has_every_drawn_name_that_no_setting_is_chosen_on():
+    found, tuning = task("mini-scaling"), {name for some in mini.split().values() for name in some}
+    drawn = [entry.name for entry in mini.catalogue() if entry.drawn and entry.name not in tuning]
+    in_order = sorted(drawn, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert names(found.erased) == in_order[:300] and names(found.kept) == in_order[300:]
+    assert found.counts == (1, 3, 10, 30, 100, 300)
 
 
 def test_sd_lists_are_the_papers():

@@ -1,7 +1,6 @@
 """Commands `mace compare` and `report`: every method on one task, and the README's tables from what is recorded."""
 
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -98,9 +97,8 @@ def compare(
         typer.echo(f"{metric}: not measured, {why} ({', '.join(names)})", err=True)
     typer.echo(path)
     if record:
-        results.folder().mkdir(parents=True, exist_ok=True)
-        for kept in (path, path.with_suffix(".samples.csv")):
-            shutil.copyfile(kept, results.folder() / kept.name)
+        for kept in comparing.record(path, plan):
+            typer.echo(kept)
         report()
 
 

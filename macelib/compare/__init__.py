@@ -2,12 +2,13 @@
 
 `plan` says what is drawn, `measure` draws, `looking` looks, `residual` leaves a concept's own words out, `counts` adds
 up, `rows` has means and intervals, `distance` how far kept pictures move, `tables` the file, `run` all of it in turn;
-`report` renders what is recorded, `published` holds it against published tables.
+`kept` records it, `report` renders that, `published` holds it against published tables.
 
 It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
 """
 
 from . import report
+from .kept import record
 from .plan import PROFILES, WORLDS, Plan, Profile, Way, find, planned, tuned_settings, ways, worlds
 from .published import agreement
 from .run import compare
@@ -24,6 +25,7 @@ __all__ = [
     "find",
     "metric_names",
     "planned",
+    "record",
     "report",
     "tuned_settings",
     "ways",

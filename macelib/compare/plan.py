@@ -186,7 +186,9 @@ def planned(
 
 
 def settings_kind(found: Task) -> str:
-    """Which published settings belong to a task: of people and unsafe things by their group."""
+    """Which settings of a method belong to a task: those it names, or of people and unsafe things by their group."""
+    if found.about.settings:
+        return found.about.settings
     groups = {row.group for row in found.erased}
     if found.about.kind == "celebrity" or groups <= {"character", "face"}:
         return "celebrity"
@@ -198,10 +200,13 @@ def settings_kind(found: Task) -> str:
 def ways(names: Sequence[str] | None, found: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> list[Way]:
     """The rows: the original model, then each method with its published settings and, where there are some, tuned ones.
 
-    names: None for all, of the quick profile those that need no training. MaceError for an unknown method.
+    names: None for those that the task names, or else all, of the quick profile without those that need training.
+    MaceError for an unknown method.
     """
-    quick = found.profile.partition(",")[0] == "quick"
-    names = [m for m in methods() if not (quick and method(m).trains)] if names is None else list(dict.fromkeys(names))
+    if names is None:
+        quick = found.profile.partition(",")[0] == "quick"
+        names = [m for m in found.task.about.methods or methods() if not (quick and method(m).trains)]
+    names = list(dict.fromkeys(names))
     rows = [ORIGINAL]
     for name in (name for name in names if method(name).name != "original"):
         rows.append(Way(name, "published"))

@@ -22,25 +22,33 @@ def markdown(whole: Mapping[str, Any]) -> str:
     """The table of a results file, a row per method and settings (of attacks: and control), and how it was made."""
     if any("attack" in row for row in whole["rows"]):
         return _attacks(whole)
-    rows: dict[tuple[str, str], dict[str, dict]] = {}
+    tasks = dict.fromkeys(row["task"] for row in whole["rows"])
+    rows: dict[tuple[str, ...], dict[str, dict]] = {}
     for row in whole["rows"]:
-        rows.setdefault((row["method"], row["settings"]), {})[row["metric"]] = row
+        task = (row["task"],) if len(tasks) > 1 else ()
+        rows.setdefault((*task, row["method"], row["settings"]), {})[row["metric"]] = row
     every = {metric for of in rows.values() for metric in of}
     shown = [metric for metric in SHOWN if metric in every]
     combined = next((metric for metric in COMBINE if metric in every), None)
     difference = f"{combined} {DIFFERENCE}"
     against = next((of[difference]["against"] for of in rows.values() if difference in of), None)
-    head = ["Method", "Settings", *shown, *([combined, f"95 % of {combined}"] if combined else [])]
+    head = [
+        *(["Task"] if len(tasks) > 1 else []),
+        "Method",
+        "Settings",
+        *shown,
+        *([combined, f"95 % of {combined}"] if combined else []),
+    ]
     head += [f"less {against}'s"] if against else []
     head += ["Time, s"] if "time, s" in every else []
     lines = [head, ["---"] * len(head)]
-    for (method, settings), of in rows.items():
+    for key, of in rows.items():
         cells = [_mean(of.get(metric)) for metric in shown]
         cells += [_mean(of.get(combined)), _ends(of.get(combined))] if combined else []
         if against:
             cells.append(" ".join(filter(None, [_mean(of.get(difference), "+"), _ends(of.get(difference), "+", True)])))
         cells += [_mean(of.get("time, s"))] if "time, s" in every else []
-        lines.append([method, settings, *cells])
+        lines.append([*key, *cells])
     return "\n".join([*map(_line, lines), "", _how(whole)])
 
 
@@ -86,11 +94,14 @@ def _how(whole: Mapping[str, Any]) -> str:
 
 
 def figure(whole: Mapping[str, Any]):
-    """The combined metric of every row with its interval, best on top: a matplotlib figure; None without one."""
+    """The combined metric of every row with its interval, best on top: a matplotlib figure.
+
+    None without one, and for a table of several tasks.
+    """
     from matplotlib.figure import Figure
 
     rows = [row for row in whole["rows"] if row["metric"] in COMBINE]
-    if not rows:
+    if not rows or len({row["task"] for row in rows}) > 1:
         return None
     rows.sort(key=lambda row: row["mean"])
     made = Figure(figsize=(6, 0.6 + 0.25 * len(rows)), layout="constrained")
