@@ -7,12 +7,13 @@ from compare_tools import KNOWN, MANY
 from test_cli import mace
 from tiny_data import tiny_judge
 
-from macelib import MaceError
-from macelib.baselines import methods
+from macelib import Concept, EraseConfig, MaceError, load_pipeline
+from macelib.baselines import AS_PUBLISHED, methods
 from macelib.compare import find, planned, tuned_settings, ways
 from macelib.compare.plan import ORIGINAL, settings_kind
 from macelib.evaluate import results
 from macelib.evaluate.tasks import task
+from macelib.models import families
 from macelib.models.tiny import tiny_pipeline
 
 drawn = compare_tools.drawn
@@ -109,3 +110,23 @@ def test_bad_input_is_refused_before_the_model_is_loaded(model, tmp_path, capsys
     given = ["--task", model / "pets.yaml", "--model", "nowhere", "--out", tmp_path / "out", *options]
     code, _, said = mace(capsys, "compare", *given)
     assert code == 1 and words in said and not (tmp_path / "out").exists()
+
+
+def test_a_model_with_settings_of_its_own_has_the_paper_s_and_its_own_rows_of_mace():
+    found = planned(task("mini-objects"), None, "recorded")
+    sd, mini = (next(f for f in families.families() if f.name.startswith(name)) for name in ("SD 1", "mini"))
+    names = ["mace", "mace-best", "mace-values-only", "uce"]
+    rows = [str(way) for way in ways(names, found, {}, mini)]
+    assert rows == [
+        "original", "mace (published)", "mace (tuned)", "mace-best (tuned)", "mace-values-only (published)",
+        "mace-values-only (tuned)", "uce (published)",
+    ]  # fmt: skip
+    assert [str(way) for way in ways(["mace"], found, {}, sd)] == ["original", "mace (published)"]
+
+
+def test_the_paper_s_row_on_another_model_has_the_paper_s_numbers():
+    concept = Concept("ship", "the sea")
+    config = EraseConfig.from_dict(AS_PUBLISHED).for_model(load_pipeline("mini-sd"), [concept])
+    paper = EraseConfig.preset("paper", task="objects", count=1, concept="ship")
+    assert config.train == paper.train and config.refine == paper.refine and config.fuse == paper.fuse
+    assert (config.prior.captions, config.images.masks) == ("builtin", "attention")

@@ -72,7 +72,7 @@ def test_a_method_that_refuses_is_not_measured_and_the_others_are(pipe, tmp_path
 
 def test_best_is_not_measured_while_nothing_is_chosen(pipe, tmp_path):
     whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["mace-best"])
-    (why,) = [row["why"] for row in whole["not_measured"] if row["method"] == "mace-best (published)"]
+    (why,) = [row["why"] for row in whole["not_measured"] if row["method"] == "mace-best (tuned)"]
     assert why.startswith("Nothing has been chosen for the preset 'best' yet") and "mace study tuning --grid" in why
     assert {row["method"] for row in whole["rows"]} == {"original"}
 

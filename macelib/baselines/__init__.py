@@ -27,6 +27,7 @@ from . import (  # noqa: F401  (each registers its method)
     speed,
     uce,
 )
+from .ablations import AS_PUBLISHED
 from .build import build
 from .changes import Change, OutputMap, TextMap, WeightChange, WeightDelta
 from .edit import Edit
@@ -34,6 +35,7 @@ from .hooks import Hook, Run
 from .registry import Method, Request, Settings, method, methods, register, tunable
 
 __all__ = [
+    "AS_PUBLISHED",
     "Change",
     "Edit",
     "Hook",

@@ -8,6 +8,11 @@ from ..job import erase
 from .registry import Request, register
 
 BY_TASK = {"celebrity": EraseConfig(defaults="celebrity")}  # many people have settings of their own
+AS_PUBLISHED = {  # on a model that has settings of its own: the paper's, without COCO's captions and a detector
+    "preset_name": "paper",
+    "prior": {"captions": "builtin"},
+    "images": {"masks": "attention"},
+}
 
 
 @register("mace", EraseConfig, published=BY_TASK, trains=True)

@@ -61,9 +61,10 @@ def compare(
     from ..files import check_writable
     from ..models.families import family_of
 
-    def settled(worlds=comparing.WORLDS):
+    def settled(family=None):
+        worlds = comparing.WORLDS if family is None else comparing.worlds(family)
         plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds, trainings=trainings)
-        return plan, comparing.ways(listed(methods), plan, comparing.tuned_settings(plan.kind))
+        return plan, comparing.ways(listed(methods), plan, comparing.tuned_settings(plan.kind), family)
 
     settled()  # refuses what there is not before the model is loaded
     Drawing(batch=batch, autocast=autocast)
@@ -75,7 +76,7 @@ def compare(
     if out is not None:
         check_writable(out)
     pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
-    plan, ways = settled(comparing.worlds(family_of(pipe)))
+    plan, ways = settled(family_of(pipe))
     folder = out or Path("runs") / f"compare-{plan.name}-{profile}"
     with Bars() as bars:
         options = {

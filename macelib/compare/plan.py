@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..baselines import method, methods
+from ..baselines import AS_PUBLISHED, method, methods
 from ..concepts import Concept
+from ..config import EraseConfig
 from ..errors import MaceError, need, unknown
 from ..evaluate import results
 from ..evaluate.companions import pair_asks
@@ -197,11 +198,14 @@ def settings_kind(found: Task) -> str:
     return found.about.kind
 
 
-def ways(names: Sequence[str] | None, found: Plan, tuned: Mapping[str, Mapping[str, Any]]) -> list[Way]:
+def ways(
+    names: Sequence[str] | None, found: Plan, tuned: Mapping[str, Mapping[str, Any]], family: Family | None = None
+) -> list[Way]:
     """The rows: the original model, then each method with its published settings and, where there are some, tuned ones.
 
     names: None for those that the task names, or else all, of the quick profile without those that need training.
-    MaceError for an unknown method.
+    family: of the model. Where it has settings for MACE that were tuned on it, they are the tuned row of MACE and its
+    ablations, and the paper's the published one. MaceError for an unknown method.
     """
     if names is None:
         quick = found.profile.partition(",")[0] == "quick"
@@ -209,9 +213,12 @@ def ways(names: Sequence[str] | None, found: Plan, tuned: Mapping[str, Mapping[s
     names = list(dict.fromkeys(names))
     rows = [ORIGINAL]
     for name in (name for name in names if method(name).name != "original"):
-        rows.append(Way(name, "published"))
-        if name in tuned:
-            rows.append(Way(name, "tuned", tuned[name]))
+        if name == "mace-best":
+            rows.append(Way(name, "tuned"))
+        elif method(name).settings is EraseConfig and family is not None and family.preset == "mini":
+            rows += [Way(name, "published", AS_PUBLISHED), Way(name, "tuned")]
+        else:
+            rows += [Way(name, "published"), *([Way(name, "tuned", tuned[name])] if name in tuned else [])]
     return rows
 
 
