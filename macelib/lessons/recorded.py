@@ -21,10 +21,11 @@ def found(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def command(name: str) -> str:
-    """What records a task, or the attacks."""
-    return (
-        "mace attack ERASURE --record" if name == ATTACKS else f"mace compare --task {name} --profile recorded --record"
-    )
+    """What records a task; the ablation is read out of the objects' table; attacks are measured by the erasure."""
+    if name == ATTACKS:
+        return "mace attack ERASURE --out FOLDER"
+    task = "objects" if name == "ablation" else name
+    return f"mace compare --task {task} --profile recorded --record"
 
 
 def missing_said(names: Sequence[str]) -> str:
@@ -33,7 +34,8 @@ def missing_said(names: Sequence[str]) -> str:
     if not missing:
         return ""
     beside = " (the others alike)" if len(missing) > 1 else ""
-    return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` makes this table{beside}."
+    made = "measures one erasure" if missing[0] == ATTACKS else f"makes this table{beside}"
+    return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` {made}."
 
 
 def label(row: Mapping[str, Any]) -> str:
