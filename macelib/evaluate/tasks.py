@@ -39,9 +39,7 @@ class About:
     kind: Literal["object", "style", "celebrity", "explicit"] = "object"
     erase: Literal["together", "one by one"] = "together"
     templates: tuple[str, ...] = ("a photo of the {}",)  # "{}": the name; "{other}": a kept name beside it
-    settings: Literal["object", "celebrity", "style", "unsafe"] | None = (
-        None  # the methods' own for these; None: by kind
-    )
+    settings: Literal["object", "celebrity", "style", "unsafe"] | None = None  # a method's own for these; None: by kind
     methods: tuple[str, ...] = ()  # measured where none are named; none: all
     one_table: bool = False  # of all counts, `NAME.json`; else each has its own, `NAME-COUNT.json`
 

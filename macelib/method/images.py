@@ -57,23 +57,10 @@ class Asked:
 
 
 def training_images(
-    pipe,
-    concept: Concept,
-    n: int = 8,
-    folder: str | Path = ".",
-    seed: int = 0,
-    steps: int = 25,
-    guidance: float | None = None,
-    size: int | tuple[int, int] | None = None,
-    batch: int = 8,
-    prompt: str | None = None,
-    model: str | None = None,
-    autocast: str | None = None,
-    callback: Callable[[int, int], None] | None = None,
+    pipe, concept: Concept, n: int = 8, folder: str | Path = ".", seed: int = 0, *, prompt: str | None = None, **how
 ) -> Path:
-    """Draw n pictures of one concept into a folder, which is returned: `draw_together` of one."""
-    asked = [Asked(concept, Path(folder), seed, prompt)]
-    draw_together(pipe, asked, n, steps, guidance, size, batch, model, autocast, callback=callback)
+    """Draw n pictures of one concept into a folder, which is returned; how: as `draw_together` takes it."""
+    draw_together(pipe, [Asked(concept, Path(folder), seed, prompt)], n, **how)
     return Path(folder)
 
 
