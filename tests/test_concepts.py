@@ -310,6 +310,7 @@ def test_whatever_a_person_gives_becomes_concepts(caplog):
     assert not caplog.messages
     assert listed(["Ship", frog], catalogue) == [Concept("Ship", "the sea"), frog]
     assert caplog.messages == ['"Ship": in its place the sea is shown; say "Ship=..." for something else.']
+    assert listed('"ship"', catalogue) == [ship]
     assert listed("canine", catalogue) == [Concept("canine", "a meadow")]  # a synonym has its entry's anchor
 
 
@@ -318,6 +319,9 @@ def test_whatever_a_person_gives_becomes_concepts(caplog):
     [
         ("my neighbour", 'No anchor is known for .my neighbour.: .*"my neighbour=a person"'),
         ("shipp", "Known names near it: ship"),
+        ("ship, frog", "has a comma in it. Several names: give them one by one"),
+        ('"Downey, Jr."', """No anchor is known for .Downey, Jr..: .*'"Downey, Jr."=a person' or Concept"""),
+        ("many.csv", r"is a file: read it with macelib.concepts.read_concepts\(path\)"),
         ("ship=", "name=anchor"),
         ("", "'' is no concept"),
         (["ship=the sea", 3], '3 is no concept. Give "ship=the sea"'),

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from macelib.batch.parameters import Parameter, from_text, parse_parameters, read_parameters
 from macelib.batch.runs import make_folder, write_text
 from macelib.batch.sweep import read_sweep
-from macelib.concepts import Concept, check_concepts, kept_names, paper_list, parse_concept, read_concepts, read_names
+from macelib.concepts import (
+    Concept,
+    check_concepts,
+    kept_names,
+    paper_list,
+    parse_concept,
+    read_concepts,
+    read_names,
+    with_templates,
+)
 from macelib.config import EraseConfig
 from macelib.errors import MaceError
 from macelib.files import check_writable, name_of
@@ -81,6 +90,7 @@ def test_files_that_cannot_be_read(place):
         ('"Weird Al" Yankovic=a person', '"Weird Al" Yankovic', "a person"),
         ("neighbour's cat=a cat", "neighbour's cat", "a cat"),
         ("007=a man", "007", "a man"),
+        ("船＝海", "船", "海"),
         ("C#=a language", "C#", "a language"),
         ("\u200bship\u00a0one=sea\ufeff", "ship one", "sea"),
     ],
@@ -94,6 +104,7 @@ def test_an_entry_is_read_as_it_is_meant(text, name, anchor):
     [
         ("ship, frog=sea", "has a comma in it. Several names: give them one by one"),
         ("ship=sea,frog=grass", "has a comma"),
+        ("ship＝sea=frog", 'more than one "="'),
         ("ship;frog=sea", "has a semicolon"),
         ("船、猫=海", "has a ideographic comma"),
         ("a=b=c", 'more than one "="'),
@@ -151,9 +162,13 @@ def test_names_of_the_command_line(place, monkeypatch):
         ("a=b", "names alone"),
         ("names", "give a .txt"),
         ("x.csv", "no such"),
+        ("lists/keep.xlsx", "give a .txt"),
+        (str(place), "give a .txt"),
     ):
         with pytest.raises(MaceError, match=message):
             kept_names([given_])
+    long = "船 " * 2000
+    assert kept_names([long]) == [long.strip()]  # longer than a file's name may be
 
 
 def test_yaml_names_are_the_texts_that_were_written(place):
@@ -172,6 +187,38 @@ def test_yaml_names_are_the_texts_that_were_written(place):
         read_concepts(written(place, "v.json", '[{"name": 7, "anchor": "sea"}]'))
 
 
+def test_aliases_that_stand_for_millions_are_refused_at_once(place):
+    """Nine levels of ten each: a billion values in half a kilobyte."""
+    levels = [f"a0: &a0 [{', '.join('x' * 10)}]"]
+    levels += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    path = written(place, "laughs.yaml", "- {" + ", ".join(levels) + "}\n")
+    for reader in (read_concepts, read_names, EraseConfig.load, read_sweep):
+        with pytest.raises(MaceError, match=r"line 1, cannot be read .*aliases stand for more than 1,000,000"):
+            reader(path)
+
+
+# --- templates
+
+
+def test_templates_from_a_file(place):
+    ship = Concept("ship", "the sea")
+    text = '# mine\na photo of {} # plain\n\n"a {}, at night"\na ship beside {}\n'
+    for encoding in ("utf-8-sig", "utf-16"):
+        path = written(place, "t.txt", text.encode(encoding))
+        assert with_templates(ship, str(path)).templates == ("a photo of {}", "a {}, at night")
+    for data, message in (
+        ("a {}\nno place\n", r"t.txt, line 2: the template 'no place' has no"),
+        ("a {}\ncafé {}".encode("latin-1"), "line 2 has the byte e9"),
+        ("# none\n", "t.txt are empty"),
+        ("a ship near {}\n", "t.txt name 'ship' themselves"),
+    ):
+        with pytest.raises(MaceError, match=message):
+            with_templates(ship, str(written(place, "t.txt", data)))
+    for choice, message in (("paperlike", "give ours, paper-like"), ("none.txt", "no such file"), ("x" * 300, "ours")):
+        with pytest.raises(MaceError, match=message):
+            with_templates(ship, choice)
+
+
 # --- CSV
 
 
@@ -188,9 +235,21 @@ def test_fields_of_csv(place):
         ("name,anchor\n#ship,sea\n", "line 2: '#ship' looks like a comment"),
         ("name,anchor\n\nship,\n", "line 3: The anchor"),
         ("name,anchor\n", "is empty"),
+        ("name,anchor,\nship,sea,note\n", "line 2: a field stands under a column without a name"),
+        ('name,anchor,synonyms\nship,sea,"boat,vessel"\n', 'line 2: The synonyms .* put ";" between several'),
     ):
         with pytest.raises(MaceError, match=message):
             read_concepts(written(place, "b.csv", text))
+
+
+def test_quotes_of_a_person_s_own_in_a_field(place):
+    for text in ("name,anchor\n'ship','the sea'\n", "name,anchor\n“ship”,«the sea»\n"):
+        assert read_concepts(written(place, "q.csv", text)) == [Concept("ship", "the sea")]
+    assert read_concepts(written(place, "q.yaml", "- {name: “ship”, anchor: ‘the sea’}\n")) == [
+        Concept("ship", "the sea")
+    ]
+    text = 'name,anchor,synonyms\nclock 24",time,"a ""b, c"";d"\n'
+    assert read_concepts(written(place, "q.csv", text)) == [Concept('clock 24"', "time", synonyms=('a "b, c"', "d"))]
 
 
 def test_captions_are_read_or_refused(place):
@@ -222,6 +281,7 @@ def test_captions_are_read_or_refused(place):
         ("train:\n  steps: 010\n", "line 2, .*010 begins with a zero"),
         ("train:\n  rank: 4\n  stepz: 1\n", "line 3: train.stepz is not a setting"),
         ("seed: 1\ntrain:\n  rank: 4\n  steps: 1.5\n", "line 4: train.steps is 1.5"),
+        ("seed: 1\ntrain.steps: 3\n", "line 2: train.steps is not a setting"),
         ("prior: {captions: 2014}\n", "line 1: prior.captions is 2014; allowed: text or nothing .* in quotes"),
         ("train:\n\tsteps: 1\n", "line 2"),
         ("- 1\n", "allowed: a mapping"),

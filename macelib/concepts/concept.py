@@ -1,6 +1,7 @@
 """One concept and its prompts, and which concepts go together."""
 
 import dataclasses
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 from ..errors import MaceError
 from ..models.families import known_entries
 from ..models.tokens import occurrences
-from ..reading import SEPARATORS, outside, phrase
+from ..reading import EQUALS, SEPARATORS, outside, phrase, read_entries, unquoted
 from ..templates import PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, beside, fill
 from .protocol import protocol
 
@@ -72,18 +73,30 @@ def with_templates(concept: Concept, choice: str) -> Concept:
     """The concept with the templates that a setting chooses, where it has none of its own.
 
     choice: "ours", "paper-like" (one thing each, and no article before the name), or a text file, a template with "{}"
-    a line. MaceError for a file that cannot be read, is empty, or has a line without "{}".
+    a line; those that name the concept are left out. MaceError as `read_templates`, and where none is left.
     """
     if concept.templates or choice == "ours":
         return concept
-    try:
-        text = "" if choice == "paper-like" else Path(choice).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MaceError(
-            f"The templates {choice} cannot be read ({error}): give ours, paper-like, or a file with one a line."
-        ) from error
-    chosen = PAPER_LIKE[concept.kind] if choice == "paper-like" else [line.strip() for line in text.splitlines()]
-    return dataclasses.replace(concept, templates=tuple(t for t in chosen if t and not _names(t, concept.name)))
+    chosen = PAPER_LIKE[concept.kind] if choice == "paper-like" else read_templates(choice)
+    stay = tuple(template for template in chosen if not _names(template, concept.name))
+    if not stay:
+        raise MaceError(f'All templates of {choice} name {concept.name!r} themselves: write "{{}}" in its place.')
+    return dataclasses.replace(concept, templates=stay)
+
+
+def read_templates(path: str | Path) -> list[str]:
+    """Templates from a text file, one with "{}" a line; # begins a comment. MaceError names file, line and cure."""
+    found = []
+    if not (os.path.splitext(path)[1] or os.path.exists(path)):
+        raise MaceError(f"There are no templates {str(path)!r}: give ours, paper-like, or a text file with one a line.")
+    for where, line in read_entries(path, "templates"):
+        template = unquoted(line)[0]
+        if "{}" not in template:
+            raise MaceError(f'{where}: the template {template!r} has no "{{}}" where the name goes.')
+        found.append(template)
+    if not found:
+        raise MaceError(f"The templates {path} are empty: give at least one, such as a photo of the {{}}.")
+    return found
 
 
 def with_companions(concept: Concept, names: Sequence[str]) -> Concept:
@@ -147,7 +160,7 @@ def check_concepts(concepts: Sequence[Concept]) -> list[str]:
         if folded(concept.name) in seen:
             raise MaceError(f"The concept {concept.name!r} is listed twice: keep one of the two.")
         seen[folded(concept.name)] = concept
-        notes += [_several(text) for text in (concept.name, concept.anchor) if outside(text, f"{SEPARATORS}=")]
+        notes += [_several(text) for text in (concept.name, concept.anchor) if outside(text, SEPARATORS + EQUALS)]
     text = "\n".join(f"{c.name}\t{c.anchor}" for c in seen.values())
     for concept in seen.values():
         if len(occurrences(text, concept.name)) < 2:  # only its own line names it: the usual case, found fast

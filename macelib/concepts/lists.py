@@ -2,19 +2,37 @@
 
 import dataclasses
 import difflib
+import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import MaceError
-from ..reading import Item, Texts, located, name_in, pair, phrase, read_data, read_entries, read_table
+from ..reading import (
+    EQUALS,
+    QUOTES,
+    SEPARATORS,
+    Item,
+    Texts,
+    located,
+    name_in,
+    outside,
+    pair,
+    phrase,
+    read_data,
+    read_entries,
+    read_table,
+    unquoted,
+)
 from ..templates import OBJECT_ANCHORS
 from .concept import Concept, folded
 from .protocol import protocol
 
 log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".json")  # of lists that people write
+OTHERS = (".xlsx", ".xls", ".ods", ".docx", ".jsonl", ".md")  # of files that are no lists, and no names either
 EXAMPLES = {"concepts": '"ship=sea"', "names": '"cat"'}
 PAPER_KINDS = {"celebrities": "celebrity", "styles": "style", "explicit": "explicit"}  # list of the paper -> kind
 
@@ -58,19 +76,23 @@ def _listed(one, suggestions: Callable[[], Iterable]) -> Concept:
         return one
     if not isinstance(one, str) or not one.strip():
         raise MaceError(f"{one!r} is no concept. {HOW}")
-    if "=" in one:
+    if any(sign in one for sign in EQUALS):
         return parse_concept(one)
+    name = name_in(one)
     known = {folded(word): entry for entry in suggestions() for word in (*entry.synonyms, entry.name)}
-    if folded(one) not in known:
-        near = difflib.get_close_matches(folded(one), known, 3, 0.6)
+    if folded(name) not in known:
+        if _is_file(name):
+            raise MaceError(f"{name!r} is a file: read it with macelib.concepts.read_concepts(path).")
+        near = difflib.get_close_matches(folded(name), known, 3, 0.6)
+        written = f"'\"{name}\"=a person'" if outside(name, SEPARATORS) else f'"{name}=a person"'
         raise MaceError(
-            f"No anchor is known for {one!r}: say what is to be shown in its place, "
-            f'"{one.strip()}=a person" or Concept("{one.strip()}", anchor="a person").'
+            f"No anchor is known for {name!r}: say what is to be shown in its place, "
+            f'{written} or Concept({json.dumps(name, ensure_ascii=False)}, anchor="a person").'
             + (f" Known names near it: {', '.join(near)}." if near else "")
         )
-    anchor = known[folded(one)].anchor
-    log.warning('"%s": in its place %s is shown; say "%s=..." for something else.', one, anchor, one)
-    return Concept(one, anchor)
+    anchor = known[folded(name)].anchor
+    log.warning('"%s": in its place %s is shown; say "%s=..." for something else.', name, anchor, name)
+    return Concept(name, anchor)
 
 
 def read_concepts(path: str | Path) -> list[Concept]:
@@ -102,9 +124,15 @@ def kept_names(values: Sequence[str]) -> list[str]:
     """Names to keep as they are given: each a name, or the file of a list (see `read_names`)."""
     found: list[str] = []
     for value in values:
-        is_file = Path(value).suffix.lower() in SUFFIXES or Path(value).is_file()
-        found += read_names(value) if is_file else [name_in(value)]
+        found += read_names(value) if _is_file(value) else [name_in(value)]
     return list(dict.fromkeys(found))
+
+
+def _is_file(text: str) -> bool:
+    """Whether a file, or a folder by its path, is meant where a name may stand: it is there, or ends like one."""
+    place = os.path.expanduser(text)  # os.path asks for names of any length
+    is_folder = os.path.dirname(text) and os.path.isdir(place)
+    return os.path.splitext(text)[1].lower() in (*SUFFIXES, *OTHERS) or os.path.isfile(place) or bool(is_folder)
 
 
 def _items(path: str | Path, what: str, key: str, columns: tuple[str, ...]) -> list[Item]:
@@ -139,10 +167,21 @@ def _entry(entry: Any) -> Concept:
     if not isinstance(entry, dict) or not {"name", "anchor"} <= set(entry) <= set(fields):
         raise MaceError(f"{entry!r} must have name and anchor, and nothing beside {', '.join(fields)}.")
     values = {key: value for key, value in entry.items() if value not in (None, "", [])}
-    for key in ("synonyms", "templates", "companions"):
+    for key in ("name", "anchor"):
         if isinstance(values.get(key), str):
-            values[key] = [part.strip() for part in values[key].split(";") if part.strip()]
+            values[key] = _bare(values[key])
+    for key in ("synonyms", "templates", "companions"):
+        if not isinstance(text := values.get(key), str):
+            continue
+        values[key] = [_bare(part.strip()) for part in text.split(";") if part.strip()]
+        if key != "templates" and outside(text, SEPARATORS.replace(";", "")):
+            raise MaceError(f'The {key} are {text!r}: put ";" between several, and one that holds a comma in quotes.')
     return Concept(**{"name": "", "anchor": ""} | values)
+
+
+def _bare(text: str) -> str:
+    """A field without quotes of a person's own around all of it: CSV and YAML have taken theirs away."""
+    return unquoted(text)[0] if text[:1] in QUOTES and text[-1] in QUOTES[text[0]] else text
 
 
 def paper_list(name: str) -> list[Concept]:

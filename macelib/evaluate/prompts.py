@@ -81,7 +81,7 @@ def _missing(path) -> MaceError:
 
 
 def _seed(text: str, where: str) -> int:
-    if not re.fullmatch(r"\d+(\.0*)?", text) or not (seed := int(text.partition(".")[0])) < MOST:
+    if not re.fullmatch(r"\d{1,40}(\.0*)?", text) or not (seed := int(text.partition(".")[0])) < MOST:
         raise MaceError(f"{where}: the seed is {text!r}; allowed: whole numbers from 0 to 2^63 - 1.")
     return seed
 

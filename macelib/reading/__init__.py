@@ -8,6 +8,8 @@ from .settings import build_settings, check_ranges, check_settings
 from .structure import FAILURES, Texts, Values, Where, flatten, parse, read_data, read_json
 from .tables import read_table
 from .text import (
+    EQUALS,
+    QUOTES,
     SEPARATORS,
     Item,
     located,
@@ -23,7 +25,9 @@ from .text import (
 )
 
 __all__ = [
+    "EQUALS",
     "FAILURES",
+    "QUOTES",
     "SEPARATORS",
     "Item",
     "Texts",

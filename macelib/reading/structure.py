@@ -12,6 +12,7 @@ from ..errors import MaceError
 from .text import read_text
 
 MERGE = "tag:yaml.org,2002:merge"
+MOST = 10**6  # values of a file, an alias counted as all that it stands for
 FAILURES = (yaml.YAMLError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError)
 Where = Callable[[str], str]
 
@@ -74,9 +75,21 @@ def parse(text: str, loader: type[Values] = Values) -> tuple[Any, yaml.Node | No
     reading = loader(text)
     try:
         node = reading.get_single_node()
+        if node is not None and _count(node, {}) > MOST:
+            problem = f"its aliases stand for more than {MOST:,} values"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
         return (None if node is None else reading.construct_document(node)), node
     finally:
         reading.dispose()
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node holds; known: those of nodes that were met before, 0 of one that holds itself."""
+    if id(node) not in known:
+        known[id(node)], inner = 0, [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = (part for entry in inner for part in (entry if isinstance(entry, tuple) else (entry,)))
+        known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_data(path: str | Path, what: str, loader: type[Values] = Values) -> tuple[Any, Where]:
@@ -158,8 +171,8 @@ def _first(error: Exception) -> str:
 
 def _line(node: yaml.Node | None, field: str) -> str:
     """ ", line 3" of a field, or of the last part of it that stands in the file; "" where none does."""
-    line = ""
-    for key in re.findall(r"[^.\[\]]+", field):
+    line, whole = "", isinstance(node, yaml.MappingNode) and any(k.value == field for k, _ in node.value)
+    for key in [field] if whole else re.findall(r"[^.\[\]]+", field):
         if isinstance(node, yaml.MappingNode):
             hit = next(((k, v) for k, v in node.value if k.value == key), None)
         elif isinstance(node, yaml.SequenceNode) and key.isdecimal() and int(key) < len(node.value):

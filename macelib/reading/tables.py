@@ -69,6 +69,8 @@ def _rows(path, text: str, delimiter: str, header: list[str], above: int) -> lis
             continue
         index = 1 if not header[0] and len(header) > 1 else 0
         if any(cell for name, cell in zip_longest(header[index:], cells[index:], fillvalue="") if not name):
+            if len(cells) <= len(header):
+                raise MaceError(f"{path}, line {line}: a field stands under a column without a name: name the column.")
             raise MaceError(
                 f"{path}, line {line}: {len(cells)} fields under {len(header)} columns: put a field that holds "
                 f"{delimiter!r} in quotes."

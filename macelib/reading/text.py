@@ -15,6 +15,7 @@ MARKS = (  # a mark at the beginning of a file, and its encoding; the longer one
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
 )  # fmt: skip
 QUOTES = {'"': '"', "“": "”", "„": "“”", "«": "»", "'": "'", "‘": "’"}  # opening: closing
+EQUALS = "=＝"  # between a name and its anchor
 SEPARATORS = ",;\t，、；،"  # between entries: a name that holds one is quoted
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")  # traces of copying
 BROKEN = re.compile("[\ud800-\udfff\ufffd]")  # what is left of a text that was read in another encoding
@@ -127,7 +128,7 @@ def pair(text: str) -> tuple[str, str]:
     """ "name=anchor" in two, quotes around either taken away; MaceError for one side, three, and several names."""
     entry = unquoted(text)[0]
     several, one = 'give them one by one, "ship=sea" "frog=grass"', '"a name, with a comma"=anchor'
-    at = outside(entry, "=")
+    at = outside(entry, EQUALS)
     if len(at) != 1:
         _one(entry, several, one)
     if len(at) > 1:
@@ -142,7 +143,7 @@ def pair(text: str) -> tuple[str, str]:
 def name_in(text: Any) -> str:
     """The one name of an entry, its quotes taken away; MaceError for several in one entry, and for "name=anchor"."""
     value, quoted = unquoted(text) if isinstance(text, str) else (text, True)
-    if not quoted and outside(value, "="):
+    if not quoted and outside(value, EQUALS):
         raise MaceError(
             f'{text!r} has an "=" in it: names alone are wanted here; a name that holds one goes in quotes.'
         )
