@@ -35,6 +35,7 @@ from .method.rounds import layers_gram
 from .models.entrances import denoiser, is_joint, kv_weights, pooled_weights
 from .models.families import Entry, family_of
 from .models.pipelines import check_pipeline, model_hash
+from .models.sample import check_drawing
 from .models.swap import untouched
 from .models.text import check_prompt, embedding_size, missing_text, pooled_size
 from .show.progress import Bars, watched
@@ -75,6 +76,8 @@ def erase(
     config = _filled(pipe, concepts, config, prior is not None)
     if is_joint(denoiser(pipe)) and any(config.of(c.kind).written == "v" for c in concepts):
         raise MaceError(f"{type(pipe).__name__} reads keys and values by one matrix: leave the setting written at kv.")
+    for kind in {c.kind for c in concepts} if config.stages != "1" else ():
+        check_drawing(pipe, (), config.of(kind).images.steps)  # before captions are read, which may take hours
     concepts = [with_companions(with_templates(c, config.templates), config.companions) for c in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
         check_prompt(pipe, text)  # refuses one that is too long before the first is read
@@ -121,8 +124,8 @@ def check(
 ) -> list[str]:
     """Everything about an erasure that can be known without a model; notes about what deserves a look.
 
-    MaceError: what cannot be erased together or kept beside it, captions that cannot be read, values of Eq. 5 that do
-    not fit, a folder or a cache that cannot be written.
+    MaceError: what cannot be erased together or kept beside it, captions or templates that cannot be read, values
+    of Eq. 5 that do not fit, a folder or a cache that cannot be written.
     """
     notes = [
         *check_concepts(concepts),
@@ -131,6 +134,8 @@ def check(
     ]
     for kind in dict.fromkeys(concept.kind for concept in concepts):
         config.training(kind)
+    for concept in concepts if config.templates else ():
+        with_templates(concept, config.templates)
     if config.prior.use and config.prior.captions not in (None, "builtin", "coco"):
         priors.read_captions(config.prior.captions)
     for place in (folder, cache_folder()):

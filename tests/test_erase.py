@@ -226,6 +226,21 @@ def test_what_can_be_known_at_once_ends_before_any_work(
     assert not begun
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"templates": "none.txt"}, "The templates none.txt cannot be read"),
+        ({"images": ImagesConfig(steps=5000)}, "steps is 5000; allowed: 1 to 1000"),
+    ],
+)
+def test_limits_are_looked_at_before_any_work(pipe, config, change, sentence, monkeypatch):
+    begun = []
+    monkeypatch.setattr("macelib.job.prior_of", lambda *_: begun.append("captions"))
+    with pytest.raises(MaceError, match=sentence):
+        erase(pipe, [Concept("ship", "sea")], dataclasses.replace(config, **change))
+    assert not begun
+
+
 def test_overlapping_concepts_are_said_and_erased(pipe, config, caplog):
     with caplog.at_level(logging.WARNING):
         erasure = erase(
