@@ -6,6 +6,7 @@ import json
 import logging
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tiny_data import tiny_clip, tiny_judge
 
 from macelib import Concept, EraseConfig, Erasure, MaceError, errors, evaluate, load_pipeline, templates
 from macelib.erasure import Part
-from macelib.evaluate import lists, metrics, pictures, protocols, record, studies, work
+from macelib.evaluate import lists, made, metrics, pictures, protocols, record, studies, work
 from macelib.files import data_folder
 from macelib.method.refine import compress
 from macelib.models.families import MINI, family_of
@@ -164,10 +165,12 @@ def test_objects_counts_what_it_draws(pipe, ship):
         f"what is meant to stand in their place in {a} %; everything else in {s} % ({s0} %)."
     )
     assert set(result.groups.group) == {0, 1, 2} and result.settings["seeds"] == [7, 8, 9]
-    made = result.settings
-    assert {"config", "versions", "model", "judge", "scheduler", "guidance", "precision"} <= set(made)
-    assert made["scheduler"]["class"] == type(pipe.scheduler).__name__ and made["precision"] == "float32"
-    assert made["config"][0]["concepts"][0]["name"] == "ship" and made["config"][0]["settings"] == ship.config.to_dict()
+    about = result.settings
+    assert {"config", "versions", "model", "judge", "scheduler", "guidance", "precision"} <= set(about)
+    assert about["scheduler"]["class"] == type(pipe.scheduler).__name__ and about["precision"] == "float32"
+    assert (
+        about["config"][0]["concepts"][0]["name"] == "ship" and about["config"][0]["settings"] == ship.config.to_dict()
+    )
     assert "H_o" in str(result) and "<table" in result._repr_html_()
     assert "Settings: settings tuned on mini-SD." in str(result) and "tuned on mini-SD" in result._repr_html_()
 
@@ -329,6 +332,21 @@ def test_the_ablation_erases_the_same_by_single_stages(pipe, tmp_path):
     ]  # fmt: skip
     with pytest.raises(MaceError, match="2 seeds make no 3 seed groups"):
         evaluate.ablation_study(pipe, tmp_path, settings, seeds=range(2))
+
+
+def test_what_settings_say_of_a_concept_is_enough_to_erase_it_again():
+    usual = Concept("ship", "sea", companions=("cat",))
+    own = Concept("frog", "grass", synonyms=("toad",), templates=("a {}",), companions=("dog",))
+    erasure = SimpleNamespace(concepts=[usual, own], strengths={"ship": 1.0}, config=EraseConfig(companions=("cat",)))
+    said = made._settings(erasure)["concepts"]
+    assert said[0] == {"name": "ship", "anchor": "sea", "kind": "object", "strength": 1.0}
+    values = {name: value for name, value in said[1].items() if name != "strength"}
+    assert Concept(**values) == own
+
+
+def test_a_study_s_files_have_a_name_in_any_script():
+    names = [studies.file_name(label) for label in ("船", "猫", "ship " * 90, "ship " * 91, "?")]
+    assert len(set(names)) == 5 and all(0 < len(name) < 100 for name in names)
 
 
 def test_what_settings_are_tuned_on_is_in_no_protocol():

@@ -8,7 +8,10 @@ from ..models.about import about
 
 
 def made_with(pipe, erasures: Sequence, judge) -> dict:
-    """Model, scheduler, precision, judge, versions, and each erasure's concepts and settings (an edit's key)."""
+    """Model, scheduler, precision, judge, versions, and each erasure's concepts and settings (an edit's key).
+
+    Of a concept's templates, synonyms and companions, those of its own; others follow from the settings.
+    """
     known = about(pipe)
     return {
         **{name: known[name] for name in ("model_name", "revision", "precision", "scheduler")},
@@ -25,10 +28,12 @@ def _weights(judge) -> str | None:
 
 
 def _settings(erasure) -> dict:
+    config, strengths = getattr(erasure, "config", None), getattr(erasure, "strengths", {})
+    common = {"companions": getattr(config, "companions", None), "synonyms": (), "templates": None}
     concepts = [
-        {"name": c.name, "anchor": c.anchor, "kind": c.kind, "strength": getattr(erasure, "strengths", {}).get(c.name)}
+        {"name": c.name, "anchor": c.anchor, "kind": c.kind, "strength": strengths.get(c.name)}
+        | {name: getattr(c, name) for name, usual in common.items() if getattr(c, name) not in ((), usual)}
         for c in erasure.concepts
     ]
-    config = getattr(erasure, "config", None)
     settings = config.to_dict() if hasattr(config, "to_dict") else {"edit": getattr(erasure, "key", None)}
     return {"concepts": concepts, "settings": settings}
