@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from macelib import __version__, cli
 from macelib.config import EraseConfig
 from macelib.erasure import Erasure
 from macelib.errors import MaceError
+from macelib.files import locked
 from macelib.models.mini import catalogue
 from macelib.models.tiny import tiny_pipeline
 
@@ -103,6 +105,9 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     for other in ([*draw, "-e", path], ["generate", "a frog", *draw[2:]]):
         code, _, said = mace(capsys, *other, "--out", tmp_path / "before")
         assert code == 1 and "holds pictures that this call did not draw" in said
+    with locked(tmp_path / "new" / ".lock", "new"):
+        code, _, said = mace(capsys, "generate", "a frog", *draw[2:], "--out", tmp_path / "new")
+    assert code == 1 and "Another process is at work on" in said and not [*(tmp_path / "new").glob("*.png")]
 
     code, said, _ = mace(capsys, "export", path, "--format", "weights", "--out", tmp_path / "export", *common)
     assert code == 0 and (tmp_path / "export" / "unet.safetensors").exists()
@@ -181,11 +186,25 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["erase", "ship=sea", "--model", "m", "--out", "x" * 300], "choose a shorter name"),
         (["erase", "ship, frog=sea", "--model", "m", "--out", "x"], "has a comma in it"),
         (["erase", "ship=sea", "--keep", "dog,cat", "--model", "m", "--out", "x"], "has a comma in it"),
+        (["erase", "ship=sea", "--keep", "x" * 300, "--model", "m", "--out", "x"], "'m' is no model"),
+        (
+            ["erase", "ship=sea", "--config", "templates.yaml", "--model", "m", "--out", "x"],
+            "There are no templates 'our'",
+        ),
         (["study", "objects", "--autocast", "int8", "--model", "m", "--out", "x"], "autocast is 'int8'"),
         (["study", "objects", "--model", "m", "--out", "file/x"], "Not a directory"),
         (["export", "absent.safetensors", "--format", "ckpt", "--out", "x"], "pipeline, weights, lora"),
         (["study", "styles", "--out", "x"], "choose objects, characters, tuning, ablation, pairs or keeping"),
-        (["study", "objects", "--only", "zebra", "--out", "x"], "not of the paper's ten"),
+        (["study", "objects", "--only", "zebra", "--model", "m", "--out", "x"], "not of the paper's ten"),
+        (["study", "pairs", "--only", "zebra", "--model", "m", "--out", "x"], "not of the paper's ten"),
+        (["study", "characters", "--only", "ship", "--model", "m", "--out", "x"], "has --count and --seeds: leave it"),
+        (
+            ["study", "objects", "--seeds", "3", "--model", "m", "--out", "x"],
+            "--seeds says nothing to the study objects",
+        ),
+        (["study", "ablation", "--images", "9", "--model", "m", "--out", "x"], "or --only and --images, of objects"),
+        (["study", "keeping", "--images", "9", "--model", "m", "--out", "x"], "has --seeds: leave it out"),
+        (["study", "ablation", "--only", "ship", "--count", "5", "--model", "m", "--out", "x"], "--only and --images"),
         (["bench", "--products", "fp8"], "fp64, mixed, both"),
         (["bench", "--layout", "SD v9"], "There is no layout 'SD v9' to fill with random weights; choose from SD v1.4"),
         (["bench", "--layout", "SD v1.4", "--model", "m"], "--layout takes the place of --model m"),
@@ -196,6 +215,7 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
 def test_bad_input_is_a_sentence_and_exit_code_1(arguments, sentence, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    (tmp_path / "templates.yaml").write_text("templates: our\n")
     (tmp_path / "list.csv").write_text("prompt,seed\na ship,1\n")
     code, _, said = mace(capsys, *arguments)
     assert code == 1 and sentence in said and "Traceback" not in said
@@ -247,8 +267,11 @@ def test_every_study_is_found_and_told_its_options(name, capsys, tmp_path, monke
         told.update(options)
         return f"the study {name}"
 
-    monkeypatch.setattr(measure, "pipeline", lambda *_: None)
+    scheduler = SimpleNamespace(config=SimpleNamespace(num_train_timesteps=1000))
+    monkeypatch.setattr(measure, "pipeline", lambda *_: SimpleNamespace(scheduler=scheduler))
     monkeypatch.setattr(keeping if name == "keeping" else studies, f"{name}_study", fake)
     code, said, _ = mace(capsys, "study", name, "--steps", "3", "--out", str(tmp_path / "s"))
     assert code == 0 and f"the study {name}" in said and told["steps"] == 3
+    code, _, said = mace(capsys, "study", name, "--steps", "3000", "--out", str(tmp_path / "s"))
+    assert code == 1 and "steps is 3000; allowed: 1 to 1000" in said  # before anything is erased
     assert ("images" in told) == (name in ("objects", "ablation")) and ("seeds" in told) == (name != "objects")

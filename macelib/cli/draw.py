@@ -35,7 +35,7 @@ def generate(
 ) -> None:
     """Draw pictures, with or without an erasure. The same call into the same folder draws the same again."""
     from ..erasure import Erasure, versions
-    from ..files import atomic, check_writable
+    from ..files import check_writable, locked
 
     numbers = _seeds(seeds, MOST // len(prompts))
     chosen = Erasure.load(erasure) if erasure else None
@@ -48,17 +48,25 @@ def generate(
     check_writable(out)
     jobs = [(prompt, seed) for prompt in prompts for seed in numbers]
     planned = [{"file": f"{i:04d}.png", "prompt": prompt, "seed": seed} for i, (prompt, seed) in enumerate(jobs)]
-    _refuse_others(out, {"images": planned}, {"images"})  # before the model is loaded
-    from ..models.about import about
-    from ..models.sample import generate as draw
+    with locked(out / ".lock", str(out), wait=False):
+        _refuse_others(out, {"images": planned}, {"images"})  # before the model is loaded
+        from ..models.about import about
 
-    pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
-    if chosen is not None:
-        chosen.apply(pipe, force)
-    settings = {} if guidance is None else {"guidance": guidance}
-    made = {"given": model, **about(pipe), "steps": steps, **settings, "versions": versions()}
-    made["erasure"] = chosen and {"file": str(erasure), "base": chosen.base, "strengths": chosen.strengths}
-    _refuse_others(out, {**made, "images": planned}, {*made, "images"})
+        pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
+        if chosen is not None:
+            chosen.apply(pipe, force)
+        settings = {} if guidance is None else {"guidance": guidance}
+        made = {"given": model, **about(pipe), "steps": steps, **settings, "versions": versions()}
+        made["erasure"] = chosen and {"file": str(erasure), "base": chosen.base, "strengths": chosen.strengths}
+        _refuse_others(out, {**made, "images": planned}, {*made, "images"})
+        _draw(pipe, out, made, planned, batch, steps=steps, **settings)
+    typer.echo(f"{out}: {len(jobs)} pictures")
+
+
+def _draw(pipe, out: Path, made: dict, planned: list[dict], batch: int, **settings) -> None:
+    """Draw the pictures that are planned; the manifest tells of those that are there."""
+    from ..files import atomic
+    from ..models.sample import generate as draw
 
     def tell(count: int) -> None:
         text = json.dumps({**made, "images": planned[:count]}, indent=1, ensure_ascii=False)
@@ -67,16 +75,15 @@ def generate(
 
     tell(0)  # the folder is this call's from now on
     with Bars() as bars:
-        bars("pictures", 0, len(jobs))
-        for start in range(0, len(jobs), batch):
-            some = jobs[start : start + batch]
-            pictures = draw(pipe, [p for p, _ in some], [s for _, s in some], steps=steps, batch=batch, **settings)
-            for picture, entry in zip(pictures, planned[start:], strict=False):
+        bars("pictures", 0, len(planned))
+        for start in range(0, len(planned), batch):
+            some = planned[start : start + batch]
+            pictures = draw(pipe, [e["prompt"] for e in some], [e["seed"] for e in some], batch=batch, **settings)
+            for picture, entry in zip(pictures, some, strict=True):
                 with atomic(out / entry["file"]) as temporary:
                     picture.save(temporary)
             tell(start + len(some))
-            bars("pictures", start + len(some), len(jobs), some[-1][0])
-    typer.echo(f"{out}: {len(jobs)} pictures")
+            bars("pictures", start + len(some), len(planned), some[-1]["prompt"])
 
 
 def _refuse_others(out: Path, manifest: dict, fields: set[str]) -> None:

@@ -136,10 +136,12 @@ def study(
     minutes: Annotated[
         float | None, typer.Option(help="of --method: no further point begins after so long a time of making edits")
     ] = None,
-    images: Annotated[int, typer.Option(help="objects: pictures per class and synonym", min=3)] = 50,
+    images: Annotated[
+        int | None, typer.Option(help="objects, ablation of these: pictures per class and synonym (50)", min=3)
+    ] = None,
     seeds: Annotated[
-        int, typer.Option(help="all but objects: seeds per prompt, five prompts a name (tuning: two)", min=3)
-    ] = 5,
+        int | None, typer.Option(help="all but objects: seeds per prompt (5), five prompts a name (tuning: two)", min=3)
+    ] = None,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
@@ -159,11 +161,16 @@ def study(
     from ..evaluate.keeping import keeping_study
     from ..evaluate.pictures import Drawing
     from ..files import check_writable, locked
+    from ..models.sample import check_drawing
 
     if protocol not in ("objects", "characters", "tuning", "ablation", "pairs", "keeping"):
         raise MaceError(
             f"There is no study {protocol!r}: choose objects, characters, tuning, ablation, pairs or keeping."
         )
+    tuned.check_sizes(protocol, only=only, count=count, images=images, seeds=seeds)
+    if only and not tuning:
+        studies.check_only(only)
+    images, seeds = images or 50, seeds or 5
     if tuning and protocol != "pairs":
         raise MaceError(f"--tuning is for pairs: the study {protocol} has names of its own.")
     if grid is not None and protocol != "tuning":
@@ -178,6 +185,7 @@ def study(
     check_writable(out)
     with locked(out / ".lock", str(out), wait=False):
         pipe = pipeline(model, revision, local_files_only, device, dtype)
+        check_drawing(pipe, (), steps, guidance, batch)  # before anything is erased
         drawing = {"steps": steps, "guidance": guidance, "batch": batch, "autocast": autocast}
         with Bars() as bars:
             drawing["progress"] = bars

@@ -12,6 +12,21 @@ TASKS = {"objects": "alone", "characters": "together"}  # what a list of the gri
 NONE = "style, unsafe: no names of these kinds are set apart to choose on; published settings alone."
 
 
+SIZES = {  # options that say how much a study takes
+    "objects": ("only", "images"), "characters": ("count", "seeds"), "tuning": ("count", "seeds"),
+    "ablation": ("count", "seeds"), "pairs": ("only", "seeds"), "keeping": ("seeds",),
+}  # fmt: skip
+
+
+def check_sizes(protocol: str, **given) -> None:
+    """MaceError for an option of another study, which would say nothing here."""
+    has = ("only", "images") if protocol == "ablation" and given["only"] else SIZES[protocol]
+    if stray := [name for name, value in given.items() if value is not None and name not in has]:
+        known = " and ".join(f"--{name}" for name in has)
+        more = " (or --only and --images, of objects)" if protocol == "ablation" and has == SIZES[protocol] else ""
+        raise MaceError(f"--{stray[0]} says nothing to the study {protocol}, which has {known}{more}: leave it out.")
+
+
 def grids(methods: str, task: str | None, grid: Path | None) -> tuple[list, list[str]]:
     """A grid for each method of "uce,speed", or of "all" that have one; and the names of those that have none.
 

@@ -14,8 +14,9 @@ from ..errors import MaceError
 from ..files import atomic
 from ..method.fuse import Fusion, fused_weight
 from ..models.entrances import denoiser, part_of, pooled_columns
-from ..models.sample import generate
+from ..models.sample import check_drawing, generate
 from ..models.swap import originals, untouched, write
+from ..models.text import check_prompt
 from .standalone import Standalone, check_rank, module_names, standalone
 
 FORMATS = {
@@ -69,9 +70,13 @@ def export(
     if format == "lora" and not hasattr(pipe, "load_lora_weights"):
         raise MaceError(f"{type(pipe).__name__} loads no LoRA: export it as pipeline or weights.")
     erasure.check(pipe, force)
+    prompt = prompt or sample_prompt(erasure.concepts[0])
+    if format == "lora":
+        check_prompt(pipe, prompt)
+        check_drawing(pipe, (), steps)
     with new_folder(folder, format, part_of(pipe)) as temporary:
         if format == "lora":
-            said = _lora(erasure, pipe, temporary, rank, prompt or sample_prompt(erasure.concepts[0]), steps)
+            said = _lora(erasure, pipe, temporary, rank, prompt, steps)
             use = FORMATS[format] if part_of(pipe) == "unet" else IN_DIFFUSERS
             (temporary / "README.txt").write_text(f"{use}\n\n{said}\n", encoding="utf-8")
         else:

@@ -12,9 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..baselines import method
-from ..concepts import Concept
+from ..concepts import Concept, paper_list
 from ..config import EraseConfig
 from ..errors import MaceError
+from ..files import name_of
 from ..job import erase
 from ..models.families import family_of
 from . import protocols
@@ -192,12 +193,17 @@ def _measure(pipe):
     return protocols.characters if family_of(pipe).people else protocols.celebrities
 
 
+def check_only(names: Sequence[str]) -> None:
+    """MaceError for a name that is none of the paper's ten objects, which are the same for every model."""
+    known = [concept.name for concept in paper_list("objects")]
+    if unknown := set(names) - {*known}:
+        raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(known)}).")
+
+
 def _chosen(pipe, only: Sequence[str] | None) -> list[Concept]:
     """Some of the paper's ten objects, or all; MaceError for another name."""
-    chosen = object_list(family_of(pipe))
-    if unknown := set(only or ()) - {c.name for c in chosen}:
-        raise MaceError(f"{', '.join(sorted(unknown))}: not of the paper's ten ({', '.join(c.name for c in chosen)}).")
-    return [c for c in chosen if not only or c.name in only]
+    check_only(only or ())
+    return [c for c in object_list(family_of(pipe)) if not only or c.name in only]
 
 
 def _beside(
@@ -234,4 +240,5 @@ def file_name(label: str) -> str:
     >>> file_name("all, without CFIS")
     'all-without-cfis'
     """
-    return re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    readable = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    return readable if label.isascii() and 0 < len(readable) < 100 else name_of(label)
