@@ -85,7 +85,9 @@ def test_every_point_is_measured_and_the_best_of_each_list_taken(tmp_path, monke
 def test_the_shipped_grid_changes_settings_that_the_preset_has():
     grid = evaluate.Grid.load(data_folder() / "world" / "tuning.yaml")
     assert grid.alone[0] == {} == grid.together[0]
-    assert len(grid.points()) == 24 and grid.many == 60 and [p["images"]["steps"] for p in grid.cheaper] == [8, 15]
+    assert len(grid.points()) == 22 and grid.many == 60 and not grid.cheaper
+    cheaper = evaluate.Grid.load(data_folder() / "world" / "cheaper.yaml")
+    assert cheaper.alone == ({},) and [p["images"]["steps"] for p in cheaper.cheaper] == [8, 15]
 
 
 @pytest.mark.parametrize(("cheap", "chosen"), [((80.0, 95.0), 3), ((79.9, 80.1), 4), ((10.0, 79.0), None)])
