@@ -30,7 +30,12 @@ def _dependence(erasure: Erasure, drawn: str) -> str:
 
 
 def grouped(pipe, erasure: Erasure, folder: Path) -> list[Work]:
-    """Stage 2 of every group of concepts."""
+    """Stage 2 of every group of concepts; none of stage 1 alone."""
+    if erasure.config.stages == "1":
+        from .evaluate.drawn import unlooked
+
+        unlooked(pipe, erasure.concepts)
+        return []
     config, layers, drawn = erasure.config, tuple(erasure.layers), drawing_hash(pipe)
     R, pooled = erasure.refinement.R, erasure.pooled_refinement
     common, works = _dependence(erasure, drawn), []

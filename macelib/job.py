@@ -97,7 +97,7 @@ def erase(
         log.info("Stage 1: condition %.3g, residual %.3g", erasure.refinement.condition, erasure.refinement.residual)
         _pooled_note(erasure)
         # Stage 2: images, masks and a LoRA per concept (Eq. 3-5), in groups.
-        works, trained = [] if config.stages == "1" else grouped(pipe, erasure, place), {}
+        works, trained = grouped(pipe, erasure, place), {}
         for work, tensors in train_here(pipe, works, tell) if engine is None else train_by(engine, pipe, works, tell):
             for i, concept in enumerate(work.concepts):
                 trained[concept.name] = tensors[f"{i}.B"], tensors[f"{i}.D"]

@@ -9,6 +9,7 @@ from macelib import Concept, EraseConfig, erase, load_pipeline
 from macelib.evaluate import drawn
 from macelib.evaluate.drawn import doubt, looker
 from macelib.files import data_folder
+from macelib.models.families import MINI
 from macelib.models.tiny import tiny_pipeline
 
 JUDGE = SimpleNamespace(concepts=["ship", "cat", "castle", "Amy Adams"], styles=["noto", "twemoji"])
@@ -53,6 +54,16 @@ def test_without_a_classifier_that_is_said_once(caplog):
     caplog.clear()
     assert looker(tiny_pipeline("sd"), [Concept(f"thing {i}", "sea") for i in range(9)]) is None
     assert "and 4 more" in caplog.text
+
+
+def test_stage_1_alone_says_what_was_not_checked(caplog, monkeypatch):
+    settings = EraseConfig.from_dict({**SETTINGS, "stages": "1"})
+    erase(tiny_pipeline("sd"), [Concept("ship", "sea")], settings)
+    assert "'ship' was not checked (stage 1 alone has no training pictures): draw some." in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(drawn, "family_of", lambda _: MINI)
+    drawn.unlooked(None, [Concept("Ship", "sea"), Concept("qwzx", "sea")])
+    assert [r.message.split(" was ")[0] for r in caplog.records] == ["Whether the model draws 'qwzx'"]
 
 
 def test_the_mini_world_is_looked_at_by_its_judge(tmp_path, monkeypatch, caplog):

@@ -25,8 +25,11 @@ from macelib.concepts import (
     read_names,
     with_templates,
 )
+from macelib.concepts.concept import read_templates
 from macelib.config import EraseConfig
 from macelib.errors import MaceError
+from macelib.evaluate.prompts import read_prompts
+from macelib.evaluate.tuning import Grid
 from macelib.files import check_writable, name_of
 from macelib.method.prior import read_captions
 from macelib.reading import Texts, Values, parse, phrase, read_entries, read_json, read_table, read_text, seeds
@@ -207,7 +210,7 @@ def test_templates_from_a_file(place):
         path = written(place, "t.txt", text.encode(encoding))
         assert with_templates(ship, str(path)).templates == ("a photo of {}", "a {}, at night")
     for data, message in (
-        ("a {}\nno place\n", r"t.txt, line 2: the template 'no place' has no"),
+        ("a {}\nno place\n", r"t.txt, line 2: The template 'no place' has no"),
         ("a {}\ncafé {}".encode("latin-1"), "line 2 has the byte e9"),
         ("# none\n", "t.txt are empty"),
         ("a ship near {}\n", "t.txt name 'ship' themselves"),
@@ -406,6 +409,9 @@ READERS = {
     "names": (read_names, (".txt", ".csv", ".tsv", ".yaml", ".json"), lambda v: all(phrase(n, "x") == n for n in v)),
     "captions": (read_captions, (".txt", ".csv", ".json"), lambda v: all(c and c == c.strip() for c in v)),
     "settings": (EraseConfig.load, (".yaml", ".json"), lambda v: isinstance(v, EraseConfig)),
+    "prompts": (read_prompts, (".csv", ".tsv"), lambda v: all(p.prompt and 0 <= p.seed < 2**63 for p in v)),
+    "templates": (read_templates, (".txt",), lambda v: all("{}" in template for template in v)),
+    "grid": (Grid.load, (".yaml",), lambda v: isinstance(v, Grid)),
     "sweep": (read_sweep, (".yaml",), lambda v: all(isinstance(run, dict) for run in v.runs)),
     "parameters": (read_parameters, (".ipynb",), lambda v: all(isinstance(p, Parameter) for p in v.values())),
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..errors import MaceError
 from ..models.families import known_entries
 from ..models.tokens import occurrences
-from ..reading import EQUALS, SEPARATORS, outside, phrase, read_entries, unquoted
+from ..reading import EQUALS, SEPARATORS, located, outside, phrase, read_entries, unquoted
 from ..templates import PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, beside, fill
 from .protocol import protocol
 
@@ -90,9 +90,10 @@ def read_templates(path: str | Path) -> list[str]:
     if not (os.path.splitext(path)[1] or os.path.exists(path)):
         raise MaceError(f"There are no templates {str(path)!r}: give ours, paper-like, or a text file with one a line.")
     for where, line in read_entries(path, "templates"):
-        template = unquoted(line)[0]
-        if "{}" not in template:
-            raise MaceError(f'{where}: the template {template!r} has no "{{}}" where the name goes.')
+        with located(where):
+            template = phrase(unquoted(line)[0], "A template")
+            if "{}" not in template:
+                raise MaceError(f'The template {template!r} has no "{{}}" where the name goes.')
         found.append(template)
     if not found:
         raise MaceError(f"The templates {path} are empty: give at least one, such as a photo of the {{}}.")

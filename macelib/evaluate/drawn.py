@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image
 
-from ..concepts import Concept
+from ..concepts import Concept, folded
 from ..errors import MaceError
 from ..models.families import family_of, known_entries
 from .judge import Judge
@@ -29,10 +29,23 @@ def looker(pipe, concepts: Sequence[Concept]) -> Look | None:
         reason = "no classifier comes with this model"
     except MaceError as error:
         reason = str(error)
+    _unchecked(concepts, reason, "look at the training pictures")
+    return None
+
+
+def unlooked(pipe, concepts: Sequence[Concept]) -> None:
+    """Say that there are no training pictures to look at, of concepts that the family's catalogue does not hold."""
+    catalogue = family_of(pipe).catalogue
+    entries = catalogue() if catalogue else ()
+    known = {folded(word) for entry in entries for word in (entry.name, *entry.synonyms)}
+    if unknown := [concept for concept in concepts if folded(concept.name) not in known]:
+        _unchecked(unknown, "stage 1 alone has no training pictures", "draw some")
+
+
+def _unchecked(concepts: Sequence[Concept], reason: str, cure: str) -> None:
     names = ", ".join(repr(concept.name) for concept in concepts[:5])
     names += f" and {len(concepts) - 5} more" if len(concepts) > 5 else ""
-    log.warning("Whether the model draws %s was not checked (%s): look at the training pictures.", names, reason)
-    return None
+    log.warning("Whether the model draws %s was not checked (%s): %s.", names, reason, cure)
 
 
 def _warn(sentence: str | None) -> None:

@@ -80,7 +80,7 @@ class Grid:
         """Read a YAML or JSON file; MaceError names file, field and what is allowed."""
         values, where = read_data(path, "grid")
         try:
-            return build_settings(cls, values or {})
+            return build_settings(cls, {} if values is None else values)
         except MaceError as error:
             raise MaceError(f"{where(str(error).partition(' ')[0])}: {error}") from error
 
