@@ -8,8 +8,10 @@ import time
 from pathlib import Path
 
 import batch_tools as tools
+import nbformat
 import pytest
 import typer
+from nbformat import v4
 from typer.testing import CliRunner
 
 from macelib.batch import cli
@@ -18,6 +20,7 @@ from macelib.batch.index import collect, find
 from macelib.batch.lab import tidy
 from macelib.batch.launch import launch
 from macelib.batch.page import thumbnail
+from macelib.batch.readable import make_readable
 from macelib.batch.runs import plan
 from macelib.errors import MaceError
 from macelib.reading import flatten, structure
@@ -268,3 +271,12 @@ def test_refresh_keeps_results_and_leaves_a_failing_notebook_alone(tmp_path):
     outputs = executed["cells"][1]["outputs"]
     assert [o["name"] for o in outputs] == ["stdout"] and "drawn" in "".join(outputs[0]["text"])
     assert set(executed["metadata"]) == {"kernelspec", "language_info"}
+
+
+def test_a_run_s_page_shows_results_and_no_bars_that_stand_still(tmp_path):
+    bar = v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "train:   0%|"})
+    cell = v4.new_code_cell("1 + 1", outputs=[bar, v4.new_output("execute_result", {"text/plain": "two"})])
+    nbformat.write(v4.new_notebook(cells=[cell, v4.new_markdown_cell("Said.")]), tmp_path / "notebook.ipynb")
+    make_readable(tmp_path)
+    page = (tmp_path / "notebook.html").read_text()
+    assert "two" in page and "Said." in page and "train:" not in page

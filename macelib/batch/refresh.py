@@ -14,6 +14,7 @@ import nbformat
 from ..files import atomic
 from .execute import explain, papermill
 from .lab import METADATA
+from .readable import is_widget
 
 KEPT = ("tags",)  # of a cell's metadata
 
@@ -47,7 +48,7 @@ def cleaned(notebook):
 
 
 def _is_result(output) -> bool:
-    return output.get("name") != "stderr" and not any("widget" in kind for kind in output.get("data", {}))
+    return output.get("name") != "stderr" and not is_widget(output)
 
 
 def main(paths: list[str]) -> int:
