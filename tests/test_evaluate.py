@@ -161,8 +161,8 @@ def test_objects_counts_what_it_draws(pipe, ship):
     assert result.to_dict()["ship"]["original"]["H_o"]["value"] == table.loc[("ship", "original"), "H_o"]
     (e, s, g, a, _), (e0, s0, g0, *_) = ([round(100 * n) for n in expected[m]] for m in ("erased", "original"))
     assert result.verdict() == (
-        f"ship: seen in {e} % of their pictures (before: {e0} %), under other names in {g} % ({g0} %); "
-        f"what is meant to stand in their place in {a} %; everything else in {s} % ({s0} %)."
+        f"ship: seen in {e} % of its pictures (before: {e0} %), under other names in {g} % ({g0} %); "
+        f"what is meant to stand in its place in {a} %; everything else in {s} % ({s0} %)."
     )
     assert set(result.groups.group) == {0, 1, 2} and result.settings["seeds"] == [7, 8, 9]
     about = result.settings

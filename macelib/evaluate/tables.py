@@ -49,9 +49,10 @@ class Evaluation:
         """The objects protocol in a sentence; of the last erasure unless named."""
         erased = self.metrics.erased.iloc[-1] if erased is None else erased
         now, before = (self.table().loc[(erased, model)].round(0).astype(int) for model in ("erased", "original"))
+        whose = "their" if " + " in erased else "its"
         return (
-            f"{erased}: seen in {now.Acc_e} % of their pictures (before: {before.Acc_e} %), under other names in "
-            f"{now.Acc_g} % ({before.Acc_g} %); what is meant to stand in their place in {now.Acc_a} %; everything "
+            f"{erased}: seen in {now.Acc_e} % of {whose} pictures (before: {before.Acc_e} %), under other names in "
+            f"{now.Acc_g} % ({before.Acc_g} %); what is meant to stand in {whose} place in {now.Acc_a} %; everything "
             f"else in {now.Acc_s} % ({before.Acc_s} %)."
         )
 
