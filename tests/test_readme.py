@@ -141,7 +141,9 @@ def test_install_and_make_run_as_printed(clone, environment):
     lines = install.splitlines()
     assert lines[0].startswith("python3 -m venv .venv")
     run("\n".join([lines[0], installed(clone), *lines[1:]]), clone, environment)
+    run(re.search(r"`(pip install -e \S+)`", TEXT)[1], clone, environment)  # with an extra
     assert (clone / ".venv" / "bin" / "mace").exists()
+    assert "-m factory" in run("make -n world", clone, environment)  # many hours
 
     demo, lab, test = make.splitlines()
     said = run(demo, clone, environment)
