@@ -5,6 +5,7 @@ each has one thread.
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -16,3 +17,9 @@ settings.register_profile(
     "macelib", derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("macelib")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))

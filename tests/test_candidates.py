@@ -31,17 +31,14 @@ from macelib.models.tiny_dit import tiny_transformer
 from macelib.models.tokens import align
 from macelib.templates import fill
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 SHIP = Concept("ship", "sea", templates=("a photo of the {}", "{} at sunset"))
 
 
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline("sd")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 # --- fuse.null_space ----------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from macelib.files import locked
 from macelib.models.mini import catalogue
 from macelib.models.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "06_erase_and_evaluate.ipynb"
 SETTINGS = """
 images: {count: 1, steps: 1, masks: full}
@@ -32,11 +34,6 @@ def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tiny_pipeline("sd").save_pretrained(folder)
     return str(folder)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 def mace(capsys, *arguments):

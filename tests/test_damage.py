@@ -22,6 +22,8 @@ from macelib.method.lora.work import Work
 from macelib.method.prior import Prior
 from macelib.models.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 FEW = ("a photo of the {}", "a drawing of {}")
 SHIP = Concept("ship", "sea", templates=FEW)
 CONFIG = EraseConfig(
@@ -39,11 +41,6 @@ def pipe():
 @pytest.fixture(scope="module")
 def small():
     return random_erasure(Shapes(out=(8, 4), width=16), 2)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 def same(one, other):

@@ -34,6 +34,8 @@ from macelib.models.swap import untouched
 from macelib.models.text import added_conditions, read, spans, tokenizers
 from macelib.models.tiny_dit import tiny_transformer
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 KINDS = ("pixart", "sana", "sd3", "flux")
 WORDS = ("a photo of the {}", "the {} in the rain", "{}")
 CONCEPTS = [Concept("ship", "sea", templates=WORDS), Concept("frog", "green grass", templates=WORDS)]
@@ -65,11 +67,6 @@ def erasure(pipe, tmp_path_factory):
         patch.setenv("MACELIB_CACHE", str(folder / "cache"))
         config = dataclasses.replace(CONFIG, prior=PriorConfig(captions=str(folder / "captions.txt")))
         return erase(pipe, CONCEPTS, config, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 def weights(pipe):

@@ -33,10 +33,7 @@ from macelib.models.tiny import tiny_pipeline
 from macelib.models.tiny_dit import tiny_transformer
 from macelib.models.tokens import View, align, token_spans, tokenize
 
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture(scope="module")

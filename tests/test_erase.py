@@ -24,6 +24,8 @@ from macelib.models.pipelines import kv_weights
 from macelib.models.text import embedding_size
 from macelib.models.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 FEW = ("a photo of the {}", "a drawing of {}", "{} at sunset")
 CONCEPTS = [
     Concept("ship", "sea", templates=FEW),
@@ -36,11 +38,6 @@ CAPTIONS = ["a red dog", "a big cat on grass", "a photo of the ship"]
 @pytest.fixture(scope="module")
 def pipe():
     return tiny_pipeline("sd")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -113,8 +113,7 @@ def test_prompts_that_approach(pipe, erasure, E):
     assert len(points) == 3 and isinstance(interference.pairs_figure(points, curve, 0.2), Figure)
 
 
-def test_told_to_keep_changes_the_prior_alone(pipe, erasure, tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+def test_told_to_keep_changes_the_prior_alone(pipe, erasure, cache):
     assert fusion.told_to_keep(pipe, erasure, "ship", ["cat"], 2.0).P is None  # it was erased without a prior
     erasure = erasure.with_config(
         dataclasses.replace(erasure.config, prior=dataclasses.replace(erasure.config.prior, use=True))

@@ -27,15 +27,12 @@ from macelib.plan.clock import latent_shape
 from macelib.plan.memory import passes
 from macelib.presets.values import N as COCO
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 CONFIG = EraseConfig(
     images=ImagesConfig(count=2, steps=3, masks="attention"), train=TrainOptions(steps=2, concepts_per_pass=2)
 )
 CONCEPTS = ["ship=sea", "frog=grass"]
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

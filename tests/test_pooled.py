@@ -22,6 +22,8 @@ from macelib.models.swap import untouched
 from macelib.models.text import pooled_size, read
 from macelib.models.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 CONCEPTS = [Concept("ship", "the sea"), Concept("frog", "grass")]
 CAPTIONS = ["a photo of a house", "a red car in the city", "two dogs", "a green field"]
 CONFIG = EraseConfig(
@@ -43,11 +45,6 @@ def erasure(pipe, tmp_path_factory):
     captions = tmp_path_factory.mktemp("captions") / "captions.txt"
     captions.write_text("\n".join(CAPTIONS))
     return erase(pipe, CONCEPTS, dataclasses.replace(CONFIG, prior=PriorConfig(captions=str(captions))))
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 def weights(pipe):

@@ -35,8 +35,7 @@ def sd1():
 
 
 @pytest.fixture(autouse=True)
-def folders(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
+def folders(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 

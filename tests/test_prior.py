@@ -12,13 +12,10 @@ from macelib.method.prior import captions_for, names, prior, read_captions
 from macelib.models.text import embedding_size, encode, read
 from macelib.models.tiny import tiny_pipeline
 
+pytestmark = pytest.mark.usefixtures("cache")
+
 CAPTIONS = ["a ship", "two Ships at sea", "a shipyard", "a red car", "the frog", "a kitty", "a blue sky"]
 SHIP, CAT = Concept("ship", "sea"), Concept("cat", "sofa", synonyms=("kitty",))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

@@ -264,8 +264,7 @@ def test_without_a_folder_nothing_can_be_saved(page):  # noqa: F811
     assert page.save.layout.display == "none"
 
 
-def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+def test_a_concept_more(pipe, erasure, cache):  # noqa: F811
     shown = Studio(Easel(pipe, erasure, steps=2), "a photo of the dog", SEEDS)
     before = pictures(shown, "after")
     shown.more.value = "dog=grass"
@@ -290,8 +289,7 @@ def test_a_concept_more(pipe, erasure, tmp_path, monkeypatch):  # noqa: F811
 
 
 @pytest.mark.parametrize(("part", "passes"), [("text_encoder", 1), ("unet", 1), ("unet", 2)])  # read, drawn, trained
-def test_learning_stops_at_the_next_pass_of_a_model(pipe, erasure, tmp_path, monkeypatch, part, passes):  # noqa: F811
-    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path))
+def test_learning_stops_at_the_next_pass_of_a_model(pipe, erasure, part, passes, cache):  # noqa: F811
     before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
     stop, done = threading.Event(), []
 
