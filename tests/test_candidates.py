@@ -11,6 +11,7 @@ from test_erasure import CONCEPTS, CONFIG, PRIOR, fused, gap, make, weights
 from test_fuse import problem
 from test_lora import CONFIG as TRAIN
 from test_lora import some_examples
+from tiny_transformers import tiny_transformer
 
 from macelib import Concept, EraseConfig, Erasure, MaceError, erase
 from macelib.concepts import super_category, templates
@@ -27,7 +28,6 @@ from macelib.method.rounds import layers_gram, refine_in_rounds
 from macelib.models.pipelines import kv_weights
 from macelib.models.text import encode, tokenizers
 from macelib.models.tiny import tiny_pipeline
-from macelib.models.tiny_dit import tiny_transformer
 from macelib.models.tokens import align
 from macelib.templates import fill
 

@@ -11,6 +11,7 @@ from brute import fuse_reference, refine_reference, relative
 from diffusers import DiffusionPipeline
 from diffusers.models.normalization import RMSNorm
 from safetensors.torch import load_file
+from tiny_transformers import tiny_transformer
 
 from macelib.baselines import build
 from macelib.concepts import Concept, anchored, prompts
@@ -32,7 +33,6 @@ from macelib.models.pipelines import cast
 from macelib.models.sample import generate
 from macelib.models.swap import untouched
 from macelib.models.text import added_conditions, read, spans, tokenizers
-from macelib.models.tiny_dit import tiny_transformer
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -15,6 +15,7 @@ from diffusers import (
     SanaTransformer2DModel,
     SD3Transformer2DModel,
 )
+from tiny_transformers import tiny_transformer
 
 from macelib.concepts import Concept
 from macelib.config import EraseConfig, ImagesConfig, PriorConfig
@@ -30,7 +31,6 @@ from macelib.models.entrances import kv_weights, pooled_weights
 from macelib.models.pipelines import check_pipeline
 from macelib.models.text import aligned, check_prompt, prompt_fits, read, spans, tails
 from macelib.models.tiny import tiny_pipeline
-from macelib.models.tiny_dit import tiny_transformer
 from macelib.models.tokens import View, align, token_spans, tokenize
 
 pytestmark = pytest.mark.usefixtures("cache")

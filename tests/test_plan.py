@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_transformers import tiny_transformer
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,7 +22,6 @@ from macelib.models.pipelines import load_pipeline
 from macelib.models.sample import image_size
 from macelib.models.text import added_conditions, encode
 from macelib.models.tiny import tiny_pipeline
-from macelib.models.tiny_dit import tiny_transformer
 from macelib.plan import plan
 from macelib.plan.clock import latent_shape
 from macelib.plan.memory import passes

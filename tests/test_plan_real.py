@@ -8,7 +8,7 @@ import sys
 import pytest
 from brute import real_tokenizer
 
-from macelib.models.layouts import random_pipeline
+from macelib.bench.layouts import random_pipeline
 
 MOST = 8e9  # bytes
 

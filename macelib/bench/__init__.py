@@ -1,5 +1,5 @@
 """How long everything takes: `closed` stages 1 and 3, `drawing` pictures, `whole` each step of an erasure of a model,
-`at_size` of one with random weights in the layout of a real one.
+`at_size` of one with random weights in the layout of a real one, of those in `layouts`.
 
 It may import all that erases; nothing of `evaluate`, `show`, `batch`, `lessons` or `cli`.
 """

@@ -16,7 +16,7 @@ from ..method.lora.train import Example, TrainConfig, example, train
 from ..method.masks import drawn_and_read, make_masks
 from ..method.refine import concept_sums
 from ..models.entrances import denoiser, text_weights
-from ..models.layouts import random_pipeline
+from .layouts import random_pipeline
 from ..models.pipelines import default_device, load_pipeline
 from ..models.sample import generate
 from ..models.swap import untouched

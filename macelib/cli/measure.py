@@ -234,7 +234,7 @@ def bench(
 ) -> None:
     """Time and memory of stages 1 and 3 at SD v1.4 shapes (random data), of drawing, and of each step on a model."""
     from .. import bench
-    from ..models.layouts import check_layout
+    from ..bench.layouts import check_layout
 
     kind = precision(dtype)  # what is not there is refused before minutes have gone
     if layout is not None:

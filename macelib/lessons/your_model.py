@@ -19,7 +19,7 @@ from ..method.lora.forward import per_sample
 from ..method.prior import Prior, prior
 from ..method.refine import stored_rank
 from ..models.entrances import kv_weights
-from ..models.layouts import LAYOUTS, VAE, text_config
+from ..bench.layouts import LAYOUTS, VAE, text_config
 from ..models.pipelines import _quiet as quiet
 from ..show.viz import pixels
 

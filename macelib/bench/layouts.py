@@ -7,7 +7,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ..errors import MaceError
-from .tiny import NOISE
+from ..models.tiny import NOISE
 
 _V2 = {"use_linear_projection": True}
 LAYOUTS: dict[str, dict] = {  # unet: fields of UNet2DConditionModel; text: width, layers, heads of each encoder

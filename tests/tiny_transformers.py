@@ -1,4 +1,4 @@
-"""Small random pipelines in the layouts of PixArt, Sana, SD3 and FLUX.1, of the stock classes: see `tiny`."""
+"""Small random pipelines in the layouts of PixArt, Sana, SD3 and FLUX.1, of stock classes: see `macelib.models.tiny`."""
 
 import inspect
 import json
@@ -33,8 +33,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from ..templates import SAMPLE_TEMPLATE, TEMPLATES
-from .tiny import WORDS, tiny_tokenizer
+from macelib.models.tiny import WORDS, tiny_tokenizer
+from macelib.templates import SAMPLE_TEMPLATE, TEMPLATES
 
 WIDTH = 32  # of every transformer, two heads of 16
 
