@@ -7,6 +7,8 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
+from macelib.method.fuse import changed, fuse_sums, less_identity
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -27,6 +29,18 @@ def fuse_reference(W, W1, B, D, e, e_p=None, lambda2=0.0, lambda0=0.0):
     if lambda2:
         rows, targets = [*rows, lambda2**0.5 * e_p.double()], [*targets, lambda2**0.5 * e_p.double() @ W.T]
     return _least_squares(rows, targets, W1, lambda0)
+
+
+def fused(R, D, C, P=None, lambda2=0.0, lambda0=1.0):
+    """`fuse_sums` of LoRAs, by concept D: layer -> (r, d), and their statistics C (d, d); D*: (L, Σr, d)."""
+    DC = [torch.cat([d[name].double() @ c for d, c in zip(D, C, strict=True)]) for name in D[0]]
+    return fuse_sums(R, torch.stack(DC), sum(C), P, lambda2, lambda0)
+
+
+def weight_of(W, fusion, B, name, dtype=torch.float64):
+    """W* of one layer (out, d), computed in `dtype`; B: by concept, layer -> (out, r), in the order of the layers."""
+    rows, change = fusion.D_star[list(B[0]).index(name)], less_identity(fusion.R_tilde).to(dtype)
+    return changed(W, change, name, torch.cat([b[name] for b in B], 1), rows)
 
 
 def _least_squares(rows, targets, towards, ridge):

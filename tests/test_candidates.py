@@ -17,7 +17,8 @@ from macelib import Concept, EraseConfig, Erasure, MaceError, erase
 from macelib.concepts import super_category, templates
 from macelib.config import FuseConfig, ImagesConfig, PriorConfig, RefineConfig, TrainOptions
 from macelib.job import prior_of
-from macelib.method.fuse import fuse_sums, fused_weight, null_space
+from macelib.method.fuse import changed as written
+from macelib.method.fuse import fuse_sums, less_identity, null_space
 from macelib.method.influence import influences, step_gram
 from macelib.method.lora.forward import per_sample
 from macelib.method.lora.group import Group
@@ -75,8 +76,8 @@ def test_the_fused_update_in_a_null_space_is_the_least_squares_in_it(lambda2, la
     for name, w in W.items():
         DC = torch.cat([d[name].double() @ c for d, c in zip(D, C, strict=True)])
         fusion = fuse_sums(R, DC, sum(C), gram(e_p), lambda2, lambda0, U)
-        fusion = dataclasses.replace(fusion, D_star=[{name: fusion.D_star}])
-        found = fused_weight(w.double(), fusion, [{name: torch.cat([b[name] for b in B], 1)}], name)
+        change, B_ = less_identity(fusion.R_tilde), torch.cat([b[name] for b in B], 1)
+        found = written(w.double(), change, name, B_, fusion.D_star)
         w, W1 = w.double(), w.double() @ R
         rows = [x.double() @ U for x in e]  # W* = W + Z Uᵀ: Z (out, q) is sought
         targets = [

@@ -1,4 +1,4 @@
-"""Small random pipelines in the layouts of PixArt, Sana, SD3 and FLUX.1, of stock classes: see `macelib.models.tiny`."""
+"""Small random pipelines in the layouts of PixArt, Sana, SD3 and FLUX.1, of stock classes: see `models.tiny`."""
 
 import inspect
 import json

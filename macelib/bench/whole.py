@@ -16,12 +16,12 @@ from ..method.lora.train import Example, TrainConfig, example, train
 from ..method.masks import drawn_and_read, make_masks
 from ..method.refine import concept_sums
 from ..models.entrances import denoiser, text_weights
-from .layouts import random_pipeline
 from ..models.pipelines import default_device, load_pipeline
 from ..models.sample import generate
 from ..models.swap import untouched
 from ..models.text import encode
 from ..templates import COMPANIONS
+from .layouts import random_pipeline
 
 BATCH = 8  # pictures drawn at once
 NEAR = 1e-4  # relative difference of LoRAs that train in one pass and one by one, above which it is said

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..concepts import sample_prompt
 from ..errors import MaceError
 from ..files import atomic
-from ..method.fuse import Fusion, fused_weight
+from ..method.fuse import changed, less_identity
 from ..models.entrances import denoiser, part_of, pooled_columns
 from ..models.sample import check_drawing, generate
 from ..models.swap import originals, untouched, write
@@ -118,9 +118,8 @@ def _weights(erasure, pipe, folder: Path) -> None:
 
 def _lora(erasure, pipe, folder: Path, rank: int | str | None, prompt: str, steps: int) -> str:
     """Write both ways to use a LoRA; what is to be said of the standalone one."""
-    W, fusion = originals(denoiser(pipe)), erasure.fusion
-    folded = Fusion(fusion.R_tilde, [])
-    base = {name: fused_weight(W[name], folded, [], name, torch.float32) for name in erasure.lora}  # W R̃
+    W, change = originals(denoiser(pipe)), less_identity(erasure.fusion.R_tilde).float()
+    base = {name: changed(W[name], change, name) for name in erasure.lora}  # W R̃
     base |= {name: pooled_columns(W[name], erasure.pooled_refinement.R) for name in erasure.pooled}
     _save(base, folder / "base.safetensors")
     B, D = ({n: pair[i] for n, pair in erasure.lora.items()} for i in (0, 1))

@@ -153,6 +153,6 @@ class Fused:
         """
         change = less_identity(self.fusion.R_tilde).float()
         for name, (B, D) in self.lora.items():
-            yield name, changed(W[name], change.to(W[name].device), B, D, name)
+            yield name, changed(W[name], change, name, B, D)
         for name in self.pooled:
             yield name, finite(pooled_columns(W[name], self.pooled_refinement.R), name)

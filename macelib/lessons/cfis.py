@@ -199,8 +199,7 @@ def measure(pipe, kept: Mapping[str, Sequence[str]], loras: Loras, draw, share) 
     rows, pictures = [], {}
     identity = torch.eye(next(iter(loras.D.values())).shape[-1], dtype=torch.float64)
     for concept, near in kept.items():
-        B, D = loras.select(concept)
-        with written(pipe, Fusion(identity.to(pipe.unet.device), [D]), [B]):
+        with written(pipe, Fusion(identity), loras.select(concept)):
             images = draw([concept, *near])
         for name, value in share(images).items():
             role = "erased" if name == concept else "shares a word"

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluate import ClipClassifier, Judge
-from ..method.fuse import Fusion, fused_weight
+from ..method.fuse import Fusion, changed, less_identity
 from ..models.entrances import kv_weights
 from ..models.pipelines import cast, fast_precision
 from ..models.sample import generate
@@ -160,12 +160,16 @@ def steepest_said(levels: Sequence[float], moved: Mapping[str, Sequence[float]])
 
 
 @contextmanager
-def written(pipe, fusion: Fusion, B: Sequence[dict[str, Tensor]] = ()) -> Iterator[None]:
-    """The pipeline with W R̃ + Σ B_i D*_i in place of every W; what was there comes back at the end."""
+def written(pipe, fusion: Fusion, lora: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None) -> Iterator[None]:
+    """The pipeline with W R̃ in place of every W, or W R̃ + B D; what was there comes back at the end.
+
+    lora: by layer B (out, r) and D (r, d), as `Loras.select` gives them.
+    """
+    change = less_identity(fusion.R_tilde)
     with untouched(pipe):
         with torch.no_grad():
             for name, w in kv_weights(pipe.unet).items():
-                w.copy_(fused_weight(w, fusion, B, name))
+                w.copy_(changed(w, change, name, *(part[name] for part in lora or ())))
         yield
 
 

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextModel
 
+from ..bench.layouts import LAYOUTS, VAE, text_config
 from ..method.lora.forward import per_sample
 from ..method.prior import Prior, prior
 from ..method.refine import stored_rank
 from ..models.entrances import kv_weights
-from ..bench.layouts import LAYOUTS, VAE, text_config
 from ..models.pipelines import _quiet as quiet
 from ..show.viz import pixels
 

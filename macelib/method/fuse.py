@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MaceError
-from .refine import ConceptStatistics, cholesky, condition_number, tiny_ridge
+from .refine import cholesky, condition_number, tiny_ridge
 
 
 @dataclass
@@ -15,7 +15,7 @@ class Fusion:
     """One text-space map and one LoRA of rank Σ r_i per layer."""
 
     R_tilde: Tensor  # (d, d) float64
-    D_star: list[dict[str, Tensor]] | Tensor  # float64: per concept, layer -> (r_i, d); from `fuse_sums`: (..., d)
+    D_star: Tensor | Sequence = ()  # (..., d) float64: the rows D*_i of all concepts; none: R̃ alone
     condition: float = 1.0  # of S
 
 
@@ -85,68 +85,20 @@ def _within(R: Tensor, DC: Tensor, C: Tensor, prior: Tensor, lambda0: float, U: 
     return Fusion(identity + solved[: len(R)], solved[len(R) :].reshape(DC.shape), condition_number(S, L))
 
 
-def fuse(
-    R: Tensor,
-    D: Sequence[dict[str, Tensor]],
-    C: Sequence[Tensor | ConceptStatistics],
-    P: Tensor | None = None,
-    lambda2: float = 0.0,
-    lambda0: float = 1.0,
-) -> Fusion:
-    """Eq. 7 (see `fuse_sums`) for LoRAs by concept and layer.
-
-    R, P: (d, d). D: per concept, layer -> (r_i, d). C: per concept (d, d), or its factors. MaceError also for lists
-    that do not pair.
-    """
-    if len(D) != len(C):
-        raise MaceError(f"There are LoRAs of {len(D)} concepts and statistics of {len(C)}: one of each per concept.")
-    R = R.double()
-    total, parts = torch.zeros_like(R), [R.new_zeros(0, len(R))]
-    for d, c in zip(D, C, strict=True):
-        factors = isinstance(c, ConceptStatistics)
-        total += (c.C() if factors else c).to(R)
-        rows = torch.cat([R.new_zeros(0, len(R)), *(m.to(R) for m in d.values())])  # D_i of all layers
-        parts.append(c.times_C(rows) if factors else rows @ c.to(R))
-    fusion = fuse_sums(R, torch.cat(parts), total, P, lambda2, lambda0)
-    rows = iter(fusion.D_star.split([len(m) for d in D for m in d.values()]) if any(D) else ())
-    return Fusion(fusion.R_tilde, [{name: next(rows) for name in d} for d in D], fusion.condition)
-
-
-def fuse_naive(R: Tensor, D: Sequence[dict[str, Tensor]], weights: Sequence[float]) -> Fusion:
-    """The weighted sum of the LoRAs, W* = W' + Σ w_i B_i D_i (Eq. 6), kept as a baseline."""
-    if len(D) != len(weights):
-        raise MaceError(f"There are LoRAs of {len(D)} concepts and {len(weights)} weights: one weight per concept.")
-    D_star = [{name: w * m.double() for name, m in d.items()} for d, w in zip(D, weights, strict=True)]
-    return Fusion(R.double(), D_star)
-
-
-def fused_weight(
-    W: Tensor, fusion: Fusion, B: Sequence[dict[str, Tensor]], name: str, dtype: torch.dtype = torch.float64
-) -> Tensor:
-    """W* = W R̃ + Σ B_i D*_i (Eq. 7) of one layer (out, d), computed in `dtype` as W + W (R̃ − I) + ..., in W's dtype.
-
-    B: per concept, layer name -> (out, r_i).
-    """
-    pairs = [(b[name], d[name]) for b, d in zip(B, fusion.D_star, strict=True) if name in d]
-    change = less_identity(fusion.R_tilde).to(W.device, dtype)
-    B_all = torch.cat([change.new_zeros(len(W), 0), *(b.to(change) for b, _ in pairs)], 1)  # (out, Σ r_i)
-    D_all = torch.cat([change[:0], *(d.to(change) for _, d in pairs)])  # (Σ r_i, d)
-    return changed(W, change, B_all, D_all, name)
-
-
 def less_identity(R: Tensor) -> Tensor:
     """R − I, in the dtype of R."""
     return R - torch.eye(len(R)).to(R)
 
 
-def changed(W: Tensor, change: Tensor, B: Tensor, D: Tensor, name: str) -> Tensor:
-    """W + W change + B D, computed in the dtype of change (d, d), in W's dtype; W: (out, d), B: (out, r), D: (r, d).
+def changed(W: Tensor, change: Tensor, name: str, B: Tensor | None = None, D: Tensor | None = None) -> Tensor:
+    """W + W change + B D (Eq. 7 with change = R̃ − I), computed in the dtype of change (d, d), in W's dtype.
 
-    MaceError names the layer where the result is NaN or infinite.
+    W: (out, d). B: (out, r), D: (r, d); None: no LoRA. MaceError names the layer where the result is NaN or infinite.
     """
-    V = W.to(change.dtype)
+    change = change.to(W.device)
+    V = W.to(change)
     new = torch.addmm(V, V, change)
-    if D.numel():
+    if D is not None and D.numel():
         new.addmm_(B.to(V), D.to(V))
     return finite(new.to(W.dtype), name)
 

@@ -13,7 +13,7 @@ from ...config import EraseConfig
 from ...files import hash_text, locked, name_of, read_cached, save_tensors
 from ...models.entrances import denoiser, kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
-from ..fuse import Fusion, fused_weight
+from ..fuse import changed, less_identity
 from ..images import Asked, draw_together, read_images, read_maps, scheduled
 from ..masks import make_masks
 from .train import Example, TrainConfig, example, train
@@ -102,8 +102,9 @@ def _trained(pipe, work: Work, names: str, tell: Tell, look: Look | None) -> dic
 @torch.no_grad()
 def _refine(pipe, R: torch.Tensor, pooled: torch.Tensor | None) -> None:
     """Write W' = W R (Eq. 2) into the pipeline, and the same of the pooled text."""
+    change = less_identity(R).float()
     for name, w in kv_weights(denoiser(pipe)).items():
-        w.copy_(fused_weight(w, Fusion(R, []), [], name, torch.float32))
+        w.copy_(changed(w, change, name))
     for w in () if pooled is None else pooled_weights(denoiser(pipe)).values():
         w.copy_(pooled_columns(w, pooled))
 
