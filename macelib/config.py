@@ -117,7 +117,7 @@ class EraseConfig:
     def __post_init__(self):
         object.__setattr__(self, "stages", str(self.stages))  # YAML and papermill read 1 as a number
         check_settings(self)
-        check_ranges(self, RANGES)
+        check_ranges(self, presets.RANGES)
         if self.preset_name == "best" and self.rows is None:
             presets.check_best()
 
@@ -277,12 +277,3 @@ class EraseConfig:
         except MaceError as error:
             field = str(error).partition(" ")[0]  # the message begins with it
             raise MaceError(f"{where(field)}: {error}") from error
-
-
-RANGES = {  # the least of a number; or the least and the largest
-    "prior.lambda3": 0, "prior.beside": 0, "prior.influence": 0, "refine.lambda0": 0, "refine.lambda1": 0,
-    "refine.weight": 0, "refine.rounds": 0, "refine.gamma": 0, "fuse.lambda0": 0, "fuse.lambda2": 0,
-    "fuse.null_space": (0, 1), "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1,
-    "train.steps": 1, "train.lr": 0, "train.until": 0, "train.concepts_per_pass": 1, "train.clip": 0,
-    "train.t1": 0, "train.t2": 0, "train.gamma": 0,
-}  # fmt: skip

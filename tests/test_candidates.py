@@ -370,6 +370,7 @@ def test_each_is_off_unless_asked_for_and_refused_where_it_cannot_be(pipe):
         (lambda: EraseConfig.from_dict({"train": {"down": "off"}}), "train.down is 'off'; allowed: free, orthogonal"),
         (lambda: EraseConfig.from_dict({"written": "k"}), "written is 'k'; allowed: kv, v"),
         (lambda: TrainConfig(until=1.0), "until is 1.0; allowed: 0 or more, and less than 1"),
+        (lambda: changed(train={"until": 1}), "train.until is 1.0; allowed: 0 or more, and less than 1"),
         (lambda: TrainConfig(down="off"), "down is 'off'; allowed: free, orthogonal"),
     ]:
         with pytest.raises(MaceError, match=said):

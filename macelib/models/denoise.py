@@ -10,7 +10,6 @@ from .dit import kind_of, projected
 from .entrances import denoiser, part_of
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}  # the grid of CFIS
-SHIFTS = ("own", "none")
 
 
 class Levels:

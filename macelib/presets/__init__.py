@@ -6,9 +6,9 @@ versions. It may import `concepts`, `templates` and `errors`, and what they may;
 
 from .earlier import renamed
 from .fill import domain, fill, into
-from .values import KINDS, PRESETS, TASKS, USUAL, Run, check_best, chosen, title, values
+from .values import KINDS, PRESETS, RANGES, TASKS, USUAL, Run, check_best, chosen, title, values
 
 __all__ = [
-    "KINDS", "PRESETS", "TASKS", "USUAL", "Run", "check_best", "chosen", "domain", "fill", "into", "renamed", "title",
-    "values",
+    "KINDS", "PRESETS", "RANGES", "TASKS", "USUAL", "Run", "check_best", "chosen", "domain", "fill", "into", "renamed",
+    "title", "values",
 ]  # fmt: skip

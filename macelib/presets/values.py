@@ -24,6 +24,13 @@ KINDS = ("object", "style", "celebrity", "explicit")
 TASKS = {"objects": "object", "styles": "style", "celebrities": "celebrity", "explicit": "explicit"}
 USUAL = {"object": 1, "style": 100, "explicit": 4}  # concepts of the paper's runs, where there is one number
 Values = dict[str, Any]  # section -> field -> value, as in `EraseConfig.to_dict`
+RANGES = {  # the least of a number; or the least and the largest; or the least and what it is below
+    "prior.lambda3": 0, "prior.beside": 0, "prior.influence": 0, "refine.lambda0": 0, "refine.lambda1": 0,
+    "refine.weight": 0, "refine.rounds": 0, "refine.gamma": 0, "fuse.lambda0": 0, "fuse.lambda2": 0,
+    "fuse.null_space": (0, 1), "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1,
+    "train.steps": 1, "train.lr": 0, "train.until": (0, 1, "below"), "train.concepts_per_pass": 1, "train.clip": 0,
+    "train.t1": 0, "train.t2": 0, "train.gamma": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,21 @@ def check_settings(config) -> None:
     _check(config, "")
 
 
-def check_ranges(config, ranges: Mapping[str, float | tuple[float, float]]) -> None:
-    """MaceError for a number ("section.field") below its least, or above its largest where there is one; None: none."""
+def check_ranges(config, ranges: Mapping[str, float | tuple]) -> None:
+    """MaceError for a number ("section.field") out of its range; None is in every range.
+
+    ranges: the least; (least, largest); or (least, end, "below") where the end is not allowed itself.
+    """
     for name, limits in ranges.items():
-        least, most = limits if isinstance(limits, tuple) else (limits, None)
+        least, most, *below = limits if isinstance(limits, tuple) else (limits, None)
         value = config
         for part in name.split("."):
             value = getattr(value, part)
-        if value is not None and not (value >= least and (most is None or value <= most)):
-            raise MaceError(f"{name} is {value!r}; allowed: {least} {'or more' if most is None else f'to {most}'}.")
+        if value is not None and not (
+            value >= least and (most is None or value < most or (value == most and not below))
+        ):
+            end = "or more" if most is None else f"or more, and less than {most}" if below else f"to {most}"
+            raise MaceError(f"{name} is {value!r}; allowed: {least} {end}.")
 
 
 def build_settings(cls, values: dict[str, Any]):

@@ -16,11 +16,12 @@ from torch import LongTensor, Tensor
 from ...concepts import Concept, sample_prompt, super_category, templates
 from ...concepts import prompts as filled
 from ...errors import MaceError
-from ...models.denoise import SHIFTS, grid_length
+from ...models.denoise import grid_length
 from ...models.entrances import denoiser
-from ...models.pipelines import AUTOCAST
 from ...models.sample import posterior
 from ...models.text import added_conditions, encode, spans, tails
+from ...presets import RANGES
+from ...reading import check_ranges, check_settings
 from ...templates import fill
 from .forward import per_sample
 from .group import Group
@@ -53,19 +54,9 @@ class TrainConfig:
     seed: int = 0  # with the concept's name: of D, images, timesteps and noise
 
     def __post_init__(self):
-        allowed = {
-            "timesteps": ("cfis", "uniform", "adaptive"), "autocast": (None, *AUTOCAST), "D": ("unit", "scaled", "own"),
-            "loss": ("norm", "squared"), "S": ("own", "own+tail"), "prompt": ("sample", "template"),
-            "mask": ("soft", "nearest"), "latents": ("mean", "sample"), "shift": SHIFTS, "down": ("free", "orthogonal"),
-        }  # fmt: skip
-        for field, values in allowed.items():
-            if getattr(self, field) not in values:
-                raise MaceError(f"{field} is {getattr(self, field)!r}; allowed: {', '.join(map(str, values))}.")
-        for field, low in {"rank": 1, "steps": 1, "concepts_per_pass": 1, "lr": 0, "clip": 0, "seed": 0}.items():
-            if not getattr(self, field) >= low:
-                raise MaceError(f"{field} is {getattr(self, field)!r}; allowed: {low} or more.")
-        if not 0 <= self.until < 1:
-            raise MaceError(f"until is {self.until!r}; allowed: 0 or more, and less than 1.")
+        check_settings(self)
+        ranges = {name.removeprefix("train."): limits for name, limits in RANGES.items()}
+        check_ranges(self, {name: limits for name, limits in ranges.items() if name in vars(self)})
         if not (self.t1 < self.t2 and self.gamma > 0):
             raise MaceError(f"t1 = {self.t1}, t2 = {self.t2}, gamma = {self.gamma}: t1 < t2 and gamma > 0 are needed.")
 
