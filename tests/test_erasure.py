@@ -75,8 +75,14 @@ def test_apply_equals_least_squares_on_the_tokens(pipe):
     W, new = weights(pipe), fused(erasure, pipe)
     for name in list(W)[:3]:
         W1 = refine_reference(W[name], torch.cat(e_f), torch.cat(e_g), e_p, 3 * 2.0, 3 * 0.5)
-        B, D = zip(*(p.lora(erasure.layers, name) for p in erasure.parts), strict=True)
+        B, D = zip(*(lora(p, erasure.layers, name) for p in erasure.parts), strict=True)
         assert relative(new[name], fuse_reference(W[name], W1, B, D, e, e_p, 3 * 1.5, 3 * 0.3)) < 1e-4
+
+
+def lora(part, layers, name):
+    """B (out, r) and D (r, d) of one layer."""
+    i = list(layers).index(name)
+    return part.B.split(list(layers.values()))[i], part.D[i]
 
 
 def stages(which, **fuse):
@@ -90,7 +96,7 @@ def test_stages_are_left_out_or_added_up(pipe):
     for which, base in (("1", R), ("2", torch.eye(len(R))), ("1+2", R)):
         new = fused(make(pipe, config=stages(which)), pipe)
         for name, w in W.items():
-            loras = [p.lora(erasure.layers, name) for p in erasure.parts] if which != "1" else []
+            loras = [lora(p, erasure.layers, name) for p in erasure.parts] if which != "1" else []
             assert relative(new[name], w @ base + sum(B @ D for B, D in loras)) < 1e-5, which
     assert gap(fused(make(pipe, config=stages("1+2")), pipe), fused(make(pipe, config=stages("all")), pipe)) > 1e-3
     naive = make(pipe, config=stages("all", method="naive"))
@@ -172,6 +178,13 @@ def test_scaled_runs_from_the_original_to_erased(pipe):
     half = gap(fused(one.scaled({"ship": 0.5}), pipe), W)
     assert 0.2 * gap(full, W) < half < 0.8 * gap(full, W)
     assert one.scaled({"ship": 0.5}).strengths == {"ship": 0.5} and one.strengths == {"ship": 1.0}
+
+
+def test_an_empty_erasure_needs_no_ridge(pipe, tmp_path):
+    refine = RefineConfig(lambda0=0.0, lambda1=0.0)  # as of several objects in the paper's settings, without a prior
+    none = make(pipe).with_config(dataclasses.replace(CONFIG, refine=refine)).only([])
+    assert torch.equal(none.refinement.R, torch.eye(none.width, dtype=torch.float64))
+    assert Erasure.load(none.save(tmp_path / "none.safetensors")).concepts == []
 
 
 def test_empty_erasure_changes_nothing(pipe):

@@ -81,16 +81,15 @@ def test_a_kept_name_that_holds_an_erased_one_is_kept():
 
 def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):
     groups = [["ship"], ["ship"], ["yard"], ["car"], ["frog", "noto"], ["cat"], ["sky"]]
-    first = prior(pipe, CAPTIONS, groups)
+    pairs = list(zip(CAPTIONS, groups, strict=True))
+    first = prior(pipe, pairs)
     calls = []
     monkeypatch.setattr(module, "read", lambda *args: calls.append(args[1]) or read(*args))
-    again = prior(pipe, CAPTIONS, groups)
+    again = prior(pipe, [(text, labels[0] if len(labels) == 1 else labels) for text, labels in pairs])
     assert not calls and torch.equal(again.P, first.P) and again.key == first.key
-    without = prior(pipe, CAPTIONS, groups, exclude=[SHIP, Concept("noto", "art", "style")])
+    without = prior(pipe, pairs, exclude=[SHIP, Concept("noto", "art", "style")])
     assert not calls and without.key != first.key
     assert relative(without.P, mean(pipe, ["a shipyard", "a red car", "a kitty", "a blue sky"])) <= 1e-6
-    pairs = list(zip(CAPTIONS, groups, strict=True))
-    assert torch.equal(prior(pipe, pairs).P, first.P) and not calls
     some = prior(pipe, CAPTIONS, exclude=[SHIP])  # no groups: only what leaves is read again, and that once
     assert calls == [sorted(CAPTIONS), ["a ship", "two Ships at sea"]]
     assert torch.equal(prior(pipe, CAPTIONS, exclude=[SHIP]).P, some.P) and len(calls) == 2
@@ -132,8 +131,6 @@ def test_caption_files(tmp_path, pipe):
 def test_refusals_and_long_captions(pipe, caplog):
     with pytest.raises(MaceError, match="No caption is left"):
         prior(pipe, ["a ship"], exclude=[SHIP])
-    with pytest.raises(MaceError, match="one entry per caption"):
-        prior(pipe, CAPTIONS, groups=["ship"])
     with pytest.raises(MaceError, match="λ3"):
         prior(pipe, CAPTIONS, lambda3=-1.0)
     assert prior(pipe, ["a car", "b " * 90]).count == 1 and "1 captions are longer" in caplog.text

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..config import EraseConfig
 from ..method.fuse import Fusion, changed, finite, fuse_sums, less_identity, null_space
-from ..method.pooled import pooled_map, pooled_sums, share_left
-from ..method.refine import Refinement
+from ..method.pooled import pooled_sums, share_left
+from ..method.refine import Refinement, solve_refinement
 from ..method.rounds import refine_in_rounds
 from ..models.entrances import pooled_columns
 from .part import Part
@@ -79,9 +79,13 @@ class Fused:
 
         (The setting `stages` leaves it out where it is "2".)
         """
-        if self.config.stages == "2":
-            return Refinement(torch.eye(self.width, dtype=torch.float64), condition=1.0, residual=0.0)
-        return self.refined(*self._sums[:2])
+        return self._left_out(self.width) or self.refined(*self._sums[:2])
+
+    def _left_out(self, width: int) -> Refinement | None:
+        """I where stage 1 changes nothing: it is left out, or there is no concept."""
+        if self.parts and self.config.stages != "2":
+            return None
+        return Refinement(torch.eye(width, dtype=torch.float64), condition=1.0, residual=0.0)
 
     def refined(self, X: Tensor, G: Tensor) -> Refinement:
         """Eq. 2 with the sums X, G (d, d) of all concepts, the prior and the settings, adversarial rounds included.
@@ -100,8 +104,7 @@ class Fused:
         f, C = self.config.fuse, self._sums[2]
         D = [torch.zeros(len(self.layers), 0, self.width), *(p.strength * p.D for p in self._fused)]
         if not self.parts or self.config.stages != "all" or f.method == "naive":
-            R = self.refinement.R if self.parts else torch.eye(self.width, dtype=C.dtype)
-            return Fusion(R, torch.cat(D, 1))
+            return Fusion(self.refinement.R, torch.cat(D, 1))
         DC = [
             p.weight * p.statistics.times_C(M.flatten(0, 1)).view(M.shape)
             for p, M in zip(self._fused, D[1:], strict=True)
@@ -121,11 +124,11 @@ class Fused:
         if not self.pooled:
             return None
         (p,) = self.pooled.values()
-        if self.config.stages == "2":
-            return Refinement(torch.eye(p, dtype=torch.float64), condition=1.0, residual=0.0)
+        if (identity := self._left_out(p)) is not None:
+            return identity
         sums = pooled_sums(((part.pooled, part.weight, part.strength) for part in self.parts), p)
         weight = self.prior_weight("refine.lambda1") if self.pooled_P is not None else 0.0
-        return pooled_map(sums, self.pooled_P, weight, self.ridge("refine.lambda0") or float(not self.parts))
+        return solve_refinement(*sums, self.pooled_P, weight, self.ridge("refine.lambda0"))
 
     @property
     def pooled_left(self) -> dict[str, float]:

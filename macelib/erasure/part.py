@@ -1,6 +1,5 @@
 """What an erasure holds of one concept: the factors of its statistics, its LoRA, and its pooled text."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +28,3 @@ class Part:
         """X, G, C of the concept as they enter Eq. 2 and Eq. 7: (3, d, d) fp64."""
         s = self.statistics.scaled(self.strength)
         return self.weight * torch.stack([s.X(), s.G(), s.C()])
-
-    def lora(self, layers: Mapping[str, int], name: str) -> tuple[Tensor, Tensor]:
-        """B (out, r) and D (r, d) of one layer."""
-        i = list(layers).index(name)
-        return self.B.split(list(layers.values()))[i], self.D[i]

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .refine import Refinement, solve_refinement
-
 
 def pooled_sums(rows: Iterable[tuple[Tensor, float, float]], p: int) -> Tensor:
     """Σ X_i, Σ G_i: (2, p, p) float64, from (rows (2, n, p), weight, strength) of every concept.
@@ -27,11 +25,6 @@ def pooled_sums(rows: Iterable[tuple[Tensor, float, float]], p: int) -> Tensor:
         total[0] += weight * torch.lerp(f, g, strength).T @ f
         total[1] += weight * f.T @ f
     return total
-
-
-def pooled_map(sums: Tensor, P: Tensor | None, lambda1: float, lambda0: float) -> Refinement:
-    """R_u (p, p) of these sums; P (p, p). MaceError as `solve_refinement`."""
-    return solve_refinement(*sums, P, lambda1, lambda0)
 
 
 def share_left(R: Tensor, rows: Tensor) -> float:

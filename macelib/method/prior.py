@@ -56,7 +56,6 @@ class Prior:
 def prior(
     pipe,
     captions: Captions,
-    groups: Sequence[str | Sequence[str]] | None = None,
     domain: Captions = (),
     lambda3: float = 1.0,
     exclude: Sequence[Concept] = (),
@@ -71,14 +70,16 @@ def prior(
 
     captions, domain: texts, or a file (see `read_captions`); each distinct one counts once, or, with `repeats`, those
     of `captions` as often as they stand there. What a caption is about, one label or several, may come with it as
-    (text, labels), or in `groups`, one entry per caption. A caption is left out where it or a label of it names an
-    excluded concept: by name or synonym, as a whole word, plural included, in any capitals; `named` "kept" leaves those
-    of `captions` in. Statistics are kept by first label: a group that is left out as a whole costs nothing, captions
-    left out of another group are read once more and subtracted. Both are cached in `cache_folder()/prior`.
+    (text, labels). A caption is left out where it or a label of it names an excluded concept: by name or synonym, as a
+    whole word, plural included, in any capitals; `named` "kept" leaves those of `captions` in. Statistics are kept by
+    first label: a group that is left out as a whole costs nothing, captions left out of another group are read once
+    more and subtracted. Both are cached in `cache_folder()/prior`.
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
     The pooled text has no tokens: all of it counts. beside: prompts of two things that stay, and w.
-    influence: A of `step_gram`, and the share of the captions' mean influence below which one is left out; 0: none.
+    influence: A of `step_gram`, and the share of the captions' mean influence below which one is left out; 0: none. It
+    takes a reading of all captions of its own: which of them count is known when the last one is read, and what SD v1.4
+    reads of COCO's until then takes 146 GB.
     progress(done, total) is told how many general captions are read, where none were kept.
     MaceError where no caption is left, or a domain caption has none of the names.
     """
@@ -91,18 +92,18 @@ def prior(
     told = {"repeats": repeats, "progress": progress}
     captions = read_captions(captions)
     if influence[1]:
-        captions, groups = _influential(pipe, captions, groups, excluded, *influence, progress), None
-    general, kept, count = _statistics(pipe, base, captions, groups, excluded, **told)
+        captions = _influential(pipe, captions, excluded, *influence, progress)
+    general, kept, count = _statistics(pipe, base, captions, excluded, **told)
     if not count:
         raise MaceError("No caption is left for the prior: give captions that do not name the concepts to erase.")
     P, parts = general / count, [base, *kept]
     domain = read_captions(domain)
-    if too_long := next((text for text, *_ in map(_pair, domain) if not _fits(pipe, text)), None):
+    if too_long := next((text for text, _ in map(_pair, domain) if not prompt_fits(pipe, text)), None):
         raise MaceError(
             f"The prompt to keep {too_long!r} is longer than the model reads: shorten it, or the name in it."
         )
-    special, kept, extra = _statistics(pipe, base, domain, None, exclude, tuple(names))
-    if left_out := [text for text, *_ in map(_pair, domain) if text not in set(kept)]:
+    special, kept, extra = _statistics(pipe, base, domain, exclude, tuple(names))
+    if left_out := [text for text, _ in map(_pair, domain) if text not in set(kept)]:
         log.warning(
             "%d prompts to keep name what is erased (%r, ...) and are left out: say names to keep as such, in "
             "EraseConfig.keeping([...]), --keep or prior.names.",
@@ -111,7 +112,7 @@ def prior(
         )
     if extra and lambda3:
         P, parts = P + lambda3 * special / extra, [*parts, f"λ3={lambda3:.17g}", *kept, *names]
-    pairs, kept, two = _statistics(pipe, base, list(beside[0]), None, exclude) if beside[1] else (0.0, [], 0)
+    pairs, kept, two = _statistics(pipe, base, list(beside[0]), exclude) if beside[1] else (0.0, [], 0)
     if two:
         P, parts = P + beside[1] * pairs / two, [*parts, f"beside={beside[1]:.17g}", *kept]
     tokens, pooled = _unpacked(pipe, P)
@@ -169,46 +170,39 @@ def _named(caption: str, patterns: Sequence[re.Pattern], held: Sequence[re.Patte
     return any(not any(a <= start and stop <= b for a, b in kept) for start, stop in spans)
 
 
-def _pair(caption: str | tuple[str, Sequence[str]]) -> tuple[str, Sequence[str]]:
+def _pair(caption: str | tuple[str, str | Sequence[str]]) -> tuple[str, tuple[str, ...]]:
     """A caption and its labels."""
-    return (caption, ()) if isinstance(caption, str) else (caption[0], caption[1])
+    text, labels = (caption, ()) if isinstance(caption, str) else caption
+    return text, (labels,) if isinstance(labels, str) else tuple(map(str, labels))
 
 
-def _influential(pipe, captions, groups, exclude, A: Tensor, least: float, progress) -> list[str]:
+def _influential(pipe, captions, exclude, A: Tensor, least: float, progress) -> list[str]:
     """Captions that name nothing excluded, without those of less than `least` times their mean influence."""
     pairs = [_pair(caption) for caption in captions]
-    if groups is not None:
-        pairs = [
-            (text, [group] if isinstance(group, str) else group) for (text, _), group in zip(pairs, groups, strict=True)
-        ]
-    hits = names(["\n".join((text, *map(str, labels))) for text, labels in pairs], exclude)
+    hits = names(["\n".join((text, *labels)) for text, labels in pairs], exclude)
     named = {text for (text, _), hit in zip(pairs, hits, strict=True) if hit}
-    texts = [text for text in dict.fromkeys(text for text, _ in pairs) if text not in named and _fits(pipe, text)]
+    texts = [text for text in dict.fromkeys(text for text, _ in pairs) if text not in named and prompt_fits(pipe, text)]
     found = influences(pipe, texts, A, progress)
     stay = {text for text, stays in zip(texts, found >= least * found.mean(), strict=True) if stays}
     return [text for text, _ in pairs if text in stay]
 
 
 def _statistics(
-    pipe, base, captions, groups, exclude, own=(), repeats: bool = False, progress=None
+    pipe, base, captions, exclude, own=(), repeats: bool = False, progress=None
 ) -> tuple[Tensor, list[str], int]:
     """`_grams` over the distinct captions that name nothing excluded in one row, those captions, and their number.
 
     own: phrases whose tokens alone count; none: all tokens. repeats: a caption counts as often as it is there.
     """
-    if groups is not None and len(groups) != len(captions):
-        raise MaceError(f"There are {len(captions)} captions and {len(groups)} groups: give one entry per caption.")
-    groups = groups or [_pair(caption)[1] for caption in captions]
-    captions = [_pair(caption)[0] for caption in captions]
-    about: dict[str, tuple] = {}
-    for caption, group in zip(captions, groups, strict=True):
-        about[caption] = (*about.get(caption, ()), *([group] if isinstance(group, str) else group))
-    times = Counter(captions) if repeats else dict.fromkeys(about, 1)
-    labels = {c: str(next(iter(group), "")) + (f"\t{times[c]}" if times[c] > 1 else "") for c, group in about.items()}
-    pairs = sorted((labels[caption], caption) for caption in about if _fits(pipe, caption))
+    captions, about = [_pair(caption) for caption in captions], {}
+    for caption, group in captions:
+        about[caption] = (*about.get(caption, ()), *group)
+    times = Counter(caption for caption, _ in captions) if repeats else dict.fromkeys(about, 1)
+    labels = {c: next(iter(group), "") + (f"\t{times[c]}" if times[c] > 1 else "") for c, group in about.items()}
+    pairs = sorted((labels[caption], caption) for caption in about if prompt_fits(pipe, caption))
     if len(pairs) < len(about):
         log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
-    texts = ["\n".join((caption, *map(str, about[caption]))) for _, caption in pairs]
+    texts = ["\n".join((caption, *about[caption])) for _, caption in pairs]
     named = {pair for pair, hit in zip(pairs, names(texts, exclude, own), strict=True) if hit}
     rows, total, strays = _grams(pipe, base, pairs, own, progress), 0.0, []
     for label, members in groupby(pairs, key=lambda pair: pair[0]):  # of one group, and as often there
@@ -227,11 +221,6 @@ def _unpacked(pipe, row: Tensor) -> tuple[Tensor, Tensor | None]:
     d, p = embedding_size(pipe), pooled_size(pipe)
     tokens, pooled = row.split([d * (d + 1) // 2, p * (p + 1) // 2])
     return symmetric(tokens, d), symmetric(pooled, p) if p else None
-
-
-def _fits(pipe, caption: str) -> bool:
-    """Whether the model reads the caption to its end."""
-    return prompt_fits(pipe, caption)
 
 
 def _counted(pipe, captions: Sequence[str], own: Sequence[str]) -> Tensor:

@@ -188,7 +188,6 @@ def concept_sums(
     pipe,
     concept: Concept,
     products: Products = torch.float64,
-    cache: dict | None = None,
     texts: tuple[Reading, Reading] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """X, G, C (d, d) of one concept over its prompts and anchored prompts; `texts`: `concept_texts`, where it is known.
@@ -196,7 +195,7 @@ def concept_sums(
     MaceError for a template that the tokens of name and anchor cannot be told apart in.
     """
     alignments = [aligned(pipe, template, concept.name, concept.anchor) for template in templates(concept)]
-    e, a = (text.tokens for text in texts or concept_texts(pipe, concept, cache))  # (n, T, d) each
+    e, a = (text.tokens for text in texts or concept_texts(pipe, concept))  # (n, T, d) each
     X, G = accumulate(
         torch.cat([e[i, pair.source] for i, pair in enumerate(alignments)]),
         torch.cat([a[i, pair.target] for i, pair in enumerate(alignments)]),

@@ -34,7 +34,7 @@ def pace(pipe, concept: Concept, batch: int = 1, autocast: str | None = None, si
     _, read = _timed(pipe, lambda _: encode(pipe, prompts), 1)
     layers = [w.shape[0] for w in kv_weights(denoiser(pipe)).values()]
     start = time.perf_counter()
-    X, G, C = (s.cpu() for s in concept_sums(pipe, concept, texts=concept_texts(pipe, concept, {})))
+    X, G, C = (s.cpu() for s in concept_sums(pipe, concept, texts=concept_texts(pipe, concept)))
     compress(X, G, C, stored_rank(d, layers, 1))
     statistics = time.perf_counter() - start
     samples, call = _timed(pipe, _call(pipe, autocast, image_size(pipe, size)), batch)
