@@ -56,6 +56,15 @@ def unreadable(path: str | Path, error: Exception) -> MaceError:
     return MaceError(f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again.")
 
 
+def first_line(error: object) -> str:
+    """The first line of what an exception says, 200 characters at most; of one that says nothing, its class.
+
+    >>> first_line(OSError(" no such file\\nin it")), first_line(TimeoutError())
+    ('no such file', 'TimeoutError')
+    """
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 def need(module: str, extra: str):
     """Import and return an optional module; MaceError names the extra that installs it."""
     import importlib

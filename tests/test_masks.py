@@ -139,6 +139,13 @@ def test_a_missing_grounding_model_is_an_error():
         grounding("cpu", "./nosuch-detector", "./nosuch-segmenter")
 
 
+def test_a_hub_that_gives_no_reason_is_named_all_the_same(monkeypatch):
+    monkeypatch.setattr(masks, "urlopen", lambda *_, **__: (_ for _ in ()).throw(TimeoutError()))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(MaceError, match=r"needs some/detector .* cannot be loaded \(TimeoutError\)"):
+        masks.check_grounding("some/detector")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_images_and_masks_make_an_example_that_trains(kind):
     pipe, images = tiny_pipeline(kind), pictures(2, (64, 64))

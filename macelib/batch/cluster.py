@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 from .jobs import POLL, Job, Outcome, Process, pack, settings
 
 LOOK = 1.0  # seconds that one wait for finished tasks lasts, so that Ctrl-C is heard
@@ -107,8 +107,7 @@ class Ray:
         except self.ray.exceptions.RayTaskError as error:
             return Outcome(job.key, error=str(error.cause), trace=str(error))
         except self.ray.exceptions.RayError as error:
-            first = str(error).strip().splitlines()[0]
-            return Outcome(job.key, error=f"Ray gave the job up: {first}", trace=str(error), died=True)
+            return Outcome(job.key, error=f"Ray gave the job up: {first_line(error)}", trace=str(error), died=True)
 
 
 def work(key: str, packed: bytes, threads: int, gpus: bool) -> Outcome:

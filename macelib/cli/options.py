@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 
 DTYPES = ("float32", "float16", "bfloat16")
 Model = Annotated[str, typer.Option("--model", "-m", help="mini-sd, a local folder, or a hub id")]
@@ -81,8 +81,9 @@ def pipeline(model, revision, local_files_only, device, dtype, low_memory=False)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise MaceError(f"--device is {device!r}, which is not there ({reason}): give cuda, mps or cpu.") from error
+        raise MaceError(
+            f"--device is {device!r}, which is not there ({first_line(error)}): give cuda, mps or cpu."
+        ) from error
     extra = {"revision": revision, "local_files_only": local_files_only, "device": device}
     extra |= {"low_memory": True} if low_memory else {}
     return load_pipeline(model, dtype=kind, **extra)

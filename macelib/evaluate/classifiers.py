@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 from ..files import data_folder
 from ..models.families import CLIP_OF_PAPER, family_of
 from ..models.pipelines import _quiet, default_device
@@ -196,8 +196,7 @@ def _function(source: str) -> Any:
 
 
 def _nothing(source: str, error) -> MaceError:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return MaceError(
-        f"No classifier can be loaded from {source!r} ({reason}): give a folder or a hub id of CLIP or of an image "
-        "classifier of transformers, nudenet, or module:function."
+        f"No classifier can be loaded from {source!r} ({first_line(error)}): give a folder or a hub id of CLIP or of an "
+        "image classifier of transformers, nudenet, or module:function."
     )

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, CLIPModel, ResNetForImageClassification
 
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 from ..files import data_folder
 from ..models.families import SHIPPED
 from ..models.pipelines import _quiet, default_device
@@ -100,8 +100,9 @@ class ClipClassifier:
                 model = CLIPModel.from_pretrained(source, dtype=torch.float32, **kw)
                 processor = AutoProcessor.from_pretrained(source, **kw)
         except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise MaceError(f"No CLIP can be loaded from {source!r}: give a folder or a hub id. ({reason})") from error
+            raise MaceError(
+                f"No CLIP can be loaded from {source!r}: give a folder or a hub id. ({first_line(error)})"
+            ) from error
         return cls(model.to(device or default_device()), processor, name=Path(source).name)
 
     def top1(self, images: Sequence[Image.Image], among: Sequence[str] | None = None, kind: str = "concept"):

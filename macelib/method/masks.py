@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..concepts import Concept, sample_prompt
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 from ..models.attention import resize, trace
 from ..models.denoise import Levels, denoise
 from ..models.entrances import denoiser, part_of
@@ -256,5 +256,5 @@ def _loading(detector: str, segmenter: str) -> Iterator[None]:
     except (OSError, ImportError) as error:
         raise MaceError(
             f"The mask source grounding needs {detector} and {segmenter}, which cannot be loaded "
-            f"({str(error).strip().splitlines()[0]}): connect to the hub once, or choose the source attention."
+            f"({first_line(error)}): connect to the hub once, or choose the source attention."
         ) from error

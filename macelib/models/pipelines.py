@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 from ..files import data_folder, hash_tensors, hash_text
 from .dit import PIPELINES, kind_of
 from .entrances import cross_attention, denoiser, parameters, part_of, text_weights
@@ -122,7 +122,7 @@ def load_pipeline(
         with _quiet():
             pipe = DiffusionPipeline.from_pretrained(source, dtype=dtype, **where, **kw).to(dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
-        raise MaceError(f"{_unknown(model)} ({_first_line(error)})") from error
+        raise MaceError(f"{_unknown(model)} ({first_line(error)})") from error
     check_pipeline(pipe)
     pipe.set_progress_bar_config(disable=True)
     pipe._macelib_source = again  # for processes that load it, too
@@ -164,10 +164,6 @@ def _locate(model: str | Path) -> tuple[str, bool]:
 def _unknown(model) -> str:
     shipped = ", ".join(SHIPPED)
     return f"{str(model)!r} is no model here: give {shipped}, a pipeline's folder, or a hub id such as owner/name."
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import MaceError
+from ..errors import MaceError, first_line
 from .text import read_text
 
 MERGE = "tag:yaml.org,2002:merge"
@@ -136,7 +136,7 @@ def read_json(path: str | Path, what: str) -> Any:
     except MaceError as error:
         raise MaceError(f"The {what} {path}: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise MaceError(f"The {what} {path} cannot be read ({_first(error)}): write it more simply.") from error
+        raise MaceError(f"The {what} {path} cannot be read ({first_line(error)}): write it more simply.") from error
 
 
 def _is_cut(text: str, error: json.JSONDecodeError) -> bool:
@@ -162,11 +162,7 @@ def _say(path, what: str, text: str, error: Exception) -> str:
     if isinstance(error, yaml.reader.ReaderError):
         line = text[: error.position].count("\n") + 1
         return f"The {what} {path}, line {line}, cannot be read (a character that YAML forbids): write it again."
-    return f"The {what} {path} cannot be read ({_first(error)}): give a YAML file."
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"The {what} {path} cannot be read ({first_line(error)}): give a YAML file."
 
 
 def _line(node: yaml.Node | None, field: str) -> str:
