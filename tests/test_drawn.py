@@ -1,5 +1,6 @@
 """A concept that the model does not draw is noticed on its training pictures, and said with near names."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,12 @@ def test_stage_1_alone_says_what_was_not_checked(caplog, monkeypatch):
     monkeypatch.setattr(drawn, "family_of", lambda _: MINI)
     drawn.unlooked(None, [Concept("Ship", "sea"), Concept("qwzx", "sea")])
     assert [r.message.split(" was ")[0] for r in caplog.records] == ["Whether the model draws 'qwzx'"]
+
+
+def test_a_world_with_another_judge_is_not_looked_at_by_ours(monkeypatch, caplog):
+    other = dataclasses.replace(MINI, name="a world of one's own", judge="owner/classifier")
+    monkeypatch.setattr(drawn, "family_of", lambda pipe: other)
+    assert looker(tiny_pipeline("sd"), [Concept("ship", "sea")]) is None and "was not checked" in caplog.text
 
 
 def test_the_mini_world_is_looked_at_by_its_judge(tmp_path, monkeypatch, caplog):

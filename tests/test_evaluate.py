@@ -356,6 +356,8 @@ def test_what_settings_are_tuned_on_is_in_no_protocol():
     assert set(names) == set(split()["erased"]) | set(split()["kept"])
     with pytest.raises(MaceError, match="on 60 concepts at most, not 61"):
         evaluate.tuning_lists(61)
+    with pytest.raises(MaceError, match="103 at most are erased beside as many that are kept, not 104"):
+        evaluate.character_lists(104)
     people, more = evaluate.character_lists()
     measured = {c.name for c in [*evaluate.object_list(), *people]} | set(more)
     assert not measured & set(names) and not {groups[name] for name in names} & {"character", "face"}

@@ -5,6 +5,7 @@ import json
 import re
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -236,6 +237,13 @@ def test_clip_chooses_among_concepts_and_anchors(pipe):  # noqa: F811
     found = verdicts(classifier, images, names, names)
     assert all(sum(seen.values()) == pytest.approx(1, abs=1e-5) for seen in found)
     assert [next(iter(seen)) for seen in found] == classifier.top1(images, names)
+
+
+def test_any_classifier_with_a_list_of_its_own_tells_how_sure_it_is(pipe):  # noqa: F811
+    images = generate(pipe, PROMPT, SEEDS, 1)
+    shares = torch.tensor([[0.3, 0.7]] * 2)
+    sure = SimpleNamespace(concepts=["ship", "frog"], probabilities=lambda images, names: shares)
+    assert verdicts(sure, images, ["sea"], ["ship", "unheard of"]) == [pytest.approx({"frog": 0.7, "ship": 0.3})] * 2
 
 
 def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F811

@@ -1,5 +1,6 @@
 """Commands `mace compare` and `report`: every method on one task, and the README's tables from what is recorded."""
 
+import csv
 import shlex
 import sys
 from pathlib import Path
@@ -32,7 +33,9 @@ def compare(
         int | None,
         typer.Option(help="seeds of a training; of objects three unless quick, else one", min=1),
     ] = None,
-    metrics: Annotated[str | None, typer.Option(help="some, with commas between")] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help="some, with commas between; one with a comma in quotes: '\"time, s\"'")
+    ] = None,
     against: Annotated[str | None, typer.Option(help="whom the others are compared with, pair by pair; mace")] = None,
     classifier: Annotated[str | None, typer.Option(help="who judges, as in `mace evaluate`; the model's own")] = None,
     features: Annotated[
@@ -118,11 +121,18 @@ def report(
 
 
 def listed(text: str | None) -> list[str] | None:
-    """ "a,b" as a list; MaceError where there is nothing in it."""
+    """ "a,b" as a list, a name with a comma in it in quotes; MaceError where there is nothing in it.
+
+    >>> listed('Acc_e, "time, s"')
+    ['Acc_e', 'time, s']
+    """
     if text is None:
         return None
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if not names:
+    try:
+        names = [name.strip() for row in csv.reader([text], skipinitialspace=True, strict=True) for name in row]
+    except csv.Error as error:
+        raise MaceError(f"{text!r} has a quote that is not closed, or not opened: write both, or none.") from error
+    if not (names := [name for name in names if name]):
         raise MaceError("The list is empty: give names with commas between, or leave the option out.")
     return names
 

@@ -46,7 +46,8 @@ def compare(
     MaceError: a name that the classifier does not know, an unknown metric, a folder that holds another run.
     """
     if missing := [name for name in metrics or () if name not in metric_names(plan)]:
-        raise unknown("metric", missing[0], metric_names(plan), 0.4)
+        cure = """On the command line, a name with a comma in it stands in quotes: --metrics '"time, s"'."""
+        raise unknown("metric", missing[0], metric_names(plan), 0.4, cure)
     if against is not None and against not in {way.method for way in ways}:
         raise unknown("method among those that are measured", against, dict.fromkeys(way.method for way in ways))
     folder, tell = Path(folder), progress or (lambda *_: None)

@@ -197,6 +197,6 @@ def _function(source: str) -> Any:
 
 def _nothing(source: str, error) -> MaceError:
     return MaceError(
-        f"No classifier can be loaded from {source!r} ({first_line(error)}): give a folder or a hub id of CLIP or of an "
-        "image classifier of transformers, nudenet, or module:function."
+        f"No classifier can be loaded from {source!r} ({first_line(error)}): give a folder or a hub id of CLIP or of "
+        "an image classifier of transformers, nudenet, or module:function."
     )

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..concepts import Concept, folded
 from ..errors import MaceError
-from ..models.families import family_of, known_entries
+from ..models.families import SHIPPED, family_of, known_entries
 from .judge import Judge
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def looker(pipe, concepts: Sequence[Concept]) -> Look | None:
     None where no classifier knows the model's pictures: that is said.
     """
     try:
-        if family_of(pipe).catalogue is not None:
+        if family_of(pipe).judge == SHIPPED.judge:
             judge = Judge.load(device=pipe.device)
             return lambda concept, images: _warn(doubt(concept, judge.top1(images, kind=_label(concept)), judge))
         reason = "no classifier comes with this model"

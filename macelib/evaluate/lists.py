@@ -17,11 +17,17 @@ def object_list(family: Family = SHIPPED) -> list[Concept]:
 def character_lists(count: int = 100, family: Family = SHIPPED) -> tuple[list[Concept], list[str]]:
     """The catalogue's people in turn: `count` concepts to erase, `count` names to keep.
 
-    The paper's celebrities and the hundred that it keeps, where the family's catalogue has no people.
+    The paper's celebrities and the hundred that it keeps, where the family's catalogue has no people. MaceError: more
+    than there are.
     """
     if not family.people:
         return paper_list(f"celebrities_{count}"), retained("celebrities")
     people = [entry for entry in _catalogue(family).values() if entry.group in family.people]
+    if not 1 <= count <= len(people) // 2:
+        raise MaceError(
+            f"{family.name} draws {len(people)} people, of whom {len(people) // 2} at most are erased beside as many "
+            f"that are kept, not {count}: lower count."
+        )
     return [_concept(e) for e in people[::2][:count]], [e.name for e in people[1::2][:count]]
 
 

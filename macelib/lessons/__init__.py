@@ -31,20 +31,15 @@ def judge_for(pipe, model: str) -> Judge | ClipClassifier:
 def probabilities(
     judge: Judge | ClipClassifier, images: Sequence[Image.Image], names: Sequence[str], among: Sequence[str]
 ) -> Tensor:
-    """Probability (n,), 0..1, that the judge gives names[i] in image i; CLIP compares `among`, mini-judge all it knows.
+    """Probability (n,), 0..1, that the judge gives names[i] in image i; CLIP compares `among`, a judge all it knows.
 
     MaceError: numbers of images and names that differ, a name that is not among those compared.
     """
     if len(images) != len(names):
         raise MaceError(f"There are {len(images)} images and {len(names)} names: give a name for each image.")
-    if isinstance(judge, Judge):
-        judge.check(list(dict.fromkeys(names)))
-        known, scores = judge.concepts, judge.logits(images)[0]  # (n, concepts)
-    else:
-        known = list(dict.fromkeys(among))
-        if missing := sorted(set(names) - set(known)):
-            raise MaceError(f"{', '.join(missing)} is not among the names that CLIP compares: add it.")
-        text = judge.text_vectors([judge.template.format(name) for name in known])
-        scores = float(judge.model.logit_scale.exp()) * judge.image_vectors(images) @ text.T
+    judge.check(list(dict.fromkeys(names)))
+    known = list(getattr(judge, "concepts", None) or dict.fromkeys(among))
+    if missing := sorted(set(names) - set(known)):
+        raise MaceError(f"{', '.join(missing)} is not among the names that CLIP compares: add it.")
     index = torch.tensor([known.index(name) for name in names])
-    return scores.float().softmax(1).gather(1, index[:, None])[:, 0]
+    return judge.probabilities(images, known).gather(1, index[:, None])[:, 0]

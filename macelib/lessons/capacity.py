@@ -216,13 +216,13 @@ def name_lists(pipe) -> tuple[list[str], list[str]]:
 
     Of a model without a world the paper's celebrities, and the hundred that it keeps.
     """
-    people, kept = character_lists(100, family := family_of(pipe))
-    erased = [concept.name for concept in people]
+    family = family_of(pipe)
     if family.catalogue is None or not family.people:
-        return erased, kept
+        people, kept = character_lists(100, family)
+        return [concept.name for concept in people], kept
     drawn = [entry for entry in family.catalogue() if entry.drawn]
-    erased = [entry.name for entry in drawn if entry.group in family.people][::2]
-    return erased + [entry.name for entry in drawn if entry.group not in family.people], kept
+    people = [entry.name for entry in drawn if entry.group in family.people]
+    return people[::2] + [entry.name for entry in drawn if entry.group not in family.people], people[1::2][:100]
 
 
 def compared(pipe, name: str, counts: Sequence[int], beside: int = 100, anchor: str = "a person") -> pd.DataFrame:
