@@ -38,7 +38,7 @@ from .models.pipelines import check_pipeline, model_hash
 from .models.sample import check_drawing
 from .models.swap import untouched
 from .models.text import check_prompt, embedding_size, missing_text, pooled_size
-from .show.progress import Bars, watched
+from .show.progress import Bars, say, watched
 from .templates import pairs_of
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ def _filled(pipe, concepts: Sequence[Concept], config: EraseConfig, has_prior: b
     marks = [mark for mark in marks if mark and mark not in config.marks]
     config = dataclasses.replace(config, marks=(*config.marks, *marks))
     if config.marks or config.preset_name != "mini":
-        log.warning("Settings: %s.", config.title)
+        say(log, f"Settings: {config.title}.")
     if len(concepts) >= MANY and config.prior.use and not config.prior.domain:
         log.warning(
             "%d concepts go and no name is said to stay: names like theirs may go, too. Say which must stay with "

@@ -23,6 +23,7 @@ from macelib.method.refine import concept_sums, solve_refinement
 from macelib.models.pipelines import kv_weights
 from macelib.models.text import embedding_size
 from macelib.models.tiny import tiny_pipeline
+from macelib.show import progress
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -307,3 +308,10 @@ def test_erase_takes_what_a_person_writes_and_shows_bars_where_somebody_looks(pi
         erase(pipe, "ship", config)  # a random pipeline has no catalogue
     with pytest.raises(MaceError, match="give an EraseConfig"):
         erase(pipe, "ship=sea", {"seed": 1})
+
+
+def test_what_is_no_warning_is_a_line_of_a_notebook(monkeypatch, capsys, caplog):
+    progress.say(job.log, "Settings: these.")
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
+    progress.say(job.log, "Settings: those.")
+    assert caplog.messages == ["Settings: these."] and capsys.readouterr() == ("Settings: those.\n", "")

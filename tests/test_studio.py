@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import gc
 import io
 import re
 import time
+import weakref
 
 import pytest
 import torch
@@ -222,13 +224,26 @@ def test_changes_that_come_quickly_are_drawn_once(page, monkeypatch):
 
 def test_running_the_cell_again_leaves_one_page(pipe, erasure, monkeypatch):
     first = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS)
+    drawn = [count_draws(first, monkeypatch)]
     second = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS)
-    drawn = [count_draws(page, monkeypatch) for page in (first, second)]
+    drawn.append(count_draws(second, monkeypatch))
     first.ticks["frog"].value = False  # as a message that was still under way
     first.update()
     second.ticks["frog"].value = False
     assert [len(d) for d in drawn] == [0, 1] and first.box.comm is None and second.box.comm is not None
     second.close()
+
+
+def test_a_closed_page_lets_go_of_its_model(pipe, erasure):
+    page = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS)  # which IPython's Out would hold
+    held = weakref.ref(page.easel)
+    page.close()
+    page.worker.wait(60)
+    gc.collect()
+    assert held() is None and not page.error
+    page.learn.click(), page.update()
+    with pytest.raises(MaceError, match="closed"):
+        page.figure()
 
 
 def test_a_cell_that_runs_again_with_another_model_leaves_one_page(pipe, erasure, monkeypatch):

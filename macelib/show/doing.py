@@ -64,7 +64,9 @@ class Doing(Controls):
         self.status.value = message(self.error or said, bool(self.error))
 
     def _soon(self, work: Work) -> None:
-        """Do it soon: what is asked for before it began takes its place. Without a loop, do it now."""
+        """Do it soon: what is asked for before it began takes its place. Without a loop, do it now; once closed, never."""
+        if self._closed:
+            return None
         if self._timer:
             self._timer.cancel()
         try:
@@ -75,6 +77,8 @@ class Doing(Controls):
 
     def _aside(self, work: Work) -> None:
         """Have something done in the worker's thread, with Stop to click meanwhile; without a loop, do it now."""
+        if self._closed:
+            return None
         try:
             asyncio.get_running_loop()
         except RuntimeError:

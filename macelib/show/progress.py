@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import sys
 import time
@@ -59,6 +60,22 @@ class Bars:
 
 def watched() -> bool:
     """Whether somebody sees bars: on a terminal, beside a batch run, or on a notebook's page, which a batch has not."""
-    kernel = sys.modules.get("ipykernel.kernelapp")
-    on_page = kernel is not None and kernel.IPKernelApp.initialized() and "MACELIB_RUN_FOLDER" not in os.environ
+    on_page = in_notebook() and "MACELIB_RUN_FOLDER" not in os.environ
     return on_page or bool(os.environ.get(TOLD)) or sys.stderr.isatty()
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and kernel.IPKernelApp.initialized()
+
+
+def say(log: logging.Logger, text: str) -> None:
+    """Say what everybody should read and is no warning: a line of a notebook's own output, elsewhere in the log.
+
+    (A notebook shows the log in a red box.)
+    """
+    if in_notebook():
+        print(text)
+    else:
+        log.warning(text)

@@ -120,17 +120,26 @@ class Studio(Doing):
         return found
 
     def figure(self, title: str | None = None) -> viz.Figure:
-        """What the page shows, as a figure for paper; MaceError where the page shows an error."""
+        """What the page shows, as a figure for paper; MaceError where the page shows an error, or is closed."""
+        if self.easel is None:
+            raise MaceError("This page is closed, and another one has taken its place: take the figure of that one.")
         if self.error:
             raise MaceError(self.error)
         rows = self._rows()
         return viz.grid(list(rows.values()), list(rows), [f"seed {seed}" for seed in self.settings["seeds"]], title)
 
     def close(self) -> None:
-        """Take the page away; its controls do nothing any more."""
+        """Take the page away; its controls do nothing any more.
+
+        It lets go of the model as soon as nothing is going on: IPython's `Out` holds the page on and on.
+        """
         super().close()
         self.cells.close()
         _open.discard(self)
+        self.worker.start(lambda _: self._let_go())
+
+    def _let_go(self) -> None:
+        self.easel = self.judge = None
 
     def _repr_mimebundle_(self, **kw) -> dict:
         """The widgets for a page, and a sentence where there is none (a batch run, a page on a code host)."""
