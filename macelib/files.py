@@ -47,6 +47,18 @@ def atomic(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text in UTF-8, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, values, indent: int | None = 1, **options) -> Path:
+    """Write JSON, atomically; options: of `json.dumps`."""
+    return write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, **options) + "\n")
+
+
 def usual_permissions(written: Path) -> None:
     """Add the permissions of a new file to those of a file, or of all in a folder."""
     probe = written.parent / f".{written.name}.permissions"
@@ -192,8 +204,7 @@ def into_marks(path: str | Path, mark: str, text: str) -> bool:
     if begin not in page or end not in page:
         return False
     before, _, rest = page.partition(begin)
-    with atomic(path) as temporary:
-        temporary.write_text(f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    write_text(path, f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
     return True
 
 

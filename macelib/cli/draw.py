@@ -65,13 +65,11 @@ def generate(
 
 def _draw(pipe, out: Path, made: dict, planned: list[dict], batch: int, **settings) -> None:
     """Draw the pictures that are planned; the manifest tells of those that are there."""
-    from ..files import atomic
+    from ..files import atomic, write_json
     from ..models.sample import generate as draw
 
     def tell(count: int) -> None:
-        text = json.dumps({**made, "images": planned[:count]}, indent=1, ensure_ascii=False)
-        with atomic(out / "manifest.json") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_json(out / "manifest.json", {**made, "images": planned[:count]})
 
     tell(0)  # the folder is this call's from now on
     with Bars() as bars:

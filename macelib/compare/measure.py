@@ -23,7 +23,7 @@ from ..erasure import Erasure
 from ..errors import MaceError
 from ..evaluate.pictures import Drawing, Job
 from ..evaluate.work import Protocol, Work
-from ..files import atomic, hash_text, read_cached, read_tensors, save_tensors
+from ..files import hash_text, read_cached, read_tensors, save_tensors, write_json, write_text
 from ..models.swap import untouched
 from .looking import Looking
 from .plan import ORIGINAL, Plan, Way
@@ -120,8 +120,7 @@ class Measuring:
                 for some, pictures in self.drawing.pictures(pipe, list(names), self.folder / "pictures", "residual"):
                     seen["residual"] |= zip(some, self.look(pictures, some), strict=True)
         rows = {part: [[*job, found] for job, found in some.items()] for part, some in seen.items()}
-        with atomic(self._file(way, unit, "seen")) as temporary:
-            temporary.write_text(json.dumps({"key": self._key(way), **rows}, ensure_ascii=False), encoding="utf-8")
+        write_json(self._file(way, unit, "seen"), {"key": self._key(way), **rows}, None)
 
     def _drawn(self, pipe, jobs: list[Job], erasures: Sequence[int], way: Way, unit: Unit, tell: Progress) -> dict:
         """By job what is seen; the image vectors of kept names' pictures, and what drawing took, are kept in files."""
@@ -157,8 +156,7 @@ class Measuring:
             tell(stage, done, total, detail)
             if resumes and (now := time.perf_counter() - began) > last[0] + 1:
                 last[0] = now
-                with atomic(spent) as temporary:
-                    temporary.write_text(str(before + now))
+                write_text(spent, str(before + now))
 
         if pipe.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -172,8 +170,7 @@ class Measuring:
         made |= {"megabytes": memory / 1e6, "values": values, "notes": list(getattr(edit, "notes", ()))}
         if chosen.trains:
             edit.save(kept)
-        with atomic(self._file(way, unit, "made")) as temporary:
-            temporary.write_text(json.dumps(made, ensure_ascii=False), encoding="utf-8")
+        write_json(self._file(way, unit, "made"), made, None)
         return edit
 
     def _key(self, way: Way) -> str:
@@ -239,8 +236,7 @@ class Strain:
             yield
         memory = torch.cuda.max_memory_allocated() if self.cuda else meter.base + meter.peak
         self.batches.append((pictures, meter.seconds, memory / 1e6))
-        with atomic(self.place) as temporary:
-            temporary.write_text(json.dumps({"key": self.key, "batches": self.batches}), encoding="utf-8")
+        write_json(self.place, {"key": self.key, "batches": self.batches}, None)
 
 
 @contextmanager

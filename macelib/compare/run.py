@@ -10,7 +10,7 @@ from ..errors import MaceError, explained, unknown
 from ..evaluate.classifiers import classifier_for, plugged
 from ..evaluate.made import made_with
 from ..evaluate.pictures import Drawing
-from ..files import atomic, check_writable, locked
+from ..files import check_writable, locked, write_json
 from ..models.entrances import denoiser
 from ..models.families import family_of
 from ..models.pipelines import load_pipeline
@@ -137,8 +137,7 @@ def _same_run(folder: Path, about: Mapping[str, Any]) -> None:
     if not path.is_file():
         if any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise MaceError(f"{folder} holds what no comparison has written: choose an empty folder.")
-        with atomic(path) as temporary:
-            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding="utf-8")
+        write_json(path, about)
     kept = json.loads(path.read_text(encoding="utf-8"))
     if other := [name for name in about if kept.get(name) != about[name]]:
         raise MaceError(f"{folder} holds pictures of another run ({', '.join(other)} differ): choose another folder.")

@@ -5,7 +5,6 @@ half.
 """
 
 import html
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +16,13 @@ from PIL import Image
 
 from ..erasure import Erasure
 from ..errors import MaceError
-from ..files import atomic
 from ..models.swap import untouched
 from ..templates import PAIRS, beside, fill
 from .classifiers import classifier_for
 from .made import made_with
 from .metrics import Resampling, interval, wilson
 from .pictures import Drawing
+from .tables import save_tables
 from .work import Progress, distinct, label, listed
 
 log = logging.getLogger(__name__)
@@ -73,11 +72,7 @@ class Pairs:
 
     def save(self, folder: str | Path) -> "Pairs":
         """Write images.csv, metrics.csv and settings.json."""
-        for name in ("images", "metrics"):
-            with atomic(Path(folder) / f"{name}.csv") as temporary:
-                getattr(self, name).round(2).to_csv(temporary, index=False)
-        with atomic(Path(folder) / "settings.json") as temporary:
-            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_tables(folder, self.settings, images=self.images.round(2), metrics=self.metrics.round(2))
         return self
 
     def table(self) -> pd.DataFrame:

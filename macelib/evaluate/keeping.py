@@ -3,7 +3,6 @@
 Other names are drawn with the same prompts and seeds by all models, so that differences are paired.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import pandas as pd
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..files import atomic
 from ..job import erase
 from ..models.families import Family, family_of
 from ..models.swap import untouched
@@ -24,6 +22,7 @@ from .lists import object_list
 from .made import made_with
 from .metrics import Resampling, interval
 from .pictures import Drawing
+from .tables import save_tables
 from .work import Progress, label
 
 DEMO = ("ship", "frog", "horse")  # what the demo erases together
@@ -40,11 +39,7 @@ class Keeping:
 
     def save(self, folder: str | Path) -> "Keeping":
         """Write images.csv, metrics.csv and settings.json."""
-        for name in ("images", "metrics"):
-            with atomic(Path(folder) / f"{name}.csv") as temporary:
-                getattr(self, name).round(2).to_csv(temporary, index=False)
-        with atomic(Path(folder) / "settings.json") as temporary:
-            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        save_tables(folder, self.settings, images=self.images.round(2), metrics=self.metrics.round(2))
         return self
 
     def __str__(self) -> str:

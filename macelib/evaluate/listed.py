@@ -1,6 +1,5 @@
 """An erasure measured on a list of prompts: what a classifier sees, CLIP scores, and distances to other pictures."""
 
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..errors import MaceError, need
-from ..files import atomic, locked
+from ..files import locked
 from ..models.pipelines import default_guidance
 from .classifiers import classifier_for, plugged
 from .distances import ClipFeatures, distances, vectors
@@ -20,6 +19,7 @@ from .explicit import NudeNet
 from .made import made_with
 from .pictures import Drawing
 from .prompts import Prompt, draw_prompts
+from .tables import save_tables
 from .work import Progress, label
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,7 @@ class Listed:
 
     def save(self, folder: str | Path) -> "Listed":
         """Write images.csv, summary.csv and settings.json."""
-        for name in ("images", "summary"):
-            with atomic(Path(folder) / f"{name}.csv") as temporary:
-                getattr(self, name).to_csv(temporary, index=False)
-        with atomic(Path(folder) / "settings.json") as temporary:
-            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
+        save_tables(folder, self.settings, images=self.images, summary=self.summary)
         return self
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from filelock import FileLock
 from PIL import Image
 
 from ..errors import MaceError
-from ..files import atomic, hash_file, hash_tensors, hash_text
+from ..files import atomic, hash_file, hash_tensors, hash_text, write_json
 from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash
 from ..models.sample import generate, image_size
@@ -104,9 +104,7 @@ def _write(place: Path, about: dict, known: dict[Job, str]) -> None:
     with FileLock(place / ".manifest.lock"):
         known = _read(place, about) | known
         entries = [{"file": file_of(job), "prompt": job[0], "seed": job[1], "sha256": s} for job, s in known.items()]
-        text = json.dumps({**about, "images": entries}, indent=1, ensure_ascii=False)
-        with atomic(place / "manifest.json") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_json(place / "manifest.json", {**about, "images": entries})
 
 
 def _read(place: Path, about: dict) -> dict[Job, str]:

@@ -6,22 +6,19 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import MaceError
-from ..files import atomic, data_folder, into_marks
+from ..files import data_folder, into_marks
 from ..reading import flatten
 from .companions import Pairs
 from .keeping import Keeping
-from .tables import Evaluation
+from .tables import Evaluation, save_tables
 from .tuning import Tuning
 
 
 def record(study: str, result: Evaluation | Pairs | Keeping | Tuning, folder: str | Path | None = None) -> Path:
     """Keep a study's tables in `folder` (None: `data/studies/{study}`, and in the README, between its marks)."""
     place = Path(folder) if folder else data_folder() / "studies" / study
-    for name in (name for name in ("metrics", "concepts") if hasattr(result, name)):
-        with atomic(place / f"{name}.csv") as temporary:
-            getattr(result, name).round(2).to_csv(temporary, index=False)
-    with atomic(place / "settings.json") as temporary:
-        temporary.write_text(json.dumps(result.settings, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    tables = {name: getattr(result, name).round(2) for name in ("metrics", "concepts") if hasattr(result, name)}
+    save_tables(place, result.settings, **tables)
     if folder is None:
         into_marks(data_folder().parent / "README.md", f"study {study}", markdown(place))
     return place

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import MaceError, unknown
-from ..files import atomic, data_folder
+from ..files import data_folder, write_json
 
 TEXTS, NUMBERS = ("task", "method", "settings", "metric"), ("mean", "low", "high")
 REASONS = ("method", "metric", "why")
@@ -45,10 +45,7 @@ def write(
     """Write one file, atomically; MaceError for a row that is not as the file's form says."""
     whole = {"command": command, "environment": dict(environment), "rows": list(rows)}
     check(whole | {"not_measured": list(not_measured)}, path)
-    text = json.dumps(whole | {"not_measured": list(not_measured)}, indent=1, ensure_ascii=False, allow_nan=False)
-    with atomic(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
-    return Path(path)
+    return write_json(path, whole | {"not_measured": list(not_measured)}, allow_nan=False)
 
 
 def read(path: str | Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..files import atomic
+from ..files import atomic, write_json
 from .metrics import bootstrap, interval, resample, wilson
 
 log = logging.getLogger(__name__)
@@ -72,11 +72,8 @@ class Evaluation:
         before, settings = _settings(Path(folder) / "settings.json"), json.loads(json.dumps(self.settings))
         if before is not None and before != settings:
             log.warning("%s held tables of another erasure or other settings: they are replaced.", folder)
-        for name in ("images", "concepts", "metrics", "groups"):
-            with atomic(Path(folder) / f"{name}.csv") as temporary:
-                getattr(self, name).to_csv(temporary, index=False)
-        with atomic(Path(folder) / "settings.json") as temporary:
-            temporary.write_text(json.dumps(self.settings, indent=1, ensure_ascii=False), encoding="utf-8")
+        tables = {name: getattr(self, name) for name in ("images", "concepts", "metrics", "groups")}
+        save_tables(folder, self.settings, **tables)
         return self
 
     @property
@@ -89,6 +86,14 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return f"{self.table().round(1).to_html()}<p>{html.escape(self.caption)}</p>"
+
+
+def save_tables(folder: str | Path, settings: dict, **tables: pd.DataFrame) -> None:
+    """Write every table as `name`.csv, and settings.json."""
+    for name, table in tables.items():
+        with atomic(Path(folder) / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+    write_json(Path(folder) / "settings.json", settings)
 
 
 def _settings(path: Path) -> dict | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from ..files import atomic
+from ..files import atomic, write_text
 from ..reading import read_data
 from . import results
 from .tuning import KINDS, Tuning
@@ -38,7 +38,4 @@ def record_tuned(result: Tuning, folder: str | Path | None = None) -> Path:
         new = pd.concat([old[stays], new]) if any(stays) else new
     with atomic(table) as temporary:
         new.to_csv(temporary, index=False)
-    with atomic(path) as temporary:
-        text = yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
-        temporary.write_text(HEAD + text, encoding="utf-8")
-    return path
+    return write_text(path, HEAD + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True))

@@ -21,7 +21,7 @@ from ..baselines import Edit, build, method, tunable
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..files import atomic, hash_text, name_of
+from ..files import hash_text, name_of, write_json
 from ..models.families import family_of
 from ..models.swap import base_hash
 from ..reading import build_settings, read_data
@@ -157,8 +157,7 @@ def tune(
             told = [] if single else kept
             found = {"key": key, **_measured(pipe, make, how, lists, told, kept, point, label, progress, common)}
             if "settings" in found:
-                with atomic(place) as temporary:
-                    temporary.write_text(json.dumps(found, ensure_ascii=False, default=str), encoding="utf-8")
+                write_json(place, found, None, default=str)
         settings = found.get("settings", settings)
         spent[how] += found["row"].get("seconds", 0.0)
         rows.append({"erased": how, "point": number, "settings": json.dumps(point), **found["row"]})

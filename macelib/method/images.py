@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
-from ..files import atomic, hash_file, hash_tensors, locked, read_tensors, save_tensors
+from ..files import atomic, hash_file, hash_tensors, locked, read_tensors, save_tensors, write_json
 from ..models.denoise import is_flow
 from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import cast, default_guidance, drawing_hash, model_hash
@@ -146,7 +146,8 @@ class _Book:
 
     def write(self) -> None:
         """The manifest of what is there."""
-        _write_manifest(self.folder, sorted(self.entries, key=lambda entry: entry["file"]))
+        entries = sorted(self.entries, key=lambda entry: entry["file"])
+        write_json(self.folder / "manifest.json", {"images": entries})
 
 
 def _drawn(pipe, some: Sequence[tuple[_Book, dict]], maps: bool) -> tuple[list[Image.Image], list[Tensor | None]]:
@@ -204,8 +205,3 @@ def read_manifest(folder: Path) -> list[dict]:
         return entries if all(Path(entry["file"]).name == entry["file"] for entry in entries) else []
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
-
-
-def _write_manifest(folder: Path, entries: list[dict]) -> None:
-    with atomic(folder / "manifest.json") as temporary:
-        temporary.write_text(json.dumps({"images": entries}, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -64,7 +64,7 @@ class Doing(Controls):
         self.status.value = message(self.error or said, bool(self.error))
 
     def _soon(self, work: Work) -> None:
-        """Do it soon: what is asked for before it began takes its place. Without a loop, do it now; once closed, never."""
+        """Do it soon: what is asked for before it began takes its place. Without a loop: now. Closed: never."""
         if self._closed:
             return None
         if self._timer:

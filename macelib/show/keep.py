@@ -1,6 +1,5 @@
 """Keeping what the studio shows: its pictures, the settings that draw them again, and the erasure as it is ticked."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from PIL import Image
 
 from ..erasure import Erasure, versions
 from ..errors import MaceError
-from ..files import atomic
+from ..files import atomic, write_json
 from ..models.pipelines import drawing_hash, model_hash
 from .easel import alone, drawn
 from .results import save_figure
@@ -37,9 +36,7 @@ def keep(
     with alone():
         about = {"hash": model_hash(pipe), "drawn_by": drawing_hash(pipe), "scheduler": type(pipe.scheduler).__name__}
     model = {"model": str(pipe.config.get("_name_or_path", "")), **about}
-    text = json.dumps({**settings, **model, "versions": versions()}, indent=1, ensure_ascii=False)
-    with atomic(place / "settings.json") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(place / "settings.json", {**settings, **model, "versions": versions()})
     return place
 
 

@@ -1,7 +1,6 @@
 """Progress bars for the command line and notebooks."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -52,10 +51,10 @@ class Bars:
         if self.file is None or now - self.told < EVERY:
             return
         self.told = now
-        from ..files import atomic  # loads PyTorch
+        from ..files import write_json  # loads PyTorch
 
-        with contextlib.suppress(MaceError), atomic(self.file) as temporary:  # no reason to stop the work
-            temporary.write_text(json.dumps({"stage": stage, "done": done, "total": total}), encoding="utf-8")
+        with contextlib.suppress(MaceError):  # no reason to stop the work
+            write_json(self.file, {"stage": stage, "done": done, "total": total}, None)
 
 
 def watched() -> bool:

@@ -13,7 +13,7 @@ import torch
 
 from ..erasure import versions
 from ..errors import MaceError
-from ..files import atomic
+from ..files import atomic, write_json, write_text
 from . import progress
 
 
@@ -25,9 +25,7 @@ def record(run_folder: str | Path, **metrics) -> Path:
     """
     path = Path(run_folder) / "metrics.json"
     merged = {**read(run_folder), **{key: _plain(value, key) for key, value in metrics.items()}}
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(merged, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    return path
+    return write_json(path, merged, allow_nan=False)
 
 
 def read(run_folder: str | Path) -> dict:
@@ -46,10 +44,7 @@ def read(run_folder: str | Path) -> dict:
 
 def summarise(run_folder: str | Path, *parts: object) -> Path:
     """Write what is to be read first into `run_folder`/summary.txt, which `mace run` shows at the end."""
-    path = Path(run_folder) / "summary.txt"
-    with atomic(path) as temporary:
-        temporary.write_text("\n\n".join(map(str, parts)) + "\n", encoding="utf-8")
-    return path
+    return write_text(Path(run_folder) / "summary.txt", "\n\n".join(map(str, parts)) + "\n")
 
 
 def save_figure(run_folder: str | Path, name: str, fig) -> Path:
