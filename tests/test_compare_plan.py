@@ -9,6 +9,7 @@ from tiny_data import tiny_judge
 
 from macelib import Concept, EraseConfig, MaceError, load_pipeline
 from macelib.baselines import AS_PUBLISHED, methods
+from macelib.cli.compare import listed
 from macelib.compare import find, planned, tuned_settings, ways
 from macelib.compare.plan import ORIGINAL, settings_kind
 from macelib.evaluate import results
@@ -130,3 +131,10 @@ def test_the_paper_s_row_on_another_model_has_the_paper_s_numbers():
     paper = EraseConfig.preset("paper", task="objects", count=1, concept="ship")
     assert config.train == paper.train and config.refine == paper.refine and config.fuse == paper.fuse
     assert (config.prior.captions, config.images.masks) == ("builtin", "attention")
+
+
+def test_a_metric_with_a_comma_in_its_name_stands_in_quotes():
+    assert listed('Acc_e, "time, s",H_c') == ["Acc_e", "time, s", "H_c"] and listed(None) is None
+    for wrong, said in ((" , ", "The list is empty"), ('"time, s', "not closed")):
+        with pytest.raises(MaceError, match=said):
+            listed(wrong)

@@ -121,11 +121,7 @@ def report(
 
 
 def listed(text: str | None) -> list[str] | None:
-    """ "a,b" as a list, a name with a comma in it in quotes; MaceError where there is nothing in it.
-
-    >>> listed('Acc_e, "time, s"')
-    ['Acc_e', 'time, s']
-    """
+    """ "a,b" as a list, a name with a comma in it in quotes; MaceError where there is nothing in it."""
     if text is None:
         return None
     try:
