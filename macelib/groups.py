@@ -14,8 +14,7 @@ from .errors import MaceError, explained
 from .files import hash_tensors, hash_text
 from .method.lora.train import TrainConfig
 from .method.lora.work import Work, train_work
-from .models.entrances import denoiser
-from .models.pipelines import drawing_hash, load_pipeline, model_hash
+from .models.pipelines import drawing_hash, elsewhere, load_again, model_hash
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
@@ -88,16 +87,12 @@ def train_by(engine, pipe, works: Sequence[Work], tell: Progress) -> Iterator[tu
     """The groups as jobs of an engine, as they finish. MaceError names those that failed, when the others are done."""
     from .batch.jobs import Job
 
-    source = pipe.__dict__.get("_macelib_source")
-    if source is None:
-        raise MaceError("An engine loads the model in each of its processes: load it with macelib.load_pipeline.")
-    found = {work.key: work.read() for work in works}
+    how, found = elsewhere(pipe), {work.key: work.read() for work in works}
     waiting = {work.key: work for work in works if found[work.key] is None}
     yield from ((work, found[work.key]) for work in works if work.key not in waiting)
     done, failed = sum(len(w.concepts) for w in works if w.key not in waiting), []
     total = sum(len(work.concepts) for work in works)
-    how = source, pipe.scheduler, denoiser(pipe).dtype
-    for outcome in engine.run(Job(key, train_elsewhere, (*how, work)) for key, work in waiting.items()):
+    for outcome in engine.run(Job(key, train_elsewhere, (how, work)) for key, work in waiting.items()):
         work = waiting[outcome.key]
         names = ", ".join(concept.name for concept in work.concepts)
         if outcome.error:
@@ -116,20 +111,15 @@ def train_by(engine, pipe, works: Sequence[Work], tell: Progress) -> Iterator[tu
         raise MaceError(f"{len(failed)} groups failed ({'; '.join(failed)}); call again, the others are kept.")
 
 
-def train_elsewhere(
-    source: tuple[str, dict], scheduler, dtype: torch.dtype, work: Work
-) -> tuple[dict[str, torch.Tensor], list[str]]:
+def train_elsewhere(how: tuple, work: Work) -> tuple[dict[str, torch.Tensor], list[str]]:
     """`train_work` in a process of its own, and its warnings; MaceError where the model is not the caller's.
 
-    The process sees the GPU that it is to use, whatever its number is: only the kind of device is taken over.
+    how: of `elsewhere`.
     """
-    model, options = source
-    device, notes = options["device"] and str(options["device"]).split(":")[0], []
-    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
-    pipe.scheduler = scheduler
+    pipe, notes = load_again(*how), []
     if (model_hash(pipe), drawing_hash(pipe)) != (work.base, work.drawn):
         raise MaceError(
-            f"{model}, as it is loaded here, is not the pipeline that the erasure began with: use the same weights on "
+            f"{how[0]}, as it is loaded here, is not the pipeline that the erasure began with: use the same weights on "
             "all machines, and save a pipeline that was changed after loading."
         )
     handler = logging.Handler(logging.WARNING)

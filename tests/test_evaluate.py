@@ -258,7 +258,7 @@ def test_characters(pipe, ship):
     )
     erased, kept = result.value("Acc_e") / 100, result.value("Acc_s") / 100
     assert result.value("H_c") == pytest.approx(100 * metrics.h_c(erased, kept))
-    with pytest.raises(MaceError, match="ship cannot be erased and kept"):
+    with pytest.raises(MaceError, match="ship: to be erased and to be kept"):
         evaluate.characters(pipe, ship, ["ship"], classifier=ByPixel())
     assert templates.fill(protocols.PERSON_TEMPLATES[0], "Adam Driver") == "a portrait of Adam Driver"
 

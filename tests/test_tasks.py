@@ -136,7 +136,7 @@ def changed(entry, **values):
     ({"erased": changed(OWN["erased"][0], group=" ")}, "entry 1: group is empty"),
     ({"erased": changed(OWN["erased"][0], anchor="rex"), "counts": []}, "anchor of 'Rex' is the name itself"),
     ({"erased": OWN["erased"] * 2}, "Rex, Tom is listed twice"),
-    ({"kept": OWN["erased"]}, "Rex, Tom cannot be erased and kept"),
+    ({"kept": OWN["erased"]}, "Rex, Tom: to be erased and to be kept"),
     ({"kept": []}, "H_c needs names that are kept"),
     ({"metric": "H_o"}, "H_o measures synonyms, and Rex has none"),
     ({"templates": ["a photo"]}, "templates must be texts with"),

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..concepts import Concept, check_concepts
+from ..concepts import Concept, check_concepts, refuse_both
 from ..config import EraseConfig
 from ..errors import MaceError, explained
 from ..models.swap import untouched
@@ -33,8 +33,7 @@ def build(
     """
     chosen, concepts = method(name), tuple(concepts)
     check_concepts(concepts)
-    if both := sorted({c.name for c in concepts} & set(kept)):
-        raise MaceError(f"{', '.join(both)} cannot be erased and kept: leave it out of one of the two.")
+    refuse_both([concept.name for concept in concepts], kept)
     if settings is None or isinstance(settings, Mapping):
         start = dataclasses.asdict(chosen.settings_for(task))
         settings = build_settings(chosen.settings, start | dict(settings or {}))

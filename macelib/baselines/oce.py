@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..models.pipelines import kv_weights
+from ..models.entrances import kv_weights
 from .changes import OutputMap, kv_part
 from .columns import token_mean, tokens
 from .registry import Request, Settings, register

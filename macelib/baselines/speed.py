@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MaceError
-from ..models.pipelines import kv_weights
+from ..models.entrances import kv_weights
 from .changes import TextMap, WeightDelta, kv_part
 from .columns import anchors, preserved, states, tokens
 from .registry import Request, Settings, register

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..evaluate.companions import halves
 from ..evaluate.pictures import Job
+from ..evaluate.work import choices
 from .plan import Plan
 
 
@@ -28,7 +29,7 @@ class Looking:
     @property
     def options(self) -> list[str] | None:
         """What the classifier chooses among; None: all that it knows."""
-        return None if getattr(self.classifier, "concepts", None) else self.classes
+        return choices(self.classifier, self.classes)
 
     def check(self) -> None:
         """MaceError for a name of the task that the classifier does not know."""

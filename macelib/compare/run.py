@@ -11,9 +11,8 @@ from ..evaluate.classifiers import classifier_for, plugged
 from ..evaluate.made import made_with
 from ..evaluate.pictures import Drawing
 from ..files import check_writable, locked, write_json
-from ..models.entrances import denoiser
 from ..models.families import family_of
-from ..models.pipelines import load_pipeline
+from ..models.pipelines import elsewhere, load_again
 from ..models.swap import untouched
 from .looking import Looking
 from .measure import Measuring, Progress
@@ -92,13 +91,9 @@ def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) ->
                 why = run.run(pipe, way, tell)
             yield way, why
         return
-    source = pipe.__dict__.get("_macelib_source")
-    if source is None or not all(found is None or isinstance(found, (str, Path)) for found in who):
-        raise MaceError(
-            "An engine loads the model and the classifier in each of its processes: load the model with "
-            "macelib.load_pipeline, and name the classifier in text."
-        )
-    how = source, pipe.scheduler, denoiser(pipe).dtype, run.plan, who, run.drawing, str(run.folder)
+    if not all(found is None or isinstance(found, (str, Path)) for found in who):
+        raise MaceError("An engine loads the classifier in each of its processes: name it in text.")
+    how = elsewhere(pipe), run.plan, who, run.drawing, str(run.folder)
     todo = {str(way): way for way in ways}
     waiting = [Job(key, measure_elsewhere, (*how, way)) for key, way in todo.items() if run.seen(way) is None]
     yield from ((way, None) for key, way in todo.items() if key not in {job.key for job in waiting})
@@ -107,14 +102,12 @@ def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) ->
         yield todo[outcome.key], outcome.error or outcome.value
 
 
-def measure_elsewhere(
-    source: tuple[str, dict], scheduler, dtype, plan: Plan, who: tuple, drawing: Drawing, folder: str, way: Way
-) -> str | None:
-    """One row in a process of its own, into the folder; why it cannot be measured. MaceError: not the same model."""
-    model, options = source
-    device = options["device"] and str(options["device"]).split(":")[0]  # the process sees its own GPU
-    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
-    pipe.scheduler = scheduler
+def measure_elsewhere(how: tuple, plan: Plan, who: tuple, drawing: Drawing, folder: str, way: Way) -> str | None:
+    """One row in a process of its own, into the folder; why it cannot be measured. how: of `elsewhere`.
+
+    MaceError: not the same model.
+    """
+    pipe = load_again(*how)
     run = measuring(pipe, plan, who, drawing, Path(folder))
     _same_run(run.folder, _about(pipe, run))
     with explained():

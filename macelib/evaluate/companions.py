@@ -23,7 +23,7 @@ from .made import made_with
 from .metrics import Resampling, interval, wilson
 from .pictures import Drawing
 from .tables import save_tables
-from .work import Progress, distinct, label, listed
+from .work import Progress, choices, distinct, label, listed
 
 log = logging.getLogger(__name__)
 IMAGES = ("erasure", "erased", "companion", "order", "seed", "left", "right", "seen", "lost")
@@ -124,7 +124,7 @@ def pairs(
         raise MaceError("There is no companion to show beside what is erased: name things that stay.")
     everyone = [*erased, *companions]
     classifier.check(everyone)
-    among = None if getattr(classifier, "concepts", None) else everyone
+    among = choices(classifier, everyone)
     drawn = Drawing(**drawing)
     plans = [pair_asks([c.name for c in e.concepts], companions, templates, seeds) for e in erasures]
     jobs = list(dict.fromkeys(ask[-2:] for plan in plans for ask in plan))

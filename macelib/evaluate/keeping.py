@@ -23,7 +23,7 @@ from .made import made_with
 from .metrics import Resampling, interval
 from .pictures import Drawing
 from .tables import save_tables
-from .work import Progress, label
+from .work import Progress, choices, label
 
 DEMO = ("ship", "frog", "horse")  # what the demo erases together
 KEPT = (0, 1, 20)  # how many names are kept
@@ -88,7 +88,7 @@ def keeping_study(
     by_name = {concept.name: concept for concept in object_list(family_of(pipe))}
     drawn, rows, erasures = Drawing(**drawing), [], []
     jobs = {(fill(SAMPLE_TEMPLATE["object"], name), seed): name for name in looked for seed in seeds}
-    among = None if getattr(classifier, "concepts", None) else looked
+    among = choices(classifier, looked)
     with untouched(pipe):
         for names in (DEMO[:1], DEMO):
             concepts = [by_name[name] for name in names]

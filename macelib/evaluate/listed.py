@@ -20,7 +20,7 @@ from .made import made_with
 from .pictures import Drawing
 from .prompts import Prompt, draw_prompts
 from .tables import save_tables
-from .work import Progress, label
+from .work import Progress, choices, label
 
 log = logging.getLogger(__name__)
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
@@ -199,7 +199,7 @@ def _asked(prompts: Sequence[Prompt], wanted: str, classifier, among) -> list[st
     names = list(dict.fromkeys(row.columns[wanted] for row in prompts))
     classifier.check(names)
     if among is None:
-        return None if getattr(classifier, "concepts", None) else names
+        return choices(classifier, names)
     if unknown := [name for name in names if name not in among]:
         raise MaceError(f"{unknown[0]!r} is asked for and not among the names to choose from: add it.")
     return list(among)

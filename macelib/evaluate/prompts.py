@@ -7,12 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from ..errors import MaceError, explained
-from ..models.entrances import denoiser
-from ..models.pipelines import load_pipeline
+from ..models.pipelines import elsewhere, load_again
 from ..models.swap import untouched
 from ..reading import read_table
 from .pictures import Drawing, Job, file_of
@@ -156,17 +154,14 @@ def _with(drawing: Drawing, guidance: float | None) -> Drawing:
 
 def _elsewhere(pipe, prompts, folder, drawing: Drawing, change, force: bool, engine, state: str) -> None:
     """Draw what is missing by an engine's jobs."""
-    source = pipe.__dict__.get("_macelib_source")
-    if source is None:
-        raise MaceError("An engine loads the model in each of its processes: load it with macelib.load_pipeline.")
-    todo = []
+    how, todo = elsewhere(pipe), []
     for scale, rows in _by_guidance(prompts).items():
         kept = _with(drawing, scale).kept(pipe, folder, state)
         todo += [(scale, job) for job in rows if job not in kept]
     count = min(len(todo), engine.slots()) if todo else 0
     place, failed = drawing.place(pipe, folder, state).name, []
-    how = source, pipe.scheduler, denoiser(pipe).dtype, change, force, drawing, str(folder), state, place
-    shares = [Share(f"pictures {i + 1} of {count}", draw_share, (*how, todo[i::count])) for i in range(count)]
+    what = how, change, force, drawing, str(folder), state, place
+    shares = [Share(f"pictures {i + 1} of {count}", draw_share, (*what, todo[i::count])) for i in range(count)]
     for outcome in engine.run(shares):
         failed += [f"{outcome.key}: {outcome.error}"] if outcome.error else []
     if failed:
@@ -176,9 +171,7 @@ def _elsewhere(pipe, prompts, folder, drawing: Drawing, change, force: bool, eng
 
 
 def draw_share(
-    source: tuple[str, dict],
-    scheduler,
-    dtype: torch.dtype,
+    how: tuple,
     change,
     force: bool,
     drawing: Drawing,
@@ -187,16 +180,16 @@ def draw_share(
     place: str,
     todo: Sequence[tuple[float | None, Job]],
 ) -> int:
-    """Draw (guidance, job) pairs into the folder in a process of its own; how many. MaceError: not the same model."""
-    model, options = source
-    device = options["device"] and str(options["device"]).split(":")[0]  # the process sees its own GPU
-    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
-    pipe.scheduler = scheduler
+    """Draw (guidance, job) pairs into the folder in a process of its own; how many. how: of `elsewhere`.
+
+    MaceError: not the same model.
+    """
+    pipe = load_again(*how)
     if change is not None:
         change.apply(pipe, force)
     if drawing.place(pipe, folder, state).name != place:
         raise MaceError(
-            f"{model}, as it is loaded here, is not the caller's pipeline: use the same weights everywhere."
+            f"{how[0]}, as it is loaded here, is not the caller's pipeline: use the same weights everywhere."
         )
     by: dict[float | None, list[Job]] = {}
     for scale, job in todo:

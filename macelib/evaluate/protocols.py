@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from ..concepts import paper_list, with_synonyms
+from ..concepts import paper_list, refuse_both, with_synonyms
 from ..erasure import Erasure
 from ..errors import MaceError
 from .classifiers import classifier_for, plugged
 from .metrics import h_a, h_c, h_o
 from .pictures import Drawing
 from .tables import Evaluation
-from .work import Ask, Progress, Protocol, Work, listed
+from .work import Ask, Progress, Protocol, Work, choices, listed
 
 log = logging.getLogger(__name__)
 OBJECT_TEMPLATES = ("a photo of the {}",)
@@ -139,7 +139,7 @@ def characters(
     classifier = _who(pipe, classifier, counting)
     everyone = list(dict.fromkeys([*(c.name for e in erasures for c in e.concepts), *kept]))
     classifier.check(everyone)
-    among = None if getattr(classifier, "concepts", None) else everyone
+    among = choices(classifier, everyone)
     asks = [_erased_and_kept(erasure, kept) for erasure in erasures]
     work = Work(CHARACTERS, templates, seeds, classifier, Drawing(**drawing), folder, force, progress)
     work = replace(work, among="known" if among is None else "classes", labels=labels, options=among, counting=counting)
@@ -184,8 +184,7 @@ def styles(
 
 def _erased_and_kept(erasure: Erasure, kept: Sequence[str]) -> list[Ask]:
     erased = [concept.name for concept in erasure.concepts]
-    if both := [name for name in kept if name in erased]:
-        raise MaceError(f"{', '.join(both)} cannot be erased and kept: leave it out of one of the two.")
+    refuse_both(erased, kept)
     if not kept:
         raise MaceError("Specificity needs names that are kept: give some.")
     return [Ask("erased", name, name) for name in erased] + [Ask("kept", name, name) for name in kept]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..concepts import Concept
+from ..concepts import Concept, refuse_both
 from ..errors import MaceError, unknown
 from ..files import data_folder
 from ..reading import build_settings, read_data
@@ -146,13 +146,12 @@ def _counts(counts, most: int) -> list[int]:
 
 
 def _check(found: Task) -> None:
-    about, erased = found.about, {row.name for row in found.erased}
-    together = about.erase == "together"
-    if together and (both := sorted(erased & {row.name for row in found.kept})):
-        raise MaceError(f"{', '.join(both)} cannot be erased and kept: leave it out of one of the two.")
+    about, together = found.about, found.about.erase == "together"
+    if together:
+        refuse_both([row.name for row in found.erased], [row.name for row in found.kept])
     if not about.templates or any("{}" not in template for template in about.templates):
         raise MaceError('templates must be texts with "{}" where the name goes.')
-    if about.metric in ("H_o", "H_c", "H_a") and not found.kept and (together or len(erased) < 2):
+    if about.metric in ("H_o", "H_c", "H_a") and not found.kept and (together or len(found.erased) < 2):
         raise MaceError(f"{about.metric} needs names that are kept: list some under kept.")
     if about.metric == "H_o" and (without := [row.name for row in found.erased if not row.synonyms]):
         raise MaceError(f"H_o measures synonyms, and {', '.join(without)} has none: give some, or take H_c.")

@@ -154,6 +154,11 @@ class Work:
         return verdict, float(verdict in right)
 
 
+def choices(classifier, names: Sequence[str]) -> list[str] | None:
+    """What a classifier chooses among: None, all that it knows, where it has a list of its own, else these names."""
+    return None if getattr(classifier, "concepts", None) else list(dict.fromkeys(names))
+
+
 def label(concepts: Sequence[Concept]) -> str:
     """What the tables call an erasure of these concepts.
 
@@ -177,6 +182,7 @@ def distinct(labels: list[str]) -> list[str]:
 
 
 def listed(erasures: Erasure | Sequence[Erasure]) -> list[Erasure]:
+    """One erasure (or edit) or several, as a list; MaceError for none, and for one that holds no concept."""
     erasures = [erasures] if hasattr(erasures, "apply") else list(erasures)
     if not erasures or not all(erasure.concepts for erasure in erasures):
         raise MaceError("There is no erasure to measure, or one that holds no concept: erase something first.")

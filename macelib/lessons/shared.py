@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..evaluate import ClipClassifier, Judge
+from ..evaluate.work import choices as choices  # known from here, too
 from ..method.fuse import Fusion, changed, less_identity
 from ..models.entrances import kv_weights
 from ..models.pipelines import cast, fast_precision
@@ -52,11 +53,6 @@ def shares(judge: Judge | ClipClassifier, pictures: Mapping[str, list], among: S
         result[name] = sum(f == name for f in found[at : at + len(some)]) / len(some)
         at += len(some)
     return result
-
-
-def choices(judge: Judge | ClipClassifier, among: Sequence[str]) -> list[str] | None:
-    """None (all that it knows) for a judge with a list of its own, else the given names."""
-    return None if getattr(judge, "concepts", None) else list(dict.fromkeys(among))
 
 
 def mean(values: Mapping[str, float], names: Sequence[str]) -> float:

@@ -132,6 +132,25 @@ def load_pipeline(
     return pipe
 
 
+def elsewhere(pipe) -> tuple:
+    """What `load_again` takes in another process; MaceError for a pipeline that `load_pipeline` has not loaded."""
+    source = pipe.__dict__.get("_macelib_source")
+    if source is None:
+        raise MaceError("An engine loads the model in each of its processes: load it with macelib.load_pipeline.")
+    return *source, pipe.scheduler, denoiser(pipe).dtype
+
+
+def load_again(model: str, options: dict, scheduler, dtype: torch.dtype) -> DiffusionPipeline:
+    """The pipeline of another process (`elsewhere`), as far as loading makes it: what was changed since is missing.
+
+    The process sees the GPU that it is to use, whatever its number is: only the kind of device is taken over.
+    """
+    device = options["device"] and str(options["device"]).split(":")[0]
+    pipe = load_pipeline(model, **{**options, "device": device, "dtype": dtype})
+    pipe.scheduler = scheduler
+    return pipe
+
+
 def default_guidance(pipe) -> float | None:
     """The guidance scale of a pipeline unless one is given, as its family says; None: what its own call takes."""
     return family_of(pipe).guidance
