@@ -136,7 +136,7 @@ class Edit:
             raise MaceError(f"{path} is damaged ({error!r}): copy or make it again.") from error
 
     def export(self, pipe, folder: str | Path, format: str = "pipeline", force: bool = False) -> Path:
-        """Write the edited model for other programs: "pipeline" or "weights" (see `macelib.export`).
+        """Write the edited model for other programs: "pipeline" or "weights" (see `macelib.erasure.export`).
 
         MaceError: another format, an edit that does not live in weights, a folder that holds something.
         """

@@ -136,9 +136,7 @@ def attention_maps(
 
     Mean over layers, heads, NOISE_LEVELS and the phrase's tokens. MaceError where a prompt does not hold the phrase.
     """
-    own = [spans(pipe, p, phrase) for p in prompts]
-    if not all(own):
-        raise MaceError(f"The prompt {prompts[own.index([])]!r} does not name {phrase!r}: give prompts that do.")
+    own = _named(pipe, prompts, [phrase] * len(prompts))
     place = runs_on(denoiser(pipe))
     g, model, heats = torch.Generator().manual_seed(seed), denoiser(pipe), []
     added = added_conditions(pipe, list(prompts), images[0].size[::-1])
@@ -166,10 +164,7 @@ def drawn_and_read(
     Mean as in `attention_maps`, over the drawing's own steps that are nearest to NOISE_LEVELS; on the CPU.
     options: of `generate`. MaceError where a prompt does not hold its phrase.
     """
-    own = [spans(pipe, prompt, phrase) for prompt, phrase in zip(prompts, phrases, strict=True)]
-    if not all(own):
-        missing = own.index([])
-        raise MaceError(f"The prompt {prompts[missing]!r} does not name {phrases[missing]!r}: give prompts that do.")
+    own = _named(pipe, prompts, phrases)
     height, width = image_size(pipe, options.get("size"))
     at = read_at(pipe, (height // pipe.vae_scale_factor, width // pipe.vae_scale_factor))
     with trace(pipe, at=at) as maps:
@@ -177,6 +172,15 @@ def drawn_and_read(
     heats = [maps.map(positions, image=i).cpu() for i, positions in enumerate(own)]
     check_finite(pipe, part_of(pipe), f"The attention of {', '.join(dict.fromkeys(phrases))}", torch.stack(heats))
     return images, heats
+
+
+def _named(pipe, prompts: Sequence[str], phrases: Sequence[str]) -> list[list[int]]:
+    """Positions of the tokens of each prompt's phrase; MaceError where a prompt does not hold it."""
+    own = [spans(pipe, prompt, phrase) for prompt, phrase in zip(prompts, phrases, strict=True)]
+    if [] in own:
+        i = own.index([])
+        raise MaceError(f"The prompt {prompts[i]!r} does not name {phrases[i]!r}: give prompts that do.")
+    return own
 
 
 def otsu(values: Tensor, bins: int = 128) -> float:

@@ -51,7 +51,7 @@ def _config(pipe, path: str) -> Any:
     return getattr(getattr(getattr(pipe, part, None), "config", None), name, None)
 
 
-NOT_THE_PAPER_S = "not the paper's model"
+OTHER = "not the paper's model"
 MINI = Family(
     "mini-SD",
     ("StableDiffusionPipeline",),
@@ -68,9 +68,7 @@ MINI = Family(
     shipped="mini-sd",
 )
 SHIPPED = MINI  # of the model that comes with macelib
-UNKNOWN = Family(
-    "no known family", (), {}, preset="mini", note="a model of no known family"
-)  # fmt: skip
+UNKNOWN = Family("no known family", (), {}, preset="mini", note="a model of no known family")
 _SDXL = ("StableDiffusionXLPipeline",)
 _T5 = "T5's last hidden states behind caption_projection, padding masked"
 _JOINT = ("context_embedder",)
@@ -81,10 +79,10 @@ _families = [
     Family("SD 1.x", ("StableDiffusionPipeline",), {"unet.cross_attention_dim": 768}, preset="paper", guidance=7.5),
     Family(
         "SD 2.x", ("StableDiffusionPipeline",), {"unet.cross_attention_dim": 1024}, preset="paper", guidance=7.5,
-        reads="OpenCLIP's last hidden states, of its 23 layers; padding included", note=NOT_THE_PAPER_S,
+        reads="OpenCLIP's last hidden states, of its 23 layers; padding included", note=OTHER,
     ),
     Family(
-        "SDXL", _SDXL, {"unet.cross_attention_dim": 2048}, preset="paper", guidance=5.0, note=NOT_THE_PAPER_S,
+        "SDXL", _SDXL, {"unet.cross_attention_dim": 2048}, preset="paper", guidance=5.0, note=OTHER,
         pooled="add_embedding.linear_1", reads="both encoders' last hidden states but one, side by side; pooled text",
     ),
     Family(

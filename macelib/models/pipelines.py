@@ -1,4 +1,4 @@
-"""Loading pipelines, and finding the matrices that MACE changes in them."""
+"""Loading pipelines, here or again elsewhere; their precision, their guidance, and the hashes that tell them apart."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
