@@ -14,6 +14,7 @@ from macelib.bench import (
     Spent,
     at_size,
     drawing,
+    layouts,
     operations,
     peak,
     per_layer,
@@ -24,7 +25,6 @@ from macelib.bench import (
     whole,
 )
 from macelib.errors import MaceError
-from macelib.models import layouts
 from macelib.models.pipelines import load_pipeline, model_hash
 from macelib.models.threads import OTHERS, WAITING
 from macelib.models.tiny import tiny_pipeline, tiny_tokenizer

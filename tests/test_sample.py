@@ -153,14 +153,14 @@ def test_a_picture_drawn_otherwise_is_not_vouched_for(pipe, tmp_path, monkeypatc
     training_images(pipe, ship, 2, steps=1, **options)
     first = (tmp_path / "0000.png").read_bytes()
 
-    write = images._write_manifest
+    write = images.write_json
 
-    def stop(folder, entries):
-        if entries:
+    def stop(path, values):
+        if values["images"]:
             raise KeyboardInterrupt
-        write(folder, entries)
+        write(path, values)
 
-    monkeypatch.setattr(images, "_write_manifest", stop)
+    monkeypatch.setattr(images, "write_json", stop)
     with pytest.raises(KeyboardInterrupt):
         training_images(pipe, ship, 2, steps=2, **options)
     monkeypatch.undo()
