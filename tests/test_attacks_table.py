@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_attacks import SHIP
@@ -25,19 +26,47 @@ wording: {levels: [name]}
 """
 
 
-def row(attack="noise", control="none", pre=False, success=False, variant="best of 2", concept="ship", backward=0):
+def row(attack="noise", control="none", pre=False, success=False, variant="best of 2", backward=0, **beside):
     spent = {"forward": 10, "backward": backward, "pictures": 3}
-    return {"attack": attack, "control": control, "method": "uce", "concept": concept, "seed": 0, "variant": variant,
-            "prompt": "", "token": "", "pre": pre, "success": success, "budget": spent}  # fmt: skip
+    about = {"attack": attack, "control": control, "method": "uce", "concept": "ship", "seed": 0, "variant": variant}
+    about |= {"prompt": "", "token": "", "pre": pre, "success": success, "budget": spent}
+    return about | beside
+
+
+def test_intervals_are_over_concepts_and_seeds_and_differences_are_paired():
+    hits = {"none": [[1, 0, 1], [1, 1, 0], [0, 0, 0], [1, 1, 1]], "foreign": [[0, 0, 1], [0, 1, 0]]}
+    hits["mace"] = [[1, 1, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1]]
+    rows = [
+        row(control="none" if name == "mace" else name, success=bool(hit), concept=f"{name == 'foreign'}{i}", seed=seed,
+            method="mace" if name == "mace" else "uce", seconds=2.0)
+        for name, table_ in hits.items() for i, line in enumerate(table_) for seed, hit in enumerate(line)
+    ]  # fmt: skip
+    found = {(r["control"], r["method"], r["metric"]): r for r in table(Result(rows))}
+    rng, means, strange, gaps = np.random.default_rng(1), [], [], []
+    for _ in range(4000):  # by loops: whole concepts and whole seeds are taken anew
+        concepts, others, seeds = rng.integers(4, size=4), rng.integers(2, size=2), rng.integers(3, size=3)
+        mean = np.mean([hits["none"][i][s] for i in concepts for s in seeds])
+        means.append(mean)
+        strange.append(mean - np.mean([hits["foreign"][i][s] for i in others for s in seeds]))
+        gaps.append(mean - np.mean([hits["mace"][i][s] for i in concepts for s in seeds]))
+    for metric, sample in (("ASR", means), ("ASR difference to foreign", strange), ("ASR difference", gaps)):
+        of = found["none", "uce", metric]
+        inside = np.mean([of["low"] - 1e-3 <= 100 * x <= of["high"] + 1e-3 for x in sample])
+        assert 0.945 < inside < 0.99, (metric, of, inside)
+        assert of["mean"] == pytest.approx(100 * np.mean(sample), abs=1.5)
+        assert of["over"] == "concepts and seeds"
+    assert found["none", "uce", "ASR difference"]["against"] == "mace"
+    assert ("none", "mace", "ASR difference") not in found and found["none", "uce", "time, s"]["mean"] == 2
+    assert found["none", "uce", "pre-ASR"]["high"] == pytest.approx(100 * wilson(0, 12)[1], abs=1e-4)
 
 
 def test_rates_are_over_the_rows_of_one_kind():
-    rows = [row(success=True, pre=True), row(success=True, concept="frog"), row(), row(), row(variant="other")]
+    rows = [row(success=True, pre=True), row(success=True), row(), row(), row(variant="other")]
     rows += [row("unlearndiffatk", variant=f"{i} of 2", success=i == 1, backward=10 * i) for i in (1, 2)]
-    found = {(r["attack"], r["settings"], r["metric"]): r for r in table(Result(rows))}
+    found = {(r["attack"], r["variant"], r["metric"]): r for r in table(Result(rows))}
     asr = found["noise", "best of 2", "ASR"]
-    assert (asr["mean"], asr["n"], asr["concepts"]) == (50, 4, 2)
-    assert (asr["low"], asr["high"]) == tuple(100 * end for end in wilson(2, 4))
+    assert (asr["mean"], asr["n"], asr["concepts"]) == (50, 4, 1)
+    assert (asr["low"], asr["high"]) == pytest.approx([100 * end for end in wilson(2, 4)], abs=1e-4), "one seed"
     assert found["noise", "best of 2", "pre-ASR"]["mean"] == 25 and found["noise", "other", "ASR"]["mean"] == 0
     assert found["unlearndiffatk", "", "ASR"]["n"] == 2  # one search, wherever it ended
     backward = found["unlearndiffatk", "", "backward passes"]

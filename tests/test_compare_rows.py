@@ -5,8 +5,9 @@ import pytest
 
 from macelib.compare import planned
 from macelib.compare.counts import Cells, Counts, relation
-from macelib.compare.rows import Number, numbers, resampling
+from macelib.compare.rows import numbers, resampling
 from macelib.evaluate import metrics
+from macelib.evaluate.numbers import Number
 from macelib.evaluate.tasks import task
 
 

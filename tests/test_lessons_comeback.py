@@ -92,7 +92,7 @@ def test_rates_are_those_of_the_rows(done):
     frame = b.frame(rows)
     for line in frame.to_dict("records"):
         of = [r for r in result.rows if all(r[k] == line[k] for k in ("attack", "control", "method"))]
-        of = [r for r in of if r["variant"] == line["settings"]]
+        of = [r for r in of if r["variant"] == line["variant"]]
         assert line["n"] == len(of) and line["ASR"] == pytest.approx(100 * sum(r["success"] for r in of) / len(of))
         assert line["pre-ASR"] == pytest.approx(100 * sum(r["pre"] for r in of) / len(of))
         assert line["low"] <= line["ASR"] <= line["high"]
@@ -118,6 +118,8 @@ def test_margins_over_controls():
     noise, wording = found.loc[("noise", "mace")], found.loc[("wording", "uce")]
     assert noise[["over no-attack", "below original"]].tolist() == [30, 60] and pd.isna(noise["over foreign"])
     assert wording["over foreign"] == 40 and pd.isna(wording["over no-attack"])
+    shared = lines(*frame.values.tolist(), ("noise", "foreign", "original", "", 0, 15, 10, 20, 9))
+    assert b.margins(shared).loc[("noise", "mace"), "over foreign"] == 25, "one foreign control for all methods"
     told = b.margins_said(found)
     assert "noise on mace: 40 % (30 to 50), +30 over no attack; wording on uce: 70 % (60 to 80)" in told
     assert told.endswith("+40 over a foreign concept (points).")

@@ -5,8 +5,8 @@ import doctest
 import pandas as pd
 import pytest
 
-from macelib.compare.rows import DIFFERENCE
 from macelib.evaluate import results
+from macelib.evaluate.numbers import DIFFERENCE
 from macelib.lessons import recorded as r
 
 

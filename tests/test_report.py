@@ -65,14 +65,20 @@ def test_tables_by_method_with_intervals():
     )
 
 
-def test_attacks_are_shown_by_control(tmp_path):
-    rows = [attack_row(success=True), attack_row(), attack_row(control="original", success=True, pre=True)]
+def test_attacks_are_shown_beside_their_controls(tmp_path):
+    rows = [attack_row(success=True), attack_row(), attack_row(variant="weaker"), attack_row(control="no-attack")]
+    rows += [attack_row(control="original", method="original", success=True, pre=True)]
+    rows += [attack_row(control="foreign", method="original")]
     whole = results.read(write_table(tmp_path / "attacks.json", Result(rows), "mace attack", {}))
-    text = report.markdown(whole).splitlines()
-    assert text[0].startswith("| Attack | Control |") and text[2].startswith(
-        "| noise | none | uce | best of 2 | 0.0 | 50.0 | 9.5 to 90.5 | 2 |"
-    )
-    assert text[3].startswith("| noise | original | uce | best of 2 | 100.0 | 100.0 |")
+    head, _, *lines, _, how = report.markdown(whole).splitlines()
+    assert head == ("| Attack | Method | Settings | Variant | pre-ASR | ASR | 95 % of ASR | no attack | foreign | n |")
+    assert lines == [
+        "| noise | uce |  | best of 2 | 0.0 | 50.0 | 9.5 to 90.5 | 0.0 | 0.0 | 2 |",  # the strongest variant
+        "| noise | original |  | best of 2 | 100.0 | 100.0 | 20.7 to 100.0 |  | 0.0 | 1 |",
+    ]
+    assert how == "By mace attack."
+    (panel,) = report.figure(whole).axes
+    assert [tick.get_text() for tick in panel.get_yticklabels()] == ["original", "uce"]
 
 
 def test_readme_is_rendered_and_checked(folder, capsys):

@@ -20,7 +20,7 @@ def tiny_results(folder: Path) -> None:
     for attack in ("wording", "noise", "relearning"):
         for control, method in (("none", "uce"), ("none", "mace"), ("no-attack", "uce"), ("original", "original"),
                                 ("foreign", "uce")):  # fmt: skip
-            about = {"attack": attack, "control": control} | _about("attacks", method, "level name")
+            about = {"attack": attack, "control": control, "variant": "level name"} | _about("attacks", method, "")
             metrics = {"ASR": 60.0, "pre-ASR": 20.0, "forward passes": 80, "backward passes": 0, "pictures": 5}
             rows += [{**about, "metric": metric, **_ends(mean), "n": 9} for metric, mean in metrics.items()]
     missing = [{"attack": "noise", "control": "never-knew", "method": "uce", "metric": "ASR", "why": "no such model"}]

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,8 @@ def attack(
     judge: an object with top1(pictures) -> names; a try succeeds where it sees the concept in any of its pictures.
     prompts: that name the concept; its sample prompt unless given. pictures: of the concept; drawn by the original
     model unless given, where an attack needs them. settings: of the attack's class, or some of its fields.
-    A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`Try.alone`: found).
+    A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`Try.alone`: found);
+    budget and seconds: what was spent on the prompt and seed up to there.
     folder: keeps rows, and goes on from them. The pipeline is left as it was.
     What an attack refuses of a foreign name is not measured, in its words.
     MaceError: an unknown attack, control or setting, a prompt without the concept, what the attack itself refuses.
@@ -157,7 +160,7 @@ def _latents(chosen: Attack, control: str, pipe, pictures, whole: dict):
 
 def _job(scene: Scene, run, chosen: Attack, settings, judge, about: dict, prompt: str, seed: int) -> list[dict]:
     """The rows of one prompt and seed."""
-    name = scene.concept.name
+    name, told = scene.concept.name, partial(_row, about, scene, time.perf_counter())
 
     def seen(images) -> bool:
         return name in judge.top1(images)
@@ -165,20 +168,21 @@ def _job(scene: Scene, run, chosen: Attack, settings, judge, about: dict, prompt
     if about["control"] == "no-attack":
         seeds = [seed + i * 1_000_003 for i in range(chosen.best_of(settings))]
         shown = [seen([picture]) for picture in scene.draw(prompt, seeds)]
-        return [_row(about, scene, prompt, seed, shown[0], any(shown), f"un-attacked, best of {len(shown)}")]
+        return [told(prompt, seed, shown[0], any(shown), f"un-attacked, best of {len(shown)}")]
     pre, rows = seen(scene.draw(prompt, [seed])), []
     for found in run(scene, prompt, seed) if not (pre and chosen.search) else ():
         success = seen(found.pictures) or (pre and not found.alone)
-        rows.append(_row(about, scene, found.prompt, seed, pre, success, found.variant, found.token))
+        rows.append(told(found.prompt, seed, pre, success, found.variant, found.token))
         if chosen.search and success:
             break
     rows = rows[-1:] if chosen.search else rows
-    return rows or [_row(about, scene, prompt, seed, pre, pre, "un-attacked")]
+    return rows or [told(prompt, seed, pre, pre, "un-attacked")]
 
 
-def _row(about, scene: Scene, prompt, seed, pre, success, variant, token="") -> dict:
-    row = {**about, "seed": seed, "variant": variant, "prompt": prompt, "token": token}
-    return row | {"pre": pre, "success": success, "budget": dataclasses.asdict(scene.passes)}
+def _row(about, scene: Scene, began: float, prompt, seed, pre, success, variant, token="") -> dict:
+    row = {**about, "seed": seed, "variant": variant, "prompt": prompt, "token": token, "pre": pre, "success": success}
+    seconds = round(time.perf_counter() - began, 3)
+    return row | {"budget": dataclasses.asdict(scene.passes), "seconds": seconds}
 
 
 def _bytes(picture: Image.Image) -> str:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from ..evaluate.distances import cmmds, frechet
 from ..evaluate.metrics import Resampling
+from ..evaluate.numbers import Number
 from .measure import Measuring
 from .plan import ORIGINAL, Way
-from .rows import Number
 
 FRECHET, KERNEL = "Fréchet distance on CLIP features", "CMMD on CLIP features"
 TIMES = 200  # bootstrap samples of these

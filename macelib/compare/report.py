@@ -11,15 +11,17 @@ from typing import Any
 
 from ..errors import MaceError
 from ..evaluate import record, results
+from ..evaluate.numbers import DIFFERENCE
 from ..files import atomic, data_folder, into_marks
-from .rows import COMBINE, DIFFERENCE
+from .rows import COMBINE
 
 SHOWN = ("Acc_e", "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
+BESIDE = ("no-attack", "foreign")  # controls that stand beside a method's rate
 MARKED = re.compile(r"<!-- (results|study) ([\w-]+) -->\n(.*?)\n?<!-- end of \1 \2 -->", re.DOTALL)
 
 
 def markdown(whole: Mapping[str, Any]) -> str:
-    """The table of a results file, a row per method and settings (of attacks: and control), and how it was made."""
+    """The table of a results file, a row per method and settings (of attacks: and attack), and how it was made."""
     if any("attack" in row for row in whole["rows"]):
         return _attacks(whole)
     tasks = dict.fromkeys(row["task"] for row in whole["rows"])
@@ -53,16 +55,36 @@ def markdown(whole: Mapping[str, Any]) -> str:
 
 
 def _attacks(whole: Mapping[str, Any]) -> str:
-    rows: dict[tuple, dict[str, dict]] = {}
-    for row in whole["rows"]:
+    """A row per attack and method, and for the original and one that never knew: each with its strongest variant."""
+    best = _strongest(whole["rows"])
+    lines = [["Attack", "Method", "Settings", "Variant", "pre-ASR", "ASR", "95 % of ASR", "no attack", "foreign", "n"]]
+    lines.append(["---"] * len(lines[0]))
+    for (attack, control, method, settings), of in best.items():
+        if control not in BESIDE:
+            own = [best.get((attack, beside, method, settings), {}).get("ASR") for beside in BESIDE]
+            if control == "none" and own[1] is None:  # one for all methods
+                own[1] = best.get((attack, "foreign", "original", ""), {}).get("ASR")
+            cells = _mean(of.get("pre-ASR")), _mean(of["ASR"]), _ends(of["ASR"]), *map(_mean, own)
+            lines.append([attack, method, settings, of["ASR"]["variant"], *cells, str(of["ASR"]["n"])])
+    return "\n".join([*map(_line, lines), "", _how(whole)])
+
+
+def _strongest(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str, str], dict[str, dict]]:
+    """By attack, control, method and settings the rates of the variant with the highest ASR, the first such."""
+    found: dict[tuple, dict[str, dict[str, dict]]] = {}
+    for row in rows:
         key = row["attack"], row["control"], row["method"], row["settings"]
-        rows.setdefault(key, {})[row["metric"]] = row
-    lines = [["Attack", "Control", "Method", "Variant", "pre-ASR", "ASR", "95 % of ASR", "n"], ["---"] * 8]
-    for key, of in rows.items():
-        asr = of.get("ASR")
-        count = str(asr["n"]) if asr else ""
-        lines.append([*key, _mean(of.get("pre-ASR")), _mean(asr), _ends(asr), count])
-    return "\n".join(map(_line, lines))
+        found.setdefault(key, {}).setdefault(row["variant"], {})[row["metric"]] = row
+    return {key: max(of.values(), key=lambda rates: rates["ASR"]["mean"]) for key, of in found.items()}
+
+
+def unmeasured(whole: Mapping[str, Any]) -> dict[str, list[str]]:
+    """By reason what of a table of attacks was not measured: attack, control and method."""
+    found: dict[str, list[str]] = {}
+    for row in whole["not_measured"]:
+        what = dict.fromkeys(filter(None, (row["attack"], row["control"], row["method"], row.get("settings"))))
+        found.setdefault(row["why"], []).append(" ".join(what))
+    return {why: [*dict.fromkeys(names)] for why, names in found.items()}
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -86,7 +108,7 @@ def _how(whole: Mapping[str, Any]) -> str:
     parts = [f"Profile {about['profile']}: {pictures:,} pictures a row"] if "profile" in about else []
     if "steps" in about:
         parts.append(f"{about['steps']} steps at {record.guidance(about)}")
-    if "judge" in about:
+    if isinstance(about.get("judge"), Mapping):
         parts.append(f"judged by {about['judge']['name']}")
     says = "; ".join(parts) + "." if parts else f"By {whole['command']}."
     missing = dict.fromkeys(row["method"] for row in whole["not_measured"] if row["metric"] == "all")
@@ -94,12 +116,14 @@ def _how(whole: Mapping[str, Any]) -> str:
 
 
 def figure(whole: Mapping[str, Any]):
-    """The combined metric of every row with its interval, best on top: a matplotlib figure.
+    """The combined metric of every row with its interval, best on top, or the attacks' rates: a matplotlib figure.
 
     None without one, and for a table of several tasks.
     """
     from matplotlib.figure import Figure
 
+    if any("attack" in row for row in whole["rows"]):
+        return _attacks_figure(whole)
     rows = [row for row in whole["rows"] if row["metric"] in COMBINE]
     if not rows or len({row["task"] for row in rows}) > 1:
         return None
@@ -111,6 +135,30 @@ def figure(whole: Mapping[str, Any]):
     axes.set_yticks(range(len(rows)), [f"{row['method']} {row['settings']}".strip() for row in rows])
     axes.set_xlabel(f"{rows[0]['metric']}, 95 %")
     axes.grid(axis="x", alpha=0.3)
+    return made
+
+
+def _attacks_figure(whole: Mapping[str, Any]):
+    """A panel per attack, a line per method: the strongest variant's ASR with its interval, its controls beside it."""
+    from matplotlib.figure import Figure
+
+    best = _strongest(whole["rows"])
+    shown = list(dict.fromkeys(key[0] for key in best))
+    names = list(dict.fromkeys(key[2:] for key in best))[::-1]
+    made = Figure(figsize=(2 + 1.6 * len(shown), 0.8 + 0.25 * len(names)), layout="constrained")
+    panels = made.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for attack, axes in zip(shown, panels, strict=True):
+        for (of, control, *who), rates in best.items():
+            if of == attack:
+                y, asr = names.index(tuple(who)), rates["ASR"]
+                axes.plot(asr["mean"], y, {"no-attack": "k|", "foreign": "rx"}.get(control, "bo"), zorder=2)
+                if control not in BESIDE:
+                    axes.plot([asr["low"], asr["high"]], [y, y], "b-", zorder=1)
+        axes.set(title=attack, xlim=(-4, 104))
+        axes.title.set_fontsize(8)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(names)), [" ".join(filter(None, who)) for who in names])
+    made.supxlabel("ASR in percent with 95 %; bar: un-attacked, cross: a foreign concept", fontsize=8)
     return made
 
 

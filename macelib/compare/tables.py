@@ -10,6 +10,7 @@ import torch
 from ..baselines import method
 from ..baselines.columns import tokens
 from ..evaluate import results
+from ..evaluate.numbers import DIFFERENCE, Number, row, spread
 from ..files import atomic
 from ..models.entrances import denoiser, kv_weights, part_of
 from ..models.families import family_of
@@ -19,7 +20,7 @@ from .distance import FRECHET, KERNEL, distances
 from .measure import Measuring
 from .plan import ORIGINAL, Plan, Way
 from .residual import why_not
-from .rows import DIFFERENCE, Number, numbers, resampling, row, spread
+from .rows import numbers, resampling
 
 LOAD = {"n/d": "n/d", "n/o_l": "n/o_l", "rank": "rank of what is kept"}
 SPENT = {  # metric -> what of `Measuring.made`, unit

@@ -14,9 +14,10 @@ from ..files import data_folder
 from ..models.families import family_of
 from ..models.mini import renderings
 from ..show.viz import COLORS, Figure
+from .recorded import label
 from .shared import choices, series, tiles
 
-KEYS = ("attack", "control", "method", "settings")
+KEYS = ("attack", "control", "method", "variant")
 RATES = ("ASR", "pre-ASR")
 
 
@@ -93,8 +94,11 @@ def found(result: Result, seen: Mapping[tuple, list], name: str, control: str, m
 
 
 def frame(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """The success rates of a results file: a row per attack, control, method and variant; ASR, its interval, n."""
-    table = pd.DataFrame([row for row in rows if row["metric"] in RATES])
+    """The success rates of a results file: a row per attack, control, method and variant; ASR, its interval, n.
+
+    A method is named with its settings, as in `recorded.label`.
+    """
+    table = pd.DataFrame([row | {"method": label(row)} for row in rows if row["metric"] in RATES])
     if not len(table):
         return pd.DataFrame(columns=[*KEYS, "pre-ASR", "ASR", "low", "high", "n"])
     before = table[table.metric == "pre-ASR"].set_index(list(KEYS))["mean"].rename("pre-ASR")
@@ -140,17 +144,19 @@ def _who(row: Mapping) -> str:
 def margins(table: pd.DataFrame) -> pd.DataFrame:
     """By attack and method, the strongest variant's ASR less that of its controls, in points; NaN: not measured.
 
-    Columns: ASR, low, high (95 %, Wilson), over no-attack, over foreign, below original.
+    Columns: ASR, low, high (95 %), over no-attack, over foreign, below original.
     """
-    best, rows = strongest(table), {}
+    best, rows, nan = strongest(table), {}, float("nan")
     at = {(row.attack, row.control, row.method): row.ASR for row in best.itertuples()}
     shared = {(row.attack, row.control): row.ASR for row in best.itertuples()}
     for row in best[best.control == "none"].itertuples():
-        own = lambda control, row=row: at.get((row.attack, control, row.method), float("nan"))  # noqa: E731
-        ceiling = shared.get((row.attack, "original"), float("nan"))
+        alone = at.get((row.attack, "no-attack", row.method), nan)
+        ceiling = shared.get((row.attack, "original"), nan)
+        foreign = at.get((row.attack, "foreign", "original"), nan)  # one for all methods, or
+        foreign = at.get((row.attack, "foreign", row.method), foreign)  # its own
         rows[row.attack, row.method] = {
-            "ASR": row.ASR, "low": row.low, "high": row.high, "over no-attack": row.ASR - own("no-attack"),
-            "over foreign": row.ASR - own("foreign"), "below original": ceiling - row.ASR,
+            "ASR": row.ASR, "low": row.low, "high": row.high, "over no-attack": row.ASR - alone,
+            "over foreign": row.ASR - foreign, "below original": ceiling - row.ASR,
         }  # fmt: skip
     columns = ["ASR", "low", "high", "over no-attack", "over foreign", "below original"]
     if not rows:
@@ -161,7 +167,7 @@ def margins(table: pd.DataFrame) -> pd.DataFrame:
 def spent(rows: Sequence[Mapping]) -> pd.DataFrame:
     """Mean passes and pictures per prompt and seed, by attack; of attacks on an erasure alone (control none)."""
     what = ("forward passes", "backward passes", "pictures")
-    table = pd.DataFrame([r for r in rows if r["control"] == "none" and r["metric"] in what])
+    table = pd.DataFrame([row for row in rows if row["control"] == "none" and row["metric"] in what])
     if not len(table):
         return pd.DataFrame(columns=what)
     return table.groupby(["attack", "metric"], sort=False)["mean"].mean().unstack()[list(what)]

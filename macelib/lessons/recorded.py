@@ -21,9 +21,9 @@ def found(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 def command(name: str) -> str:
-    """What records a task; the ablation is read out of the objects' table; attacks are measured by the erasure."""
+    """What records a task, or the attacks on one; the ablation is read out of the objects' table."""
     if name == ATTACKS:
-        return "mace attack ERASURE --out FOLDER"
+        return "mace attack --task objects --out FOLDER --record"
     task = "objects" if name == "ablation" else name
     return f"mace compare --task {task} --profile recorded --record"
 
@@ -34,8 +34,7 @@ def missing_said(names: Sequence[str]) -> str:
     if not missing:
         return ""
     beside = " (the others alike)" if len(missing) > 1 else ""
-    made = "measures one erasure" if missing[0] == ATTACKS else f"makes this table{beside}"
-    return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` {made}."
+    return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` makes this table{beside}."
 
 
 def label(row: Mapping[str, Any]) -> str:
