@@ -100,7 +100,8 @@ def write_card(folder: Path, model: str, recipe: Recipe, training: Path) -> None
     name, what, how = WHAT[model]
     numbers = dataclasses.asdict(getattr(recipe, model))
     samples = getattr(recipe, model).steps * numbers["batch"]
-    listed = {k: [*v] if isinstance(v, tuple) else v for k, v in {"seed": recipe.seed, **numbers}.items()}
+    about = {"seed": recipe.seed, **({"without": recipe.without} if recipe.without else {}), **numbers}
+    listed = {k: [*v] if isinstance(v, tuple) else v for k, v in about.items()}
     command = "make world" if recipe.shipped else f"make world RECIPE={recipe.name}.yaml"
     if (training / "loss.csv").exists():
         shutil.copy(training / "loss.csv", folder / "loss.csv")
