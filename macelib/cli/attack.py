@@ -13,10 +13,20 @@ from .options import Device, Dtype, Guidance, Local, LowMemory, Model, Revision,
 
 
 def attack(
-    erasure: Annotated[Path, typer.Argument(help="an erasure file, or the edit of another method")],
+    erasure: Annotated[
+        Path | None, typer.Argument(help="an erasure file, or the edit of another method; or --task in its place")
+    ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="folder: attacks.json, and a file of rows per concept")
     ] = ...,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="objects, or another of `mace compare`: methods are attacked on it"),
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(help="of --task, with commas between; mace,mace-stage-1,mace-best,uce,semantic-surgery,esd-x"),
+    ] = None,
     attack_: Annotated[list[str] | None, typer.Option("--attack", "-a", help="one by name; all unless given")] = None,
     control: Annotated[
         list[str] | None,
@@ -31,32 +41,54 @@ def attack(
             help="of foreign: pictures of what the model never knew, by sub-folder or file name; mini-SD: the shipped"
         ),
     ] = None,
+    each: Annotated[
+        bool, typer.Option("--each", help="of --task: foreign on every method's edits, not once on the original model")
+    ] = False,
     never_knew: Annotated[
-        str | None, typer.Option(help="of never-knew: a model that was trained without the concepts")
+        str | None, typer.Option(help="of never-knew: a model whose denoiser was trained without the concepts")
+    ] = None,
+    edits: Annotated[
+        Path | None, typer.Option(help="of --task: the folder of a comparison whose edits are used; made unless given")
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="of --task: after so many no further concept is begun", min=0)
     ] = None,
     classifier: Annotated[str | None, typer.Option(help="who judges, as in `mace evaluate`; the model's own")] = None,
     among: Annotated[list[str] | None, typer.Option(help="a name that CLIP chooses among, beside the erased")] = None,
     model: Model = "mini-sd",
-    steps: Annotated[int, typer.Option(help="denoising steps of a picture", min=1)] = 25,
+    steps: Annotated[int | None, typer.Option(help="denoising steps of a picture; 25, of --task 8", min=1)] = None,
     guidance: Guidance = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
+    record: Annotated[
+        bool, typer.Option("--record", help="of --task: keep the table in data/results and in the README")
+    ] = False,
     revision: Revision = None,
     local_files_only: Local = False,
     device: Device = None,
     dtype: Dtype = None,
     low_memory: LowMemory = False,
 ) -> None:
-    """Attack an erasure, with controls: success rates, intervals and what was spent. Cut short, it goes on."""
-    from ..attacks import CONTROLS, Nearest, Result, attacks, named, read_pictures
-    from ..attacks import attack as run
-    from ..concepts import Concept
-    from ..erasure import versions
-    from ..evaluate.attacked import write_table
+    """Attack an erasure, or every method on a task, with controls: success rates, intervals and what was spent.
+
+    Cut short, the same command goes on.
+    """
+    from ..attacks import CONTROLS, Nearest, attacks, named, read_pictures
+    from ..attacks.never import check_card, check_never
     from ..evaluate.classifiers import classifier_for, plugged
-    from ..files import check_writable, data_folder, locked
+    from ..files import check_writable, data_folder
     from ..models.families import family_of
     from ..reading import read_data
+    from .judged import Among, gallery
 
+    if (erasure is None) == (task is None):
+        raise MaceError("Give the file of an erasure, or --task for methods to attack: one of the two.")
+    if task is None and (methods or edits or each or record or minutes is not None):
+        raise MaceError("--methods, --edits, --each, --minutes and --record belong to --task.")
+    if record and (attack_ or control or concept or seeds < 3):
+        raise MaceError(
+            "A part of a task is not recorded: leave out --attack, --control and --concept, take three seeds or more, "
+            "or leave out --record."
+        )
     chosen, controls = attack_ or attacks(), control or list(CONTROLS)
     for name in chosen:
         named(name)
@@ -67,89 +99,109 @@ def attack(
         raise MaceError(f"{settings} must hold a mapping from attacks to their settings.")
     for name in values:
         named(name)
-    change = _loaded(erasure)
-    concepts = [c for c in change.concepts if c.name in (concept or [c.name])]
-    if missing := sorted(set(concept or ()) - {c.name for c in concepts}):
-        held = ", ".join(c.name for c in change.concepts)
-        raise MaceError(f"{missing[0]!r} is not in {erasure}; it holds {held}.")
+    if task is None:
+        change, concepts = _held(erasure, concept)
+    else:
+        plan, ways, concepts = _planned(task, methods, concept, seeds)  # refuses what there is not
+    about = check_card(never_knew, [one.name for one in concepts]) if never_knew else {}
     pictures = read_pictures(foreign) if foreign else {}
     check_writable(out)
-    with locked(out / ".lock", str(out), wait=False):
-        pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
-        change.check(pipe)
-        if not foreign and "foreign" in controls and family_of(pipe).catalogue is not None:
-            pictures = read_pictures(data_folder() / "attacks" / "foreign")
-        never = pipeline(never_knew, None, local_files_only, device, dtype, low_memory) if never_knew else None
-        who = plugged(classifier) if classifier else classifier_for(pipe)
-        judge = _Among(who, [c.name for c in concepts], among or [])
-        stranger = Nearest(*_gallery(pipe, pictures)) if pictures and "foreign" in controls else None
-        drawing = {"steps": steps, "guidance": guidance, "batch": batch, "seeds": range(seeds), "folder": out}
-        result = Result()
-        with Bars() as bars:
-            for name in chosen:
-                common = {**drawing, "settings": values.get(name), "never": never, "progress": bars}
-                for kind in controls:
-                    if kind != "foreign":
-                        for one in concepts:
-                            result += run(pipe, change, one, name, judge=judge, control=kind, **common)
-                        continue
-                    if not pictures:
-                        why = "no pictures of concepts that the model does not know were given"
-                        missing = {"attack": name, "control": kind, "method": change.title, "metric": "ASR", "why": why}
-                        result += Result(not_measured=[missing])
-                    for word, shown in pictures.items():
-                        strange = Concept(word, "a thing", concepts[0].kind)
-                        result += run(
-                            pipe, change, strange, name, judge=stranger, control=kind, pictures=shown, **common
-                        )
-        about = {**versions(), "model": model, "judge": who.name, "device": str(pipe.device)}
-        about |= {"steps": steps, "guidance": guidance, "seeds": seeds, "settings": values}
-        path = write_table(out / "attacks.json", result, shlex.join(["mace", *sys.argv[1:]]), about)
-    for row in _lines(path):
-        typer.echo(row)
+    pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
+    if task is not None:
+        plan, ways, concepts = _planned(task, methods, concept, seeds, family_of(pipe))
+        among = [*(among or []), *plan.rows]
+    if not foreign and "foreign" in controls and family_of(pipe).catalogue is not None:
+        pictures = read_pictures(data_folder() / "attacks" / "foreign")
+    never = pipeline(never_knew, None, local_files_only, device, dtype, low_memory) if never_knew else None
+    about |= {"model": Path(never_knew).name, "weights": check_never(pipe, never)} if never else {}
+    judge = Among(plugged(classifier) if classifier else classifier_for(pipe), [c.name for c in concepts], among or [])
+    strange = (pictures, Nearest(*gallery(pipe, pictures))) if pictures and "foreign" in controls else None
+    asked = {"judge": judge, "attacks": chosen, "controls": controls, "settings": values, "foreign": strange}
+    asked |= {"never": never, "guidance": guidance, "batch": batch, "folder": out}
+    if task is None:
+        asked |= {"steps": steps or 25, "seeds": range(seeds)}
+        path = _one(pipe, change, concepts, {"model": model, "never_knew": about}, **asked)
+        for row in _lines(path):
+            typer.echo(row)
+        return
+    asked |= {"steps": steps or 8, "only": concept, "never_about": about, "edits": edits, "each": each}
+    _every(pipe, plan, ways, minutes, record, **asked)
 
 
-def _loaded(path: Path):
-    """An erasure, or an edit."""
+def _held(erasure: Path, names: list[str] | None) -> tuple:
+    """An erasure or an edit, and its concepts that are attacked; MaceError for one that it does not hold."""
     from ..baselines import Edit
     from ..baselines.edit import FORMAT
     from ..erasure import Erasure
     from ..files import read_tensors
 
-    return (Edit if read_tensors(path)[0].get("format") == FORMAT else Erasure).load(path)
+    change = (Edit if read_tensors(erasure)[0].get("format") == FORMAT else Erasure).load(erasure)
+    if missing := sorted(set(names or ()) - {c.name for c in change.concepts}):
+        held = ", ".join(c.name for c in change.concepts)
+        raise MaceError(f"{missing[0]!r} is not in {erasure}; it holds {held}.")
+    return change, [c for c in change.concepts if c.name in (names or [c.name])]
 
 
-class _Among:
-    """A classifier that chooses among all that it knows, or (CLIP) among the names given; MaceError without any."""
+def _planned(task: str, methods: str | None, only: list[str] | None, seeds: int, family=None) -> tuple:
+    """Plan, methods and concepts of a task; MaceError for what there is not."""
+    from .. import compare
+    from .compare import listed
 
-    def __init__(self, who, names: list[str], among: list[str]):
-        from ..evaluate.judge import ClipClassifier
-
-        self.who, self.options = who, None if getattr(who, "concepts", None) else [*dict.fromkeys([*names, *among])]
-        if isinstance(who, ClipClassifier) and not among:
-            raise MaceError(f"{who.name} has no list of names of its own: say with --among what else there may be.")
-        who.check(self.options or names)
-
-    def top1(self, pictures, among=None):
-        return self.who.top1(pictures, self.options)
+    found = compare.find(task, compare.WORLDS if family is None else compare.worlds(family))
+    plan = compare.planned(*found, "recorded", seeds=seeds, trainings=1)
+    ways = compare.ways(listed(methods) or compare.SCOPE, plan, compare.tuned_settings(plan.kind), family)
+    return plan, compare.one_way(ways), [target[-1] for target in compare.targets(plan, only)]
 
 
-def _gallery(pipe, foreign: dict) -> tuple:
-    """The scorer of the model's family, and the foreign pictures beside those of its catalogue."""
-    from PIL import Image
+def _one(pipe, change, concepts: list, about: dict, *, attacks, controls, settings, foreign, folder, **asked) -> Path:
+    """Attack an erasure; where its table is."""
+    from ..attacks import Result
+    from ..attacks import attack as run
+    from ..concepts import Concept
+    from ..erasure import versions
+    from ..evaluate.attacked import write_table
+    from ..files import locked
 
-    from ..evaluate.classifiers import classifier_for
-    from ..models.families import family_of
-    from ..models.mini import renderings
+    change.check(pipe)
+    judge, seeds, result = asked.pop("judge"), asked["seeds"], Result()
+    with locked(folder / ".lock", str(folder), wait=False), Bars() as bars:
+        for name in attacks:
+            common = {**asked, "folder": folder, "settings": settings.get(name), "progress": bars}
+            for kind in controls:
+                if kind != "foreign":
+                    for one in concepts:
+                        result += run(pipe, change, one, name, judge=judge, control=kind, **common)
+                    continue
+                if foreign is None:
+                    why = "no pictures of concepts that the model does not know were given"
+                    missing = {"attack": name, "control": kind, "method": change.title, "metric": "ASR", "why": why}
+                    result += Result(not_measured=[missing])
+                for word, shown in foreign[0].items() if foreign else ():
+                    strange, told = Concept(word, "a thing", concepts[0].kind), {"control": kind, "pictures": shown}
+                    result += run(pipe, change, strange, name, judge=foreign[1], **told, **common)
+        about = {**versions(), **about, "judge": judge.name, "device": str(pipe.device), "seeds": len(seeds)}
+        about |= {"steps": asked["steps"], "guidance": asked["guidance"], "settings": settings}
+        return write_table(folder / "attacks.json", result, shlex.join(["mace", *sys.argv[1:]]), about)
 
-    if family_of(pipe).catalogue is None:
-        raise MaceError("Foreign pictures are told from a catalogue's, and this model has none: leave out --foreign.")
-    names, shown, _ = renderings()
-    if both := sorted(set(names) & set(foreign)):
-        raise MaceError(f"{both[0]!r} is not foreign: it is in the catalogue.")
-    tiles = (shown.flatten(1, 2).permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()  # (n, artists · 2, 64, 64, 3)
-    known = {name: [Image.fromarray(tile) for tile in row] for name, row in zip(names, tiles, strict=True)}
-    return classifier_for(pipe, "styles"), known | foreign
+
+def _every(pipe, plan, ways: list, minutes: float | None, record: bool, **asked) -> None:
+    """Attack every method of a task, show the table, and record it where all of it is done."""
+    from .. import compare
+    from ..evaluate import results
+    from .compare import report
+
+    with Bars() as bars:
+        path = compare.Attacking(plan, ways, **asked).run(pipe, minutes, bars, shlex.join(["mace", *sys.argv[1:]]))
+    whole = results.read(path)
+    typer.echo(compare.report.markdown(whole))
+    for why, names in compare.report.unmeasured(whole).items():
+        typer.echo(f"Not measured: {', '.join(names)}: {why}", err=True)
+    typer.echo(path)
+    if record and any(row["why"] == compare.LATER for row in whole["not_measured"]):
+        raise MaceError("The time was over, and a part is not recorded: call the same command again.")
+    if record:
+        typer.echo(compare.record_attacks(path))
+        report()
 
 
 def _lines(path: Path):
@@ -160,7 +212,7 @@ def _lines(path: Path):
     for row in found["rows"]:
         if row["metric"] in ("ASR", "pre-ASR"):
             told = f"{row['mean']:.1f} % ({row['low']:.1f} to {row['high']:.1f}), n = {row['n']}"
-            where = ", ".join(filter(None, [row["attack"], row["control"], row["method"], row["settings"]]))
+            where = ", ".join(filter(None, [row["attack"], row["control"], row["method"], row["variant"]]))
             yield f"{where}: {row['metric']} {told}"
     for row in found["not_measured"]:
         yield f"{row['attack']}, {row['control']}: not measured, {row['why']}"
@@ -173,5 +225,6 @@ def register(app: typer.Typer) -> None:
         epilog=example(
             "mace attack runs/ship/erasure.safetensors --attack ring-a-bell --attack wording --out runs/ship/attacks",
             "mace attack runs/ship/erasure.safetensors --foreign pictures/ --steps 8 --out runs/ship/attacks",
+            "mace attack --task objects --edits runs/compare-objects-recorded --record --out runs/attacks",
         )
     )(attack)

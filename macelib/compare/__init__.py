@@ -2,21 +2,26 @@
 
 `plan` says what is drawn, `measure` draws, `looking` looks, `residual` leaves a concept's own words out, `counts` adds
 up, `rows` has means and intervals, `distance` how far kept pictures move, `tables` the file, `run` all of it in turn;
-`kept` records it, `report` renders that, `published` holds it against published tables.
+`attacking` attacks every method of a task; `kept` records it, `report` renders that, `published` holds it against
+published tables.
 
 It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
 """
 
 from . import report
-from .kept import record
+from .attacking import LATER, SCOPE, Attacking, one_way, targets
+from .kept import record, record_attacks
 from .plan import PROFILES, WORLDS, Plan, Profile, Way, find, planned, tuned_settings, ways, worlds
 from .published import agreement
 from .run import compare
 from .tables import metric_names
 
 __all__ = [
+    "LATER",
     "PROFILES",
+    "SCOPE",
     "WORLDS",
+    "Attacking",
     "Plan",
     "Profile",
     "Way",
@@ -24,9 +29,12 @@ __all__ = [
     "compare",
     "find",
     "metric_names",
+    "one_way",
     "planned",
     "record",
+    "record_attacks",
     "report",
+    "targets",
     "tuned_settings",
     "ways",
     "worlds",

@@ -28,6 +28,14 @@ def record(path: Path, plan: Plan) -> list[Path]:
     return [*kept, *_ablation(plan)]
 
 
+def record_attacks(path: Path) -> Path:
+    """Keep the table of a task's attacks, `attacks.json`; where it is."""
+    whole = results.read(path)
+    return results.write(
+        results.place("attacks"), *(whole[key] for key in ("command", "environment", "rows", "not_measured"))
+    )
+
+
 def _joined(new: Mapping[str, Any], plan: Plan) -> Path:
     """The table of all counts, this one's rows in place of earlier ones."""
     name = plan.task.name.removeprefix(f"{WORLDS[0]}-")

@@ -43,6 +43,7 @@ class Measuring:
     drawing: Drawing
     look: Looking
     folder: Path
+    keep: bool = False  # edits of methods that do not train are kept, too
 
     @property
     def work(self) -> Work:
@@ -109,7 +110,7 @@ class Measuring:
     def _unit(self, pipe, way: Way, unit: Unit, tell: Progress) -> None:
         plan, erasures = self.plan, range(len(self.plan.erasures)) if way == ORIGINAL else [unit[0]]
         if way != ORIGINAL:
-            self._built(pipe, way, unit, tell).apply(pipe)
+            self.built(pipe, way, unit, tell).apply(pipe)
         jobs = dict.fromkeys(job for number in erasures for job in plan.jobs(number, self.work))
         seen: Seen = {"drawn": self._drawn(pipe, list(jobs), erasures, way, unit, tell), "residual": {}}
         if not plan.pairs and why_not(pipe) is None:
@@ -143,11 +144,12 @@ class Measuring:
         """The (prompt, seed) of the names that must stay in erasure i, each name with all its prompts and seeds."""
         return [] if self.plan.pairs else self.work.jobs([ask for ask in self.plan.asks(i) if ask.role == "kept"])
 
-    def _built(self, pipe, way: Way, unit: Unit, tell: Progress):
+    def built(self, pipe, way: Way, unit: Unit, tell: Progress):
         """The edit of an erasure, and a file of what building it took; what was trained is kept, and its time."""
         chosen, kept, known = method(way.method), self._file(way, unit, "edits", ".safetensors"), self._made(way, unit)
         resumes = chosen.settings is EraseConfig  # cut short, its training goes on, and so does its time
-        if chosen.trains and kept.is_file() and known.get("key") == self._key(way):
+        keeps = chosen.trains or self.keep
+        if keeps and kept.is_file() and known.get("key") == self._key(way):
             return loaded(kept)
         spent, last, began = self._file(way, unit, "spent"), [0.0], time.perf_counter()
         before = float(spent.read_text()) if resumes and spent.is_file() else 0.0
@@ -168,7 +170,7 @@ class Measuring:
         values = edit.config.to_dict() if hasattr(edit, "config") else edit.settings
         made = {"key": self._key(way), "seconds": before + meter.seconds, "encoding": clock[0]}
         made |= {"megabytes": memory / 1e6, "values": values, "notes": list(getattr(edit, "notes", ()))}
-        if chosen.trains:
+        if keeps:
             edit.save(kept)
         write_json(self._file(way, unit, "made"), made, None)
         return edit

@@ -55,7 +55,7 @@ def compare(
         who, drawing = (classifier, features), Drawing(steps=plan.steps, batch=batch, autocast=autocast)
         run = measuring(pipe, plan, who, drawing, folder)
         about = _about(pipe, run)
-        _same_run(folder, about)
+        same_run(folder, about)
         if why := run.run(pipe, ORIGINAL, tell):
             raise MaceError(why)
         tables = Tables(pipe, run, [*ways], metrics, against, about, command)
@@ -109,7 +109,7 @@ def measure_elsewhere(how: tuple, plan: Plan, who: tuple, drawing: Drawing, fold
     """
     pipe = load_again(*how)
     run = measuring(pipe, plan, who, drawing, Path(folder))
-    _same_run(run.folder, _about(pipe, run))
+    same_run(run.folder, _about(pipe, run))
     with explained():
         return run.run(pipe, way, lambda *_: None)
 
@@ -124,7 +124,7 @@ def _about(pipe, run: Measuring) -> dict[str, Any]:
     return json.loads(json.dumps(about | {"device": str(pipe.device.type)}, default=str))
 
 
-def _same_run(folder: Path, about: Mapping[str, Any]) -> None:
+def same_run(folder: Path, about: Mapping[str, Any]) -> None:
     """MaceError where the folder holds another run, or what no comparison has written."""
     path = folder / "run.json"
     if not path.is_file():

@@ -1,0 +1,37 @@
+"""Who judges what `mace attack` draws: of the erased concepts, and of those that the model never knew."""
+
+from ..errors import MaceError
+
+
+class Among:
+    """A classifier that chooses among all that it knows, or (CLIP) among the names given; MaceError without any."""
+
+    def __init__(self, who, names: list[str], among: list[str]):
+        from ..evaluate.judge import ClipClassifier
+
+        self.who, self.options = who, None if getattr(who, "concepts", None) else [*dict.fromkeys([*names, *among])]
+        self.name, self.model = who.name, getattr(who, "model", None)
+        if isinstance(who, ClipClassifier) and not among:
+            raise MaceError(f"{who.name} has no list of names of its own: say with --among what else there may be.")
+        who.check(self.options or names)
+
+    def top1(self, pictures, among=None):
+        return self.who.top1(pictures, self.options)
+
+
+def gallery(pipe, foreign: dict) -> tuple:
+    """The scorer of the model's family, and the foreign pictures beside those of its catalogue."""
+    from PIL import Image
+
+    from ..evaluate.classifiers import classifier_for
+    from ..models.families import family_of
+    from ..models.mini import renderings
+
+    if family_of(pipe).catalogue is None:
+        raise MaceError("Foreign pictures are told from a catalogue's, and this model has none: leave out --foreign.")
+    names, shown, _ = renderings()
+    if both := sorted(set(names) & set(foreign)):
+        raise MaceError(f"{both[0]!r} is not foreign: it is in the catalogue.")
+    tiles = (shown.flatten(1, 2).permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()  # (n, artists · 2, 64, 64, 3)
+    known = {name: [Image.fromarray(tile) for tile in row] for name, row in zip(names, tiles, strict=True)}
+    return classifier_for(pipe, "styles"), known | foreign

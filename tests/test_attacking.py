@@ -1,0 +1,278 @@
+"""Attacks on every method of a task: what is run once for all, what is gone on with, and what the table says."""
+
+import json
+import sys
+
+import pytest
+import yaml
+from compare_tools import ALONE, Judge, planned_of, untimed
+from PIL import Image
+
+from macelib import cli
+from macelib.attacks import never
+from macelib.compare import LATER, Attacking, one_way, report, targets, ways
+from macelib.compare.plan import Way
+from macelib.errors import MaceError
+from macelib.evaluate import results
+from macelib.files import data_folder
+from macelib.models.tiny import tiny_pipeline
+
+METHODS = ["uce", "semantic-surgery"]
+SETTINGS = {"noise": {"etas": (1.0, 1.5), "scales": (1.0,)}, "completion": {"percent": (0, 50)}}
+SETTINGS |= {"concept-inversion": {"steps": 1, "word": "sea", "batch": 1}}
+STRANGE = {name: [Image.new("RGB", (16, 16), color)] for name, color in {"duck": "red", "drum": "blue"}.items()}
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny_pipeline("sd")
+
+
+class Seeing(Judge):
+    """Counts pictures, and is killed at one of them."""
+
+    name = "pixels"
+
+    def __init__(self, stop=None):
+        self.count, self.stop = 0, stop
+
+    def top1(self, images, among=None, kind="concept"):
+        self.count += len(images)
+        if self.stop is not None and self.count > self.stop:
+            raise KeyboardInterrupt
+        return super().top1(images, among, kind)
+
+
+class Stranger:
+    """Sees a duck everywhere."""
+
+    def top1(self, images, among=None):
+        return ["duck"] * len(images)
+
+
+def attacking(folder, tmp_path, judge=None, names=("noise", "completion"), methods=METHODS, **options):
+    plan = planned_of(ALONE, tmp_path, seeds=2)
+    options = {"foreign": (STRANGE, Stranger()), "settings": SETTINGS, "steps": 1, **options}
+    return Attacking(plan, one_way(ways(methods, plan, {})), folder, judge or Seeing(), names, **options)
+
+
+def rates(whole, metric="ASR"):
+    return {(r["attack"], r["control"], r["method"], r["variant"]): r for r in whole["rows"] if r["metric"] == metric}
+
+
+@pytest.fixture(scope="module")
+def whole(pipe, tmp_path_factory):
+    folder, judge = tmp_path_factory.mktemp("whole"), Seeing()
+    return results.read(attacking(folder / "out", folder, judge).run(pipe, command="mace attack")), judge.count
+
+
+def test_every_method_has_its_rows_and_shared_controls_have_one(whole):
+    found = rates(whole[0])
+    noise = {key[1:3]: row for key, row in found.items() if key[0] == "noise"}
+    assert list(noise) == [
+        ("original", "original"), ("foreign", "original"),
+        *((control, method) for method in METHODS for control in ("none", "no-attack")),
+    ]  # fmt: skip
+    assert {(r["task"], r["settings"]) for r in found.values() if r["control"] == "none"} == {("pets", "published")}
+    strange = noise["foreign", "original"]  # a duck and a drum, each once
+    assert (strange["mean"], strange["n"], strange["concepts"]) == (50, 4, 2)
+    of = [r for r in found.values() if r["control"] != "foreign"]
+    assert all((r["n"], r["concepts"], r["seeds"]) == (6, 3, 2) for r in of)
+    for row in whole[0]["rows"]:
+        assert row["low"] <= row["mean"] <= row["high"]
+        if row["unit"] == "%":
+            assert row["low"] < row["high"], "no proportion is known exactly"
+    gap = rates(whole[0], "ASR difference to foreign")["noise", "none", "uce", "best of 2"]
+    assert gap["mean"] == pytest.approx(noise["none", "uce"]["mean"] - strange["mean"], abs=1e-3)
+    assert ("completion", "none", "uce", "0 % by the original") in rates(whole[0])
+
+
+def test_what_is_not_measured_says_how(whole):
+    (why,) = {row["why"] for row in whole[0]["not_measured"]}
+    assert never.COMMAND in why and "--never-knew FOLDER" in why
+    assert {(r["attack"], r["control"]) for r in whole[0]["not_measured"]} == {
+        (name, "never-knew") for name in ("noise", "completion")
+    }
+    assert report.unmeasured(whole[0]) == {why: ["noise never-knew", "completion never-knew"]}
+    about = whole[0]["environment"]
+    assert about["attacks"]["noise"]["etas"] == [1.0, 1.5] and set(about["methods"]) == {
+        f"{name} (published)" for name in METHODS
+    }
+
+
+@pytest.mark.parametrize("stop", [0, 7, 40, 77])
+def test_killed_at_any_moment_and_run_again_gives_the_same_table(pipe, tmp_path, whole, stop):
+    judge = Seeing(stop)
+    with pytest.raises(KeyboardInterrupt):
+        attacking(tmp_path / "out", tmp_path, judge).run(pipe)
+    judge.stop, before = None, judge.count
+    again = results.read(attacking(tmp_path / "out", tmp_path, judge).run(pipe, command="mace attack"))
+    assert untimed(again) == untimed(whole[0])
+    assert whole[1] <= judge.count <= whole[1] + 4, "at most one prompt and seed is looked at again"
+    assert before < whole[1]
+    last = results.read(attacking(tmp_path / "out", tmp_path, judge := Seeing()).run(pipe, command="mace attack"))
+    assert last == again and judge.count == 0, "nothing is drawn twice, and its time is kept"
+
+
+def test_the_time_may_be_over(pipe, tmp_path, whole):
+    short = results.read(attacking(tmp_path / "out", tmp_path).run(pipe, minutes=0))
+    assert not short["rows"] and LATER in report.unmeasured(short)
+    again = results.read(attacking(tmp_path / "out", tmp_path).run(pipe, minutes=60, command="mace attack"))
+    assert untimed(again) == untimed(whole[0])
+
+
+def test_foreign_concepts_may_be_each_method_s_own_and_a_model_may_never_have_known(pipe, tmp_path):
+    options = {"names": ["concept-inversion"], "methods": ["uce"], "never": tiny_pipeline("sd", seed=1), "each": True}
+    options |= {"only": ["frog", "horse"], "never_about": {"without": ["frog"]}}
+    found = results.read(attacking(tmp_path / "out", tmp_path, **options).run(pipe))
+    assert [key[1:3] for key in rates(found)] == [
+        ("original", "original"), ("never-knew", "never-knew"), ("none", "uce"), ("no-attack", "uce"),
+        ("foreign", "uce"),
+    ]  # fmt: skip
+    assert rates(found)["concept-inversion", "foreign", "uce", "1 steps"]["mean"] == 50  # frog: drum, horse: duck
+    assert not found["not_measured"] and found["environment"]["never_knew"] == {"without": ["frog"]}
+
+
+def test_a_method_that_refuses_is_not_measured(pipe, tmp_path):
+    options = {"names": ["noise"], "methods": ["mace-best", "uce"], "controls": ["none"], "only": ["ship"]}
+    found = results.read(attacking(tmp_path / "out", tmp_path, **options).run(pipe))
+    (row,) = found["not_measured"]
+    assert row["method"] == "mace-best" and "Nothing has been chosen" in row["why"]
+    assert {r["method"] for r in found["rows"]} == {"uce"}
+
+
+def test_folders_of_something_else_are_refused(pipe, tmp_path):
+    options = {"names": ["noise"], "methods": ["uce"], "controls": ["none"], "only": ["ship"]}
+    attacking(tmp_path / "out", tmp_path, **options).run(pipe)
+    with pytest.raises(MaceError, match=r"another run \(steps differ\)"):
+        attacking(tmp_path / "out", tmp_path, **options | {"steps": 2}).run(pipe)
+    with pytest.raises(MaceError, match="holds no comparison"):
+        attacking(tmp_path / "new", tmp_path, edits=tmp_path / "nowhere", **options).run(pipe)
+    shared = attacking(tmp_path / "new", tmp_path, edits=tmp_path / "out", **options)
+    made = (tmp_path / "out" / "edits" / "uce-published-000.safetensors").stat().st_mtime_ns
+    shared.run(pipe)
+    assert (tmp_path / "out" / "edits" / "uce-published-000.safetensors").stat().st_mtime_ns == made
+    assert not (tmp_path / "new" / "edits").exists()
+    with pytest.raises(MaceError, match="are of another model"):
+        attacking(tmp_path / "last", tmp_path, edits=tmp_path / "out", **options).run(tiny_pipeline("sd", seed=1))
+
+
+def test_of_many_concepts_some_are_drawn_and_named_ones_keep_their_place(tmp_path):
+    rows = [{**ALONE["erased"][0], "name": f"thing {i}"} for i in range(30)]
+    plan = planned_of({**ALONE, "metric": "H_c", "erase": "together", "erased": rows, "kept": [
+        {**ALONE["erased"][0], "name": "cat"}]}, tmp_path)  # fmt: skip
+    some = targets(plan)
+    assert len(some) == 20 and some == targets(plan) and {i for _, i, _ in some} == {0}
+    assert [(k, c.name) for k, _, c in targets(planned_of(ALONE, tmp_path), ["horse"])] == [(2, "horse")]
+    with pytest.raises(MaceError, match="near it: ship"):
+        targets(planned_of(ALONE, tmp_path), ["shipp"])
+    assert one_way([Way("uce", "published"), Way("uce", "tuned"), Way("esd-x", "published")]) == [
+        Way("uce", "tuned"), Way("esd-x", "published")
+    ]  # fmt: skip
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mace(tmp_path, monkeypatch, capsys):
+    """The command on a tiny model, with a checkout of its own: (exit code, what it says, errors)."""
+    tiny_pipeline("sd").save_pretrained(tmp_path / "model")
+    (tmp_path / "pets.yaml").write_text(yaml.safe_dump(ALONE), encoding="utf-8")
+    (tmp_path / "settings.yaml").write_text("noise: {etas: [1], scales: [1]}\n", encoding="utf-8")
+    (tmp_path / "judge.py").write_text("def look(pictures, among):\n    return ['ship'] * len(pictures)\n")
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path / "data"))
+    (tmp_path / "README.md").write_text("<!-- results attacks -->\n<!-- end of results attacks -->\n")
+
+    def call(*more):
+        monkeypatch.setattr(sys, "argv", [
+            "mace", "attack", "--task", str(tmp_path / "pets.yaml"), "--methods", "uce", "--steps", "1", "--device",
+            "cpu", "--model", str(tmp_path / "model"), "--settings", str(tmp_path / "settings.yaml"), "--classifier",
+            f"{tmp_path / 'judge.py'}:look", "--out", str(tmp_path / "out"), *map(str, more),
+        ])  # fmt: skip
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def test_the_command_makes_the_table(mace, tmp_path):
+    code, said, errors = mace("-a", "noise", "--seeds", 1, "--concept", "ship", "--never-knew", tmp_path / "model")
+    assert code == 0 and "| noise | uce | published | best of 1 | 100.0 | 100.0 |" in said, errors
+    assert "foreign original: no pictures of concepts that the model does not know" in errors.replace("\n", "")
+    found = json.loads((tmp_path / "out" / "attacks.json").read_text())
+    assert (
+        found["command"].startswith("mace attack --task ") and len(found["environment"]["never_knew"]["weights"]) == 64
+    )
+
+
+@pytest.mark.slow
+def test_a_whole_task_is_recorded_and_shown(mace, tmp_path, monkeypatch):
+    monkeypatch.setattr("macelib.attacks.attacks", lambda: ["noise"])
+    code, _, errors = mace("--minutes", 0, "--record")
+    assert code == 1 and "a part is not recorded: call the same command again" in errors
+    code, said, errors = mace("--record")
+    assert code == 0 and "results attacks: shown" in said, errors
+    assert "| noise | uce | published | best of 1 |" in (tmp_path / "README.md").read_text()
+    assert report.disagreements(tmp_path / "README.md") == []
+    assert report.figure(results.read(results.place("attacks"))).axes
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["an-erasure"], "one of the two"),
+        (["--record", "-a", "noise"], "A part of a task is not recorded"),
+        (["--methods", "ucee"], "near it: uce"),
+        (["--concept", "shipp"], "near it: ship"),
+        (["--task", "object"], "near it: objects"),
+        (["--never-knew", "nowhere", "--model", "nowhere"], "is no model here"),
+    ],
+)
+def test_bad_input_is_refused(mace, tmp_path, more, words):
+    code, _, errors = mace(*more)
+    assert code == 1 and words in errors and not (tmp_path / "out" / "attacks.json").exists()
+
+
+# --- the model that never knew ------------------------------------------------------------------------------------
+
+
+def test_a_card_says_what_a_model_never_saw(tmp_path):
+    names = ["ship", "frog"]
+    assert never.check_card(tmp_path, names) == {}, "no card, nothing is said"
+    card = tmp_path / "README.md"
+    card.write_text("Made by `make world RECIPE=small.yaml`; so.\n\n```yaml\nseed: 0\nwithout: [ship]\nbatch: 4\n```\n")
+    assert never.check_card(tmp_path, names[:1]) == {"without": ["ship"], "command": "make world RECIPE=small.yaml"}
+    with pytest.raises(MaceError, match=r"has seen frog: its card says that it was trained without ship"):
+        never.check_card(tmp_path, names)
+    card.write_text("```yaml\nseed: [\n```\n")
+    with pytest.raises(MaceError, match="cannot be read"):
+        never.check_card(tmp_path, names)
+    with pytest.raises(MaceError, match=r"mini-sd has seen ship, frog: .*trained with all concepts"):
+        never.check_card("mini-sd", names)
+
+
+def test_another_tower_or_autoencoder_is_refused(pipe):
+    other = tiny_pipeline("sd")
+    assert len(never.check_never(pipe, other)) == 64
+    other.vae.decoder.conv_out.bias.data.add_(1)
+    with pytest.raises(MaceError, match="another autoencoder"):
+        never.check_never(pipe, other)
+    with pytest.raises(MaceError, match="another text encoder"):
+        never.check_never(pipe, tiny_pipeline("sd", seed=1))
+
+
+def test_the_shipped_recipe_leaves_out_the_ten_objects():
+    from factory import recipe
+
+    from macelib.evaluate.tasks import task
+
+    found, shipped = (recipe.load(data_folder() / "factory" / f"{n}.yaml") for n in ("without-objects", "recipe"))
+    assert set(found.without) == {concept.name for concept in task("mini-objects").concepts()}
+    assert found.models == ("unet",) and not found.shipped and "factory/without-objects.yaml" in never.COMMAND
+    assert (found.unet, found.seed) == (shipped.unet, shipped.seed)
+    assert {k: v for k, v in vars(found.world).items() if k != "without"} == {
+        k: v for k, v in vars(shipped.world).items() if k != "without"
+    }
