@@ -95,12 +95,10 @@ def test_what_is_not_measured_says_how(whole):
     }
     assert report.unmeasured(whole[0]) == {why: ["noise never-knew", "completion never-knew"]}
     about = whole[0]["environment"]
-    assert about["attacks"]["noise"]["etas"] == [1.0, 1.5] and set(about["methods"]) == {
-        f"{name} (published)" for name in METHODS
-    }
+    assert about["attacks"]["noise"]["etas"] == [1.0, 1.5] and about["methods"]["uce (published)"]["lambda_"] == 0.5
 
 
-@pytest.mark.parametrize("stop", [0, 7, 40, 77])
+@pytest.mark.parametrize("stop", [7, 77])
 def test_killed_at_any_moment_and_run_again_gives_the_same_table(pipe, tmp_path, whole, stop):
     judge = Seeing(stop)
     with pytest.raises(KeyboardInterrupt):

@@ -95,6 +95,7 @@ class Attacking:
             for name in self.attacks:
                 for way in (ORIGINAL, *self.ways):
                     found += self._attacked(pipe, name, way, ends, failed, tell)
+                    about["methods"] = {str(way): self._settings(way) for way in self.ways}
                     path = write_table(self.folder / "attacks.json", found, command, about, self.plan.name)
         return path
 
@@ -119,7 +120,6 @@ class Attacking:
                 raise MaceError(f"The edits in {self.edits} are of another {' and '.join(other)}: choose its folder.")
         values = {name: build_settings(named(name).settings, self.settings.get(name) or {}) for name in self.attacks}
         about["attacks"] = {name: dataclasses.asdict(of) for name, of in values.items()}
-        about["methods"] = {str(way): dict(way.values or {}) for way in self.ways}
         return about | {"never_knew": dict(self.never_about)}
 
     def _attacked(self, pipe, name: str, way: Way, ends: float, failed: dict[Way, str], tell: Progress) -> Result:
@@ -152,10 +152,17 @@ class Attacking:
     def _shared(self, control: str) -> bool:
         return control in SHARED and not (control == "foreign" and self.each)
 
+    @property
+    def _making(self) -> Measuring:
+        return Measuring(self.plan, None, None, self.edits or self.folder, keep=True)
+
     def _built(self, pipe, way: Way, target: Target, tell: Progress):
         """The edit of a target's erasure, as it is kept or made anew."""
-        run = Measuring(self.plan, None, None, self.edits or self.folder, keep=True)
-        return run.built(pipe, way, (target[1], 0), tell)
+        return self._making.built(pipe, way, (target[1], 0), tell)
+
+    def _settings(self, way: Way) -> dict[str, Any]:
+        """What a method's edits were made with; empty where none is made yet."""
+        return next((made["values"] for made in self._making.made(way) if made), {})
 
     def _strange(self, target: Target) -> Concept:
         """The foreign concept that belongs to a target."""
