@@ -28,9 +28,9 @@ def card(model: str | Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = [yaml.safe_load(found) for found in FENCED.findall(text)]
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        without = [str(name) for found in values if isinstance(found, dict) for name in found.get("without") or ()]
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise MaceError(f"The card {path} cannot be read ({error}): restore it.") from error
-    without = [name for found in values if isinstance(found, dict) for name in found.get("without") or ()]
     made = MADE.search(text)
     return {"without": without, **({"command": made[1]} if made else {})}
 
