@@ -13,7 +13,7 @@ from ..errors import MaceError
 from ..evaluate.metrics import wilson
 from ..method.fuse import Fusion
 from ..method.lora.train import Example, Loras, Record, TrainConfig, example, train
-from ..method.masks import make_masks
+from ..method.masks import drawn_and_read, make_masks
 from ..models.sample import generate
 from ..models.text import encode, tokenizers
 from ..models.tokens import token_spans
@@ -99,10 +99,11 @@ def examples(pipe, concepts: Sequence[Concept], seeds: Sequence[int], source: st
     """Training data of stage 2 by the model as it is, and (images, masks) by name."""
     found, shown = [], {}
     for concept in concepts:
+        prompts = [fill(TEMPLATE, concept.name)] * len(seeds)
         with fast(pipe):
-            images = generate(pipe, fill(TEMPLATE, concept.name), seeds, **drawing)
-        masks = make_masks(source, pipe, concept, images)
-        found.append(example(pipe, concept, images, masks, [fill(TEMPLATE, concept.name)] * len(images)))
+            images, maps = drawn_and_read(pipe, [concept.name] * len(seeds), prompts, list(seeds), **drawing)
+        masks = make_masks(source, pipe, concept, images, maps=maps)
+        found.append(example(pipe, concept, images, masks, prompts))
         shown[concept.name] = (images, masks)
     return found, shown
 
