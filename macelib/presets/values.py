@@ -182,8 +182,8 @@ def weight_of(kind: str, run: Run) -> float:
 # there were; with the companion's own tokens left out, differences to no companions at all stay within the intervals.
 MINI_COMPANIONS = ("kangaroo", "snowman", "laptop", "mushroom", "sheep", "candle", "tulip", "telephone")
 KEPT = 250.0  # λ3 of names to keep beside many concepts: together they count as much as 250 times the captions
-# An object's training pictures take eight steps, and their masks come out of the same passes: of the cheaper settings in
-# data/world/cheaper.yaml it is the first whose H_c is not below the interval of 25 steps and passes for the masks
+# An object's training pictures take eight steps, and their masks come out of the same passes: of the cheaper settings
+# in data/world/cheaper.yaml it is the first whose H_c is not below the interval of 25 steps and passes for the masks
 # (data/studies/tuning-cheaper), at two fifths of the time.
 CHEAPER = {"steps": 8, "masks": "drawing"}
 MINI_TRAIN: Mapping[str, Values] = {
