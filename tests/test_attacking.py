@@ -225,7 +225,7 @@ def test_a_whole_task_is_recorded_and_shown(mace, tmp_path, monkeypatch):
         (["--record", "-a", "noise"], "A part of a task is not recorded"),
         (["--methods", "ucee"], "near it: uce"),
         (["--concept", "shipp"], "near it: ship"),
-        (["--task", "object"], "near it: objects"),
+        (["--task", "object"], "There is no task 'object'"),
         (["--never-knew", "nowhere", "--model", "nowhere"], "is no model here"),
     ],
 )

@@ -152,7 +152,7 @@ def test_an_engine_measures_rows_in_processes_of_their_own(tmp_path, monkeypatch
     here = run(pipe, found, tmp_path / "here", METHODS, **options)
     there = run(pipe, found, tmp_path / "there", METHODS, engine=make_engine("local", jobs=1, threads=1), **options)
     assert untimed(here) == untimed(there)
-    with pytest.raises(MaceError, match="name the classifier in text"):
+    with pytest.raises(MaceError, match="name it in text"):
         run(pipe, found, tmp_path / "objects", ["uce"], engine=make_engine("local"))
 
 
