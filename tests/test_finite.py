@@ -67,8 +67,8 @@ def test_the_precision_is_blamed_where_the_weights_are_whole():
 def test_new_weights_that_overflow_name_the_layer():
     W, large = torch.ones(3, 4, dtype=torch.float16), torch.full((4, 4), 1e5)
     with pytest.raises(MaceError, match=r"new weights of mid\.to_k are NaN or infinite in torch\.float16"):
-        changed(W, large, torch.zeros(3, 0), torch.zeros(0, 4), "mid.to_k")
-    assert changed(W.float(), large, torch.zeros(3, 0), torch.zeros(0, 4), "mid.to_k").isfinite().all()
+        changed(W, large, "mid.to_k", torch.zeros(3, 0), torch.zeros(0, 4))
+    assert changed(W.float(), large, "mid.to_k", torch.zeros(3, 0), torch.zeros(0, 4)).isfinite().all()
 
 
 def test_classifiers_that_give_nan_do_not_count():
