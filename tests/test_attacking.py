@@ -227,9 +227,13 @@ def test_a_whole_task_is_recorded_and_shown(mace, tmp_path, monkeypatch):
         (["--concept", "shipp"], "near it: ship"),
         (["--task", "object"], "There is no task 'object'"),
         (["--never-knew", "nowhere", "--model", "nowhere"], "is no model here"),
+        (["--steps", "1001"], "steps is 1001; allowed: 1 to 1000"),
+        (["--settings", "wrong.yaml", "--model", "nowhere"], "wrong.yaml, noise: eta is not a setting"),
     ],
 )
-def test_bad_input_is_refused(mace, tmp_path, more, words):
+def test_bad_input_is_refused(mace, tmp_path, monkeypatch, more, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.yaml").write_text("noise: {eta: 1}\n", encoding="utf-8")
     code, _, errors = mace(*more)
     assert code == 1 and words in errors and not (tmp_path / "out" / "attacks.json").exists()
 

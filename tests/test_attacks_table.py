@@ -130,7 +130,8 @@ def test_the_command_writes_its_rows_and_goes_on_from_them(folder, tmp_path, cap
     options = ["-a", "noise", "--control", "none", "--control", "never-knew"]
     assert mace(folder, tmp_path, *options) == 0
     found, count = json.loads((tmp_path / "attacks.json").read_text()), seen(folder)
-    assert found["command"].startswith("mace attack ") and found["environment"]["judge"] == "look"
+    assert found["command"].startswith("mace attack ") and found["environment"]["judge"]["name"] == "look"
+    assert {"model", "weights", "scheduler", "precision", "given", "versions", "config"} <= set(found["environment"])
     assert [(r["metric"], r["n"]) for r in found["rows"][:2]] == [("ASR", 1), ("pre-ASR", 1)]
     (missing,) = found["not_measured"]
     assert missing["control"] == "never-knew" and "trained without" in missing["why"]
@@ -146,11 +147,17 @@ def test_the_command_writes_its_rows_and_goes_on_from_them(folder, tmp_path, cap
         (["--control", "all"], "no control 'all'"),
         (["--concept", "frog"], "it holds ship"),
         (["--foreign", "nowhere"], "holds no pictures"),
+        (["--classifier", "nobody:look", "--model", "nowhere"], "cannot be imported"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(folder, tmp_path, capsys, more, words):
     assert mace(folder, tmp_path, "--model", "nowhere", *more) == 1
     assert words in capsys.readouterr().err and not (tmp_path / "attacks.json").exists()
+
+
+def test_more_steps_than_timesteps_are_refused_at_once(folder, tmp_path, capsys):
+    assert mace(folder, tmp_path, "--steps", "1001") == 1
+    assert "steps is 1001; allowed: 1 to 1000" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
 
 
 def test_foreign_pictures_need_a_catalogue(folder, tmp_path, capsys):

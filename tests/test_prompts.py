@@ -88,6 +88,7 @@ def test_columns_in_all_spellings(tmp_path, text, first):
         ("prompt,seed\na ship,9223372036854775808\n", ["2^63 - 1"]),
         ("prompt,seed\na ship," + "9" * 5000 + "\n", ["line 2: the seed is '999", "2^63 - 1"]),
         ("prompt,seed,guidance\na ship,1,nan\n", ["line 2: the guidance is 'nan'"]),
+        ("prompt,seed,guidance\na ship,1,1_0\n", ["line 2: the guidance is '1_0'"]),
         ("prompt,seed\n,1\n", ["line 2: the prompt is empty"]),
         ("prompt,seed\n", ["holds no prompts"]),
     ],

@@ -125,8 +125,11 @@ def test_an_entry_that_may_mean_two_things_is_refused(text, message):
         parse_concept(text)
 
 
-def test_a_name_with_a_comma_from_elsewhere_is_said():
-    assert "one name" in check_concepts([Concept("ship, frog", "sea")])[0]
+@pytest.mark.parametrize("name", ["ship, frog", "ship/boat", "ship and frog", "cats & dogs", "ship OR frog"])
+def test_a_name_that_may_be_several_is_said(name):
+    (note,) = check_concepts([Concept(name, "sea and sand")])
+    assert f"{name!r} is taken as one name" in note
+    assert not check_concepts([Concept("sandy orange", "sea")])
 
 
 def test_comments_of_a_list(place):

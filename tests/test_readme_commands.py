@@ -7,6 +7,7 @@ counted are noise, the erasures quick and the lists short.
 
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import replace
@@ -43,10 +44,27 @@ def test_the_blocks_are_commands_and_so_is_what_the_sentences_name():
     assert "--low-memory" in named and named <= options
 
 
+def inside(clone, environment, patch) -> None:  # noqa: F811
+    """The copy of the checkout, for commands in this process."""
+    for name, value in environment.items():
+        patch.setenv(name, value)
+    patch.chdir(clone)
+
+
+def called(command: str, patch) -> None:
+    """Run it by `mace`'s entry point."""
+    patch.setattr(sys, "argv", shlex.split(command, comments=True))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+
+
 @pytest.fixture(scope="module")
 def ran(clone, environment):  # noqa: F811
-    for line in LINES:
-        run(line, clone, environment | {"PYTHONPATH": str(ROOT)})
+    with pytest.MonkeyPatch.context() as patch:
+        inside(clone, environment, patch)
+        for line in LINES:
+            called(line, patch)
     return clone
 
 
@@ -82,10 +100,8 @@ def test_notebooks_run_as_printed(clone, environment):  # noqa: F811
 
 @pytest.fixture
 def quick(clone, environment, monkeypatch):  # noqa: F811
-    """The copy of the checkout, for commands in this process."""
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(clone)
+    """The copy of the checkout, its studies with noise for pictures, quick erasures and short lists."""
+    inside(clone, environment, monkeypatch)
     whole, objects, people, grid = studies.erase, studies.object_list, studies.character_lists, studies.Grid.load
 
     def erase(pipe, concepts, config, **options):
@@ -104,14 +120,6 @@ def quick(clone, environment, monkeypatch):  # noqa: F811
     monkeypatch.setattr(studies.Grid, "load", lambda path: replace(grid(path), few=1, many=2))
     monkeypatch.setattr(pictures, "generate", noise)
     return clone
-
-
-def called(command: str, monkeypatch) -> None:
-    """Run it by `mace`'s entry point."""
-    monkeypatch.setattr(sys, "argv", command.split())
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert not end.value.code
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ from functools import lru_cache
 import torch
 from diffusers import (
     AutoencoderDC,
-    AutoencoderKL,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -33,7 +32,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from macelib.models.tiny import WORDS, tiny_tokenizer
+from macelib.models.tiny import WORDS, tiny_tokenizer, tiny_vae
 from macelib.templates import SAMPLE_TEMPLATE, TEMPLATES
 
 WIDTH = 32  # of every transformer, two heads of 16
@@ -63,7 +62,7 @@ def _pixart() -> PixArtSigmaPipeline:
     return PixArtSigmaPipeline(
         tokenizer=tokenizer,
         text_encoder=_t5(tokenizer, 24),
-        vae=_vae(),
+        vae=tiny_vae(1.5, shift=0.06),
         transformer=PixArtTransformer2DModel(
             sample_size=16, num_layers=2, in_channels=4, out_channels=8, num_attention_heads=2, attention_head_dim=16,
             cross_attention_dim=WIDTH, caption_channels=24, norm_num_groups=8,
@@ -109,7 +108,7 @@ def _sd3() -> StableDiffusion3Pipeline:
             pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(),
+        vae=tiny_vae(1.5, shift=0.06),
         text_encoder=CLIPTextModelWithProjection(_clip(first, "quick_gelu")),
         tokenizer=first,
         text_encoder_2=CLIPTextModelWithProjection(_clip(second, "gelu")),
@@ -123,7 +122,7 @@ def _flux() -> FluxPipeline:
     first, second = tiny_tokenizer(), tiny_unigram()
     pipe = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=_vae(),
+        vae=tiny_vae(1.5, shift=0.06),
         text_encoder=CLIPTextModel(_clip(first, "quick_gelu")),
         tokenizer=first,
         text_encoder_2=_t5(second, 48),
@@ -135,20 +134,6 @@ def _flux() -> FluxPipeline:
     )  # fmt: skip
     pipe.default_sample_size = 16
     return pipe
-
-
-def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=64,
-        scaling_factor=1.5,
-        shift_factor=0.06,
-    )
 
 
 def _clip(tokenizer, act: str) -> CLIPTextConfig:

@@ -77,7 +77,8 @@ def attack(
     from ..evaluate.classifiers import classifier_for, plugged
     from ..files import check_writable, data_folder
     from ..models.families import family_of
-    from ..reading import read_data
+    from ..models.sample import check_drawing
+    from ..reading import build_settings, located, read_data
     from .judged import Among, gallery
 
     if (erasure is None) == (task is None):
@@ -97,8 +98,9 @@ def attack(
     values = read_data(settings, "settings of attacks")[0] if settings else {}
     if not isinstance(values, dict):
         raise MaceError(f"{settings} must hold a mapping from attacks to their settings.")
-    for name in values:
-        named(name)
+    for name, fields in values.items():
+        with located(f"{settings}, {name}"):
+            build_settings(named(name).settings, fields or {})
     if task is None:
         change, concepts = _held(erasure, concept)
     else:
@@ -106,7 +108,10 @@ def attack(
     about = check_card(never_knew, [one.name for one in concepts]) if never_knew else {}
     pictures = read_pictures(foreign) if foreign else {}
     check_writable(out)
+    own = plugged(classifier) if classifier else None
     pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
+    steps = steps or (25 if task is None else 8)
+    check_drawing(pipe, range(seeds), steps, guidance, batch)  # before anything is erased
     if task is not None:
         plan, ways, concepts = _planned(task, methods, concept, seeds, family_of(pipe))
         among = [*(among or []), *plan.rows]
@@ -114,17 +119,17 @@ def attack(
         pictures = read_pictures(data_folder() / "attacks" / "foreign")
     never = pipeline(never_knew, None, local_files_only, device, dtype, low_memory) if never_knew else None
     about |= {"model": Path(never_knew).name, "weights": check_never(pipe, never)} if never else {}
-    judge = Among(plugged(classifier) if classifier else classifier_for(pipe), [c.name for c in concepts], among or [])
+    judge = Among(own or classifier_for(pipe), [c.name for c in concepts], among or [])
     strange = (pictures, Nearest(*gallery(pipe, pictures))) if pictures and "foreign" in controls else None
     asked = {"judge": judge, "attacks": chosen, "controls": controls, "settings": values, "foreign": strange}
-    asked |= {"never": never, "guidance": guidance, "batch": batch, "folder": out}
+    asked |= {"never": never, "guidance": guidance, "batch": batch, "folder": out, "steps": steps}
     if task is None:
-        asked |= {"steps": steps or 25, "seeds": range(seeds)}
+        asked |= {"seeds": range(seeds)}
         path = _one(pipe, change, concepts, {"model": model, "never_knew": about}, **asked)
         for row in _lines(path):
             typer.echo(row)
         return
-    asked |= {"steps": steps or 8, "only": concept, "never_about": about, "edits": edits, "each": each}
+    asked |= {"only": concept, "never_about": about, "edits": edits, "each": each}
     _every(pipe, plan, ways, minutes, record, **asked)
 
 
@@ -158,8 +163,9 @@ def _one(pipe, change, concepts: list, about: dict, *, attacks, controls, settin
     from ..attacks import Result
     from ..attacks import attack as run
     from ..concepts import Concept
-    from ..erasure import versions
     from ..evaluate.attacked import write_table
+    from ..evaluate.made import made_with
+    from ..evaluate.pictures import Drawing
     from ..files import locked
 
     change.check(pipe)
@@ -179,8 +185,9 @@ def _one(pipe, change, concepts: list, about: dict, *, attacks, controls, settin
                 for word, shown in foreign[0].items() if foreign else ():
                     strange, told = Concept(word, "a thing", concepts[0].kind), {"control": kind, "pictures": shown}
                     result += run(pipe, change, strange, name, judge=foreign[1], **told, **common)
-        about = {**versions(), **about, "judge": judge.name, "device": str(pipe.device), "seeds": len(seeds)}
-        about |= {"steps": asked["steps"], "guidance": asked["guidance"], "settings": settings}
+        drawn = Drawing(asked["steps"], asked["guidance"], batch=asked["batch"]).about(pipe)
+        about = {"given": about.pop("model"), **about, **drawn, **made_with(pipe, [change], judge)}
+        about |= {"device": str(pipe.device), "seeds": len(seeds), "settings": settings}
         return write_table(folder / "attacks.json", result, shlex.join(["mace", *sys.argv[1:]]), about)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from ..templates import PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, beside, f
 from .protocol import protocol
 
 KINDS = tuple(TEMPLATES)
+BETWEEN = re.compile(r"\w\s*[/&+|]\s*\w|\w\s+(?:and|or)\s+\w", re.IGNORECASE)  # what may stand between two names
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,9 @@ def check_concepts(concepts: Sequence[Concept]) -> list[str]:
         if folded(concept.name) in seen:
             raise MaceError(f"The concept {concept.name!r} is listed twice: keep one of the two.")
         seen[folded(concept.name)] = concept
-        notes += [_several(text) for text in (concept.name, concept.anchor) if outside(text, SEPARATORS + EQUALS)]
+        signs, between = SEPARATORS + EQUALS, BETWEEN.search(concept.name)
+        notes += [_several(concept.name)] if between or outside(concept.name, signs) else []
+        notes += [_several(concept.anchor)] if outside(concept.anchor, signs) else []
     text = "\n".join(f"{c.name}\t{c.anchor}" for c in seen.values())
     for concept in seen.values():
         if len(occurrences(text, concept.name)) < 2:  # only its own line names it: the usual case, found fast

@@ -85,11 +85,10 @@ def _seed(text: str, where: str) -> int:
 
 
 def _guidance(text: str, where: str) -> float | None:
-    try:
-        value = float(text) if text else None
-    except ValueError:
-        value = float("nan")
-    if value is not None and not abs(value) < float("inf"):
+    if not text:
+        return None
+    written = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text)
+    if not written or not abs(value := float(text)) < float("inf"):
         raise MaceError(f"{where}: the guidance is {text!r}; allowed: a number, or nothing.")
     return value
 

@@ -52,7 +52,7 @@ def _sd(kind: str, length: int, width: int, channels: int) -> StableDiffusionPip
     v2 = kind == "sd2"
     tokenizer = tiny_tokenizer(length, pad="!" if v2 else END)
     return StableDiffusionPipeline(
-        vae=_vae(0.18215, channels),
+        vae=tiny_vae(0.18215, channels),
         text_encoder=CLIPTextModel(_text_config(tokenizer, "gelu" if v2 else "quick_gelu", width)),
         tokenizer=tokenizer,
         unet=_unet(width, linear=v2, heads=(1, 2, 4) if v2 else 2, channels=channels),
@@ -69,7 +69,7 @@ def _sd(kind: str, length: int, width: int, channels: int) -> StableDiffusionPip
 def _sdxl(length: int, width: int) -> StableDiffusionXLPipeline:
     first, second = tiny_tokenizer(length), tiny_tokenizer(length, pad="!")
     return StableDiffusionXLPipeline(
-        vae=_vae(0.13025),
+        vae=tiny_vae(0.13025),
         text_encoder=CLIPTextModel(_text_config(first, "quick_gelu", width)),
         text_encoder_2=CLIPTextModelWithProjection(_text_config(second, "gelu", width)),
         tokenizer=first,
@@ -109,7 +109,8 @@ def _unet(
     })  # fmt: skip
 
 
-def _vae(scaling: float, channels: int = 4) -> AutoencoderKL:
+def tiny_vae(scaling: float, channels: int = 4, shift: float | None = None) -> AutoencoderKL:
+    """An autoencoder of 64 x 64 pictures with random weights; scaling, shift: of its latents."""
     return AutoencoderKL(
         block_out_channels=(8, 8, 16),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -119,6 +120,7 @@ def _vae(scaling: float, channels: int = 4) -> AutoencoderKL:
         latent_channels=channels,
         sample_size=64,
         scaling_factor=scaling,
+        shift_factor=shift,
     )
 
 
