@@ -73,7 +73,7 @@ def test_an_erasure_trains_on_a_cluster_that_loses_a_node(cluster, tmp_path):
 
     tiny_pipeline("sd").save_pretrained(tmp_path / "model")
     pipe = load_pipeline(tmp_path / "model", device="cpu")
-    concepts = [Concept(name, "grass") for name in ("ship", "frog", "horse", "cat", "dog", "deer")]
+    concepts = [Concept(name, "grass") for name in ("ship", "frog", "horse", "cat")]
     config = EraseConfig(
         images=ImagesConfig(count=1, steps=1, masks="full"),
         train=TrainOptions(steps=3, lr=1e-2, concepts_per_pass=1),
@@ -89,7 +89,7 @@ def test_an_erasure_trains_on_a_cluster_that_loses_a_node(cluster, tmp_path):
     engine = make_engine("ray", address=cluster.address, threads=1)
     there = erase(pipe, concepts, config, engine=engine, progress=lose, folder=tmp_path / "there")
     here = erase(pipe, concepts, config, folder=tmp_path / "here")
-    assert [step for stage, step, *_ in done if stage == "concepts"] == [1, 2, 3, 4, 5, 6]
+    assert [step for stage, step, *_ in done if stage == "concepts"] == [1, 2, 3, 4]
     for one, other in zip(there.parts, here.parts, strict=True):
         assert one.concept == other.concept and (one.B - other.B).abs().max() < 1e-5
         assert (one.D - other.D).abs().max() < 1e-5

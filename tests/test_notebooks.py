@@ -23,6 +23,8 @@ SMALL = {  # values for parameters of these names, in whatever notebook has them
     "images": 3,
     "steps": 2,
     "numbers": [1, 3],
+    "counts": [2, 4],
+    "probes": 2,
     "beside": 5,
     "foreign": 1,
     "settings": {"ring-a-bell": {"etas": [1.0], "neutral": "sea"}},  # a word of one token to the tiny tokenizer

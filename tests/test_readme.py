@@ -36,6 +36,13 @@ def load_pipeline(model):
 
 macelib.load_pipeline = load_pipeline
 """
+QUICK = """\
+import macelib
+from functools import partial
+
+settings = {"images": {"count": 1, "steps": 1}, "train": {"steps": 2}, "prior": {"captions": "few.txt"}}
+macelib.erase = partial(macelib.erase, config=macelib.EraseConfig.from_dict(settings))
+"""
 
 
 def test_picture_and_code_are_on_the_first_screen():
@@ -173,7 +180,7 @@ def test_code_runs_as_printed(number, clone, environment):
 
 @pytest.mark.slow
 def test_the_wheel_runs_the_code_and_copies_the_notebooks(tmp_path, environment):
-    """Outside the checkout, with the models that come in it."""
+    """Outside the checkout, with the models that come in it; the captions are few and the training is short."""
     pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(ROOT)]
     subprocess.run(pip, check=True, capture_output=True)
     (tmp_path / "home").mkdir()
@@ -185,7 +192,8 @@ def test_the_wheel_runs_the_code_and_copies_the_notebooks(tmp_path, environment)
     run(f"python -m pip install -q --no-deps --no-index {wheel}", tmp_path, own)
     home = tmp_path / "home"
     assert str(tmp_path) in run("python -c 'import macelib; print(macelib.__file__)'", home, own)
-    run(PYTHON[0], home, own, str(tmp_path / ".venv" / "bin" / "python"), "-c")
+    (home / "few.txt").write_text("a red dog\na big cat on grass\n")
+    run(QUICK + PYTHON[0], home, own, str(tmp_path / ".venv" / "bin" / "python"), "-c")
     assert (home / "ship.safetensors").exists() and shutil.which("mace", path=own["PATH"]).startswith(str(tmp_path))
     run("mace notebooks mine", home, own)
     names = {path.name for path in ROOT.glob("notebooks/*.ipynb")}

@@ -1,8 +1,8 @@
 """The README's commands, each run as printed: the lines of its blocks of `mace` one after the other, as later ones read
 what earlier ones wrote, and those in its sentences, with something there in place of their CAPITALS.
 
-Small random models draw. Of the sweeps, the notebook ends with its first erasure. Of the studies, the pictures that are
-counted are noise, the erasures quick and the lists short.
+Small random models draw; pictures that are only counted are noise, and what is timed is small. Of the sweeps, the
+notebook ends with its first erasure. Of the studies, the erasures are quick and the lists short.
 """
 
 import json
@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from PIL import Image
 from test_readme import ROOT, SHELL, TEXT, clone, environment, run  # noqa: F401
 from typer.main import get_command
 
-from macelib import cli
+from macelib import bench, cli
+from macelib.attacks import scene
 from macelib.config import EraseConfig
 from macelib.evaluate import keeping, pictures, studies
 
@@ -27,6 +29,7 @@ SPANS = {" ".join(s.split()) for s in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^
 PROSE = sorted(span for span in SPANS if span.startswith("mace "))
 WHOLE = [span for span in PROSE if len(span.split()) > 2]  # not a command's name alone
 ELSEWHERE = {"git clone --depth 1", 'pip install -e ".[ray]"', "make", "make world"}
+SHAPES = bench.Shapes(out=(8, 8, 16), width=24, tokens=7, prompts=5)
 NOTEBOOK = "06_erase_and_evaluate.ipynb"
 LAST = """\
 assert images in (3, 10) and strict is False
@@ -51,6 +54,10 @@ def inside(clone, environment, patch) -> None:  # noqa: F811
     patch.chdir(clone)
 
 
+def noise(pipe, prompts, seeds, *_, **options) -> list[Image.Image]:
+    return [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)) for seed in seeds]
+
+
 def called(command: str, patch) -> None:
     """Run it by `mace`'s entry point."""
     patch.setattr(sys, "argv", shlex.split(command, comments=True))
@@ -63,6 +70,9 @@ def called(command: str, patch) -> None:
 def ran(clone, environment):  # noqa: F811
     with pytest.MonkeyPatch.context() as patch:
         inside(clone, environment, patch)
+        patch.setattr(pictures, "generate", noise)
+        patch.setattr(scene, "generate", noise)
+        patch.setattr(bench, "run", partial(bench.run, shapes=SHAPES))
         for line in LINES:
             called(line, patch)
     return clone
@@ -109,9 +119,6 @@ def quick(clone, environment, monkeypatch):  # noqa: F811
         images, train = replace(config.images, count=1, steps=1), replace(config.train, steps=1)
         prior = replace(config.prior, captions=str(ROOT / "notebooks" / "lists" / "captions.txt"))
         return whole(pipe, concepts, replace(config, images=images, train=train, prior=prior), **options)
-
-    def noise(pipe, prompts, seeds, **options) -> list[Image.Image]:
-        return [Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8)) for seed in seeds]
 
     monkeypatch.setattr(studies, "erase", erase)
     monkeypatch.setattr(keeping, "erase", erase)

@@ -331,19 +331,19 @@ def test_large_pictures_are_sent_small_and_labels_are_escaped():
 
 @pytest.mark.slow
 def test_a_reaction_costs_one_drawing_of_the_pictures():
-    """Moving a slider draws four pictures of 15 steps once: 15 passes of the UNet, and little beside them."""
+    """Moving a slider draws four pictures of 6 steps once: 6 passes of the UNet, and little beside them."""
     if not (data_folder() / "mini-sd" / "model_index.json").is_file():
         pytest.skip("data/mini-sd is not there")
     pipe = load_pipeline("mini-sd")
     made = prepared(pipe, [Concept("frog", "grass", templates=FEW)], CONFIG)
-    page, passes, ratios = Studio(Easel(pipe, made, steps=15, guidance=5.0), PROMPT), [], []
+    page, passes, ratios = Studio(Easel(pipe, made, steps=6, guidance=5.0), PROMPT), [], []
     hook = pipe.unet.register_forward_hook(lambda *_: passes.append(1))
     for strength in (0.25, 0.5, 0.75):
         passes.clear()
         page.sliders["frog"].value = strength
-        assert len(passes) == 15
+        assert len(passes) == 6
         begun = time.perf_counter()
-        generate(pipe, PROMPT, range(4), steps=15, guidance=5.0)
+        generate(pipe, PROMPT, range(4), steps=6, guidance=5.0)
         ratios.append(page.seconds / (time.perf_counter() - begun))
     hook.remove()
     page.close()

@@ -89,17 +89,19 @@ def weights(folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Two whole runs of the small recipe on one thread, the second killed and resumed at every part."""
+    """A whole run of the small recipe on one thread, and all its trainings again, killed and resumed at every part."""
     place, threads = tmp_path_factory.mktemp("world"), torch.get_num_threads()
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         folders = []
         for name in ("straight", "resumed"):
             patch.setenv("MACELIB_WORK", str(place / name))
-            if name == "resumed":
-                patch.setattr(loop, "EVERY", 0.0)  # a checkpoint each step
-                _killed_at_every_model(recipe.load(written(place)))
-            folders.append(run.run(recipe.load(written(place))))
+            if name == "straight":
+                folders.append(run.run(recipe.load(written(place))))
+                continue
+            patch.setattr(loop, "EVERY", 0.0)  # a checkpoint each step
+            _killed_at_every_model(recipe.load(written(place)))
+            folders.append(run.World(recipe.load(written(place))).make())
     torch.set_num_threads(threads)
     return folders
 
