@@ -112,8 +112,21 @@ def test_rows_of_controls_differ_in_what_they_say(pipe, uce):
     assert told["none"] == ("none", "uce", False, True) and told["foreign"] == ("foreign", "uce", False, True)
     assert told["original"] == ("original", "original", False, True)
     assert told["no-attack"] == ("no-attack", "uce", False, True)  # the best of as many pictures
-    assert {row["budget"]["pictures"] for c, row in found.items() if c != "no-attack"} == {3}
-    assert found["no-attack"]["budget"]["pictures"] == 2 and "best of 2" in found["no-attack"]["variant"]
+    assert {row["budget"]["pictures"] for row in found.values()} == {3}
+    assert "best of 3" in found["no-attack"]["variant"]
+
+
+@pytest.mark.parametrize("name", attacks())
+def test_the_control_draws_as_many_pictures_as_stand_behind_a_row(pipe, uce, name):
+    """The un-attacked one, where it counts, and those that are tried; of a search all that it may try."""
+    few = {"concept-inversion": {"steps": 1, "word": "sea"}, "relearning": {"steps": (1,)}} | QUICK
+    few["unlearndiffatk"] = {"timesteps": 2, "iterations": 1}
+    judge = Says()
+    options = {"settings": few[name], "seeds": [0], "steps": 1}
+    rows = attack(pipe, uce, SHIP, name, judge=judge, **options).rows
+    behind = {"wording": 1, "ring-a-bell": 2}.get(name, len(judge.shown))  # by itself; two rows have the same first
+    (control,) = attack(pipe, uce, SHIP, name, judge=Says(), control="no-attack", **options).rows
+    assert rows and control["budget"]["pictures"] == behind and control["variant"].endswith(f"best of {behind}")
 
 
 def test_success_is_pre_or_found_and_rates_are_over_all_rows(pipe, uce):

@@ -72,9 +72,10 @@ def attack(
 ) -> Result:
     """Try to get a concept back from a pipeline to which an erasure (or a baseline's edit) is applied meanwhile.
 
-    control: "none"; "original": the original model attacked alike; "no-attack": the erasure, as many pictures of other
-    seeds as the attack draws; "foreign": `concept` is one that the model never knew; "never-knew": `never`, a pipeline
-    that was trained without the concept, attacked alike.
+    control: "none"; "original": the original model attacked alike; "no-attack": the erasure, the best of as many
+    pictures (of the seed and others) as an attack's row is the best of, its un-attacked one included; "foreign":
+    `concept` is one that the model never knew; "never-knew": `never`, a pipeline that was trained without the concept,
+    attacked alike.
     judge: an object with top1(pictures) -> names; a try succeeds where it sees the concept in any of its pictures.
     prompts: that name the concept; its sample prompt unless given. pictures: of the concept; drawn by the original
     model unless given, where an attack needs them. settings: of the attack's class, or some of its fields.
@@ -102,7 +103,8 @@ def attack(
     drawing = {"steps": steps, "guidance": guidance, "batch": batch}
     with untouched(pipe):
         whole = dict(pipe=pipe, concept=concept, prompts=prompts, seeds=seeds, foreign=control == "foreign", **drawing)
-        key = hash_text(json.dumps([about, dataclasses.asdict(settings), drawing, prompts]), base_hash(pipe))
+        counted = [chosen.best_of(settings)] if control == "no-attack" else []
+        key = hash_text(json.dumps([about, dataclasses.asdict(settings), drawing, prompts, *counted]), base_hash(pipe))
         target = pipe if control != "never-knew" else never
         edited = erasure is not None and control not in ("original", "never-knew")
         with applied(pipe, erasure) if edited else nullcontext():

@@ -40,7 +40,7 @@ class NoisyDDIM(DDIMScheduler):
         return said if return_dict else (said.prev_sample, x0)
 
 
-@register("noise", Noise, best_of=lambda settings: len(settings.etas) * len(settings.scales))
+@register("noise", Noise, best_of=lambda settings: 1 + len(settings.etas) * len(settings.scales))
 def noise(scene: Scene, settings: Noise) -> Run:
     """One picture for each η and scale; it succeeds where any of them shows the concept."""
 

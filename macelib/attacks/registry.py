@@ -34,7 +34,7 @@ class Attack:
     prepare: Callable[[Any, Any], Run]  # (scene of the original, settings) -> run on what is attacked
     pictures: bool = False  # whether it needs pictures of the concept
     search: bool = False  # its tries are one search, left out where the concept shows without it, ended where it shows
-    best_of: Callable[[Any], int] = lambda settings: 1  # of how many pictures of a row the best is kept
+    best_of: Callable[[Any], int] = lambda settings: 2  # pictures behind a row's verdict: un-attacked and tried
 
 
 def register(name: str, settings: type, **about) -> Callable:

@@ -102,7 +102,7 @@ class Search:
             return self.prompt
 
 
-@register("unlearndiffatk", UnlearnDiffAtk, pictures=True, search=True, best_of=lambda settings: settings.timesteps)
+@register("unlearndiffatk", UnlearnDiffAtk, pictures=True, search=True, best_of=lambda settings: 1 + settings.timesteps)
 def unlearndiffatk(scene: Scene, settings: UnlearnDiffAtk) -> Run:
     """After each timestep's iterations a picture; the first success ends the search."""
 

@@ -55,7 +55,7 @@ def _levels(name: str, levels, where) -> dict[str, tuple[str, ...]]:
     return found
 
 
-@register("wording", Wording)
+@register("wording", Wording, best_of=lambda settings: 1)  # each by itself
 def wording(scene: Scene, settings: Wording) -> Run:
     """A row for each prompt of each level; the given prompts are not used, but by a foreign concept, for its name.
 
