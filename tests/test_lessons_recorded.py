@@ -7,6 +7,7 @@ import pytest
 
 from macelib.evaluate import results
 from macelib.evaluate.numbers import DIFFERENCE
+from macelib.evaluate.tasks import task
 from macelib.lessons import recorded as r
 
 
@@ -45,6 +46,31 @@ def test_what_is_there_is_read_and_what_is_not_is_said(folder):
     assert "`mace attack " in r.missing_said(["attacks"]) and told.endswith("this table (the others alike).")
 
 
+def test_a_file_of_several_tasks_is_taken_apart_and_its_model_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "folder", lambda: tmp_path)
+    rows = [row("mace", "H_o", 90, 85, 95), row("mace", "H_c", 70, 60, 80) | {"task": "characters-100"}]
+    about = {"objects": {"model_name": "mini-sd"}, "characters-100": {"model_name": "mini-sd", "steps": 8}}
+    results.write(tmp_path / "ablation.json", "mace compare", about, rows, [{"task": "objects", **MISSING[0]}])
+    tables = r.by_task(r.found(["ablation"]))
+    assert [(name, r.combined(of)) for name, of in tables.items()] == [
+        ("ablation, objects", "H_o"), ("ablation, characters-100", "H_c"),
+    ]  # fmt: skip
+    assert [len(of["not_measured"]) for of in tables.values()] == [1, 0]
+    assert r.heading(tables) == r.heading(r.found(["ablation"])) == "Recorded, on mini-sd." and r.heading({}) == ""
+    assert r.markdown("x", tables["ablation, objects"]).startswith("**x. Recorded, on mini-sd.**\n\n| Method |")
+    assert r.heading({"old": {"environment": {}}}) == "Recorded." and len(r.tasks_figure(tables).axes) == 2
+
+
+def test_each_count_of_one_file_is_missed_by_itself(tmp_path, monkeypatch):
+    assert r.PARTS["scaling"] == task("mini-scaling").counts
+    monkeypatch.setattr(results, "folder", lambda: tmp_path)
+    results.write(
+        tmp_path / "scaling.json", "mace compare", {}, [row("uce", "H_c", 1, 0, 2) | {"task": "scaling-300"}], []
+    )
+    told = r.missing_said(["scaling"])
+    assert "scaling-1, scaling-3, scaling-10, scaling-30 and scaling-100; `mace compare --task scaling-1 " in told
+
+
 def test_a_task_is_told_with_its_intervals(folder):
     (whole,) = r.found(["objects"]).values()
     told = r.task_said("objects", whole)
@@ -61,9 +87,12 @@ def test_what_an_edit_costs(folder):
     table = r.costs(r.found(["objects"])["objects"])
     assert table.seconds.to_dict() == {"uce": 0.5, "dp": 2.0, "mace": 50.0} and table["peak MB"]["uce"] == 500
     told = r.costs_said(table)
-    assert "0.5 s (uce) to 50.0 s (mace)" in told and "uce 0.01 and dp 0.04" in told
+    assert "0.5 s (uce) to 50 s (mace)" in told and "50 s of mace: uce 0.01 and dp 0.04" in told
     assert told.endswith("Cheaper and with a higher H_o, whatever the interval: dp.")
     assert "mace is not among them" in r.costs_said(table.drop("mace")) and len(r.costs_figure(table).axes) == 1
+    both = pd.concat([table, table.loc[["mace"]].rename({"mace": "mace, tuned"}).assign(seconds=0.004)])
+    assert "0.004 s of mace, tuned:" in r.costs_said(both.sort_values("seconds")), "judged by the tuned row"
+    assert "No edit" in r.costs_said(table.iloc[:0])
 
 
 def test_agreement_in_words():

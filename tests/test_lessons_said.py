@@ -20,6 +20,10 @@ def test_doctests():
 
 def test_sentences_are_shown_without_the_empty_ones():
     assert shared.say("One.", "", "Two.").data == "**In this run.** One. Two."
+    assert (
+        shared.say("One.", head="Recorded.").data == "**Recorded.** One." and shared.say("One.", head="").data == "One."
+    )
+    assert shared.say("", "").data == "", "a heading of nothing"
 
 
 def test_rows_are_recorded_without_what_is_not_there():

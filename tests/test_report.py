@@ -65,6 +65,19 @@ def test_tables_by_method_with_intervals():
     )
 
 
+def test_a_table_of_several_tasks_has_each_one_s_joint_metric():
+    rows = [line("uce", "published", "H_o", 80.0), line("uce", "published", "H_c", 70.0, task="people")]
+    rows += [line("uce", "published", "H_c difference", -1.0, task="people", against="mace (tuned)")]
+    head, _, *lines, _, _ = report.markdown(
+        {"command": "c", "environment": ABOUT, "rows": rows, "not_measured": []}
+    ).splitlines()
+    assert head == "| Task | Method | Settings | H_o or H_c | 95 % of H_o or H_c | less mace (tuned)'s |"
+    assert lines == [
+        "| objects | uce | published | 80.0 | 79.0 to 81.0 |  |",
+        "| people | uce | published | 70.0 | 69.0 to 71.0 | -1.0 (-2.0 to +0.0) |",
+    ]
+
+
 def test_attacks_are_shown_beside_their_controls(tmp_path):
     rows = [attack_row(success=True), attack_row(), attack_row(variant="weaker"), attack_row(control="no-attack")]
     rows += [attack_row(control="original", method="original", success=True, pre=True)]

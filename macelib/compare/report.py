@@ -31,24 +31,26 @@ def markdown(whole: Mapping[str, Any]) -> str:
         rows.setdefault((*task, row["method"], row["settings"]), {})[row["metric"]] = row
     every = {metric for of in rows.values() for metric in of}
     shown = [metric for metric in SHOWN if metric in every]
-    combined = next((metric for metric in COMBINE if metric in every), None)
-    difference = f"{combined} {DIFFERENCE}"
-    against = next((of[difference]["against"] for of in rows.values() if difference in of), None)
+    combined = [metric for metric in COMBINE if metric in every]  # one, or one by task
+    differences = [f"{metric} {DIFFERENCE}" for metric in combined]
+    against = next((of[d]["against"] for of in rows.values() for d in differences if d in of), None)
+    title = " or ".join(combined)
     head = [
         *(["Task"] if len(tasks) > 1 else []),
         "Method",
         "Settings",
         *shown,
-        *([combined, f"95 % of {combined}"] if combined else []),
+        *([title, f"95 % of {title}"] if combined else []),
     ]
     head += [f"less {against}'s"] if against else []
     head += ["Time, s"] if "time, s" in every else []
     lines = [head, ["---"] * len(head)]
     for key, of in rows.items():
         cells = [_mean(of.get(metric)) for metric in shown]
-        cells += [_mean(of.get(combined)), _ends(of.get(combined))] if combined else []
+        joint, paired = (next(filter(None, map(of.get, some)), None) for some in (combined, differences))
+        cells += [_mean(joint), _ends(joint)] if combined else []
         if against:
-            cells.append(" ".join(filter(None, [_mean(of.get(difference), "+"), _ends(of.get(difference), "+", True)])))
+            cells.append(" ".join(filter(None, [_mean(paired, "+"), _ends(paired, "+", True)])))
         cells += [_mean(of.get("time, s"))] if "time, s" in every else []
         lines.append([*key, *cells])
     return "\n".join([*map(_line, lines), "", _how(whole)])

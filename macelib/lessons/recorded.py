@@ -5,19 +5,47 @@ from typing import Any
 
 import pandas as pd
 
+from ..compare import report
 from ..evaluate import results
 from ..show.viz import COLORS, Figure
 from .shared import panels, series, tiles
 
 COMBINED = ("H_o", "H_c", "H_a")
+PARTS = {"scaling": (1, 3, 10, 30, 100, 300)}  # tasks whose counts are all in one file
 ATTACKS = "attacks"
 CHARACTERS = ("characters-1", "characters-5", "characters-10", "characters-30", "characters-50", "characters-100")
+OURS = ("mace, tuned", "mace")  # labels of the row that others are compared with: the first that is there
 PAIRED = " difference"  # behind a combined metric: the paired one to a reference, named in `against`
 
 
 def found(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The results files of those tasks that are recorded, by name (see `evaluate.results`)."""
     return {name: results.read(results.place(name)) for name in names if results.place(name).is_file()}
+
+
+def by_task(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The same, a file of several tasks taken apart: "ablation, objects" and "ablation, characters-100"."""
+    apart = {}
+    for name, whole in tables.items():
+        tasks = list(dict.fromkeys(row["task"] for row in whole["rows"]))
+        for task in tasks if len(tasks) > 1 else ():
+            of = {key: [row for row in whole[key] if row.get("task") == task] for key in ("rows", "not_measured")}
+            about = whole["environment"].get(task, whole["environment"])
+            apart[f"{name}, {task}"] = {**whole, **of, "environment": about}
+        apart |= {} if len(tasks) > 1 else {name: dict(whole)}
+    return apart
+
+
+def heading(tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stands before sentences on recorded tables: the models that they are of; "" without any."""
+    abouts = [about for whole in tables.values() for about in (whole["environment"], *whole["environment"].values())]
+    models = [about["model_name"] for about in abouts if isinstance(about, Mapping) and about.get("model_name")]
+    return f"Recorded{f', on {series(list(dict.fromkeys(models)), 99)}' if models else ''}." if tables else ""
+
+
+def markdown(name: str, whole: Mapping[str, Any]) -> str:
+    """A recorded table with its name and its model above."""
+    return f"**{name}. {heading({name: whole})}**\n\n{report.markdown(whole)}"
 
 
 def command(name: str) -> str:
@@ -30,7 +58,10 @@ def command(name: str) -> str:
 
 def missing_said(names: Sequence[str]) -> str:
     """One sentence on what is not recorded, with the command; "" where all is."""
-    missing = [name for name in names if not results.place(name).is_file()]
+    there = found(names)
+    wanted = {name: [f"{name}-{n}" for n in PARTS[name]] if name in PARTS else [name] for name in names}
+    held = {*there, *(row["task"] for name in there if name in PARTS for row in there[name]["rows"])}
+    missing = [part for name, parts in wanted.items() for part in parts if part not in held]
     if not missing:
         return ""
     beside = " (the others alike)" if len(missing) > 1 else ""
@@ -136,15 +167,18 @@ def costs_figure(table: pd.DataFrame) -> Figure:
     return fig
 
 
-def costs_said(table: pd.DataFrame, ours: str = "mace") -> str:
-    """The cheapest and the dearest edit, and how many times ours each other one takes."""
+def costs_said(table: pd.DataFrame) -> str:
+    """The cheapest and the dearest edit, and how many times MACE's each other one takes: the tuned one's, if any."""
+    if not len(table):
+        return "No edit's time is among the rows."
     first, last = table.iloc[0], table.iloc[-1]
-    text = f"An edit takes {first.seconds:.1f} s ({first.name}) to {last.seconds:.1f} s ({last.name})."
-    if ours not in table.index:
-        return f"{text} {ours} is not among them."
+    text = f"An edit takes {first.seconds:.2g} s ({first.name}) to {last.seconds:.2g} s ({last.name})."
+    ours = next((name for name in OURS if name in table.index), None)
+    if ours is None:
+        return f"{text} mace is not among them."
     own = table.loc[ours]
     told = [f"{name} {seconds / own.seconds:.2g}" for name, seconds in table.seconds.drop(ours).items()]
-    text = f"{text} In parts of {ours}'s {own.seconds:.1f} s: {series(told, 99)}."
+    text = f"{text} In parts of the {own.seconds:.2g} s of {ours}: {series(told, 99)}."
     metric = next((name for name in COMBINED if name in table), None)
     better = table[(table.seconds < own.seconds) & (table[metric] > own[metric])] if metric else table.iloc[:0]
     return f"{text} Cheaper and with a higher {metric or 'metric'}, whatever the interval: {series(better.index, 99)}."

@@ -97,9 +97,10 @@ def table(markdown: str):
     return Markdown(markdown)
 
 
-def say(*sentences: str):
-    """Sentences as a notebook shows them; those that are empty are left out."""
-    return table("**In this run.** " + " ".join(filter(None, sentences)))
+def say(*sentences: str, head: str = "In this run."):
+    """Sentences as a notebook shows them, behind a heading; empty ones are left out, and it where all are."""
+    text = " ".join(filter(None, sentences))
+    return table(f"**{head}** {text}" if head and text else text)
 
 
 def series(names: Sequence[str], most: int = 6) -> str:
