@@ -1,5 +1,6 @@
 """Lesson 09: maps of the family, by brute force; and a method of one's own, as the notebook writes it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import nbformat
@@ -7,13 +8,14 @@ import pytest
 import torch
 
 from macelib import Concept, MaceError
-from macelib.baselines import Edit, build, method, registry
+from macelib.baselines import Edit, build, method, methods, registry
 from macelib.files import hash_tensors
 from macelib.lessons import methods as m
 from macelib.lessons.capacity import TRIED
 from macelib.models.pipelines import kv_weights
 from macelib.models.text import encode
 from macelib.models.tiny import tiny_pipeline
+from macelib.reading import build_settings
 from macelib.templates import fill
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "09_compare_methods.ipynb"
@@ -48,6 +50,22 @@ def test_what_is_no_map_is_refused(pipe):
         m.text_map(build(pipe, [SHIP], "negative-prompt"))
     with pytest.raises(MaceError, match="'esd-x' is not one map"):
         m.edits(pipe, [SHIP], ["esd-x"], KEPT, CONFIG, 0)
+
+
+def test_every_method_takes_the_settings_that_give_a_concept_its_own_anchor():
+    own = m.own_anchor(methods(), {"seed": 3})
+    for name, values in own.items():
+        chosen = method(name)
+        settings = build_settings(chosen.settings, asdict(chosen.settings()) | values)
+        assert getattr(settings, "anchor", None) is None and getattr(settings, "seed", 3) == 3, name
+    assert own["uce"] == {"anchor": None} and own["semantic-surgery"] == {} and own["mace"] == {"seed": 3}
+
+
+def test_a_comparison_of_other_parts_has_another_folder(pipe, tmp_path):
+    place = m.live_folder(tmp_path, pipe, "key", 3, 8)
+    assert place.parent == tmp_path and place == m.live_folder(tmp_path, pipe, "key", 3, 8)
+    others = [m.live_folder(tmp_path, pipe, *parts) for parts in (("edited", 3, 8), ("key", 8, 3), ("key", 3))]
+    assert len({place, *others, m.live_folder(tmp_path, tiny_pipeline("sd", seed=1), "key", 3, 8)}) == 5
 
 
 def test_spectra_of_a_map_that_is_known():

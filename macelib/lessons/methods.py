@@ -1,23 +1,27 @@
 """Notebook 09: five erasers that are one d x d map each, their spectra side by side, and what each map moves."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from ..baselines import TextMap, build
+from ..baselines import TextMap, build, method
 from ..concepts import Concept
-from ..erasure import Erasure
+from ..config import EraseConfig
+from ..erasure import Erasure, versions
 from ..errors import MaceError
+from ..files import hash_text
+from ..models.pipelines import model_hash
 from .capacity import SMALL, TRIED, left, lost, merged, moved, of_pipeline, rank, rows_of
 from .shared import album, series
 
-FAMILY = {  # method -> settings that make it one map for all layers, with every concept's own anchor
-    "uce": {"anchor": None},
-    "rece": {"anchor": None},
-    "speed": {"anchor": None, "per_layer": False},
-    "dp": {"anchor": None},
+FAMILY = {  # method -> settings that make it one map for all the layers that it changes
+    "uce": {},
+    "rece": {},
+    "speed": {"per_layer": False},
+    "dp": {},
     "mace-stage-1": {},
 }
 
@@ -36,8 +40,30 @@ def edits(pipe, concepts: Sequence[Concept], names: Sequence[str], kept: Sequenc
     """Edits by method of the family, all told to keep the same names; config: of MACE's stage 1."""
     if strange := [name for name in names if name not in FAMILY]:
         raise MaceError(f"{strange[0]!r} is not one map of the text embeddings: choose among {', '.join(FAMILY)}.")
-    own = {name: dict(config) if name.startswith("mace") else FAMILY[name] for name in names}
-    return {name: build(pipe, concepts, name, own[name], kept=kept, seed=seed) for name in names}
+    own = own_anchor(names, config)
+    settings = {name: own[name] | FAMILY[name] for name in names}
+    return {name: build(pipe, concepts, name, settings[name], kept=kept, seed=seed) for name in names}
+
+
+def own_anchor(names: Sequence[str], config: Mapping) -> dict[str, dict]:
+    """Settings by method with which a concept becomes its own anchor, where the method has one.
+
+    config: of MACE, its stages and ablations, which have no other.
+    """
+    made = {name: method(name).settings for name in names}
+    return {
+        name: dict(config) if kind is EraseConfig else {"anchor": None} if hasattr(kind(), "anchor") else {}
+        for name, kind in made.items()
+    }
+
+
+def live_folder(run_folder: str | Path, pipe, *parts) -> Path:
+    """Where a notebook's own comparison is kept: a folder for each model, device, versions and other parts.
+
+    parts: all that its pictures depend on; of a method that is being written, the key of its edit.
+    """
+    key = hash_text(model_hash(pipe), pipe.device.type, versions(), *parts)
+    return Path(run_folder) / f"compare-{key[:8]}"
 
 
 def spectrum(R: Tensor) -> Tensor:
