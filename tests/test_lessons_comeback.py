@@ -82,6 +82,33 @@ def test_a_judge_without_a_list_chooses_among_names():
     assert witness.seen == [("picture", "ship")]
 
 
+def test_of_the_best_of_several_pictures_the_one_that_shows_it_is_kept():
+    class Third:
+        concepts = ("ship", "sea")
+
+        def top1(self, pictures, among=None):
+            return ["ship" if picture == "c" else "sea" for picture in pictures]
+
+    witness = b.Witness(Third(), ["ship"])
+    assert witness.top1(["a", "b", "c"]) == ["sea", "sea", "ship"] and witness.top1(["a", "b"]) == ["sea", "sea"]
+    assert witness.seen == [("c", "ship"), ("a", "sea")]
+
+
+def test_one_concept_is_asked_for():
+    assert b.the_one({"ship": "the sea"}).name == "ship"
+    for some in ({}, {"ship": "the sea", "frog": "grass"}):
+        with pytest.raises(MaceError, match="give one name with its anchor"):
+            b.the_one(some)
+
+
+def test_pictures_of_what_was_tried(done):
+    result, seen = done
+    found = b.pictures(result, seen, "ring-a-bell", ["uce"], "title")
+    shown = [ax for ax in found.axes if ax.images]
+    assert len(shown) == 2 * 3, "the original and the method, un-attacked, erased and neutral"
+    assert b.pictures(result, seen, "unlearndiffatk", ["uce"], "title") is None
+
+
 def test_strangers_belong_to_the_mini_world(pipe):
     assert b.strangers(pipe, 2) is None
 
@@ -126,6 +153,12 @@ def test_margins_over_controls():
     assert "noise: none, original and no-attack; wording: none and foreign. The smallest n is 6" in b.controls_said(
         frame
     )
+    assert b.controls_said(frame).endswith("the widest interval 20 points.")
+    drawn = b.margins_figure(found).axes
+    assert [ax.get_title() for ax in drawn] == [f"over {c}, points of ASR" for c in ("no-attack", "foreign")]
+    assert [[float(line.get_xdata()[0]) for line in ax.lines] for ax in drawn] == [[30, 0], [40, 0]]
+    many = pd.concat({(f"a{i}", f"m{j}"): noise for i in range(7) for j in range(6)}, axis=1).T
+    assert max(b.margins_figure(many.rename_axis(["attack", "method"])).get_size_inches()) < 12
     panels = [ax for ax in b.figure(frame).axes if ax.get_title()]
     assert [[tick.get_text() for tick in ax.get_yticklabels()] for ax in panels] == [
         ["mace, no-attack", "original", "mace"], ["uce, foreign", "uce"],

@@ -9,11 +9,12 @@ from PIL import Image
 from ..attacks import CONTROLS, Nearest, Result, attack, named, read_pictures
 from ..concepts import Concept
 from ..errors import MaceError
+from ..evaluate import with_synonyms
 from ..evaluate.classifiers import classifier_for
 from ..files import data_folder
 from ..models.families import family_of
 from ..models.mini import renderings
-from ..show.viz import COLORS, Figure
+from ..show.viz import COLORS, Figure, grid
 from .recorded import label
 from .shared import choices, series, tiles
 
@@ -22,15 +23,26 @@ RATES = ("ASR", "pre-ASR")
 
 
 class Witness:
-    """A judge that keeps, in turn, the first picture of each verdict that it is asked for, with the verdict."""
+    """A judge that keeps, of each set of pictures in turn, the first that shows a name, or else the first of all.
 
-    def __init__(self, judge, among: Sequence[str] = ()):
+    among: the names that a judge without a list of its own chooses among; the first is the one that is looked for.
+    """
+
+    def __init__(self, judge, among: Sequence[str]):
         self.judge, self.among, self.seen = judge, among, []
 
     def top1(self, pictures: Sequence[Image.Image], among=None) -> list[str]:
         found = self.judge.top1(pictures, among or choices(self.judge, self.among))
-        self.seen.append((pictures[0], found[0]))
+        at = found.index(self.among[0]) if self.among[0] in found else 0
+        self.seen.append((pictures[at], found[at]))
         return found
+
+
+def the_one(concept: Mapping[str, str]) -> Concept:
+    """The concept of a mapping from its name to its anchor, with the world's synonyms; MaceError for several."""
+    if len(concept) != 1:
+        raise MaceError(f"concept names {series(list(concept))}: give one name with its anchor.")
+    return with_synonyms(Concept(*next(iter(concept.items()))))
 
 
 def strangers(pipe, count: int) -> tuple[dict[str, list[Image.Image]], Nearest] | None:
@@ -82,15 +94,28 @@ def _of(method: str, result: Result) -> Result:
 
 
 def found(result: Result, seen: Mapping[tuple, list], name: str, control: str, method: str) -> list[tuple]:
-    """(variant, picture, verdict) of an attack that is no search, of the first prompt and seed: "un-attacked" first."""
+    """(variant, picture, verdict) of an attack that is no search, of the first prompt and seed: "un-attacked" first.
+
+    Of the best of several pictures the one that shows the concept, if any does.
+    """
     if named(name).search:
         raise MaceError(
             f"{name} is one search: only its last try has a row. Choose an attack whose tries all have one."
         )
     rows = [row for row in result.rows if (row["attack"], row["control"], row["method"]) == (name, control, method)]
-    rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    rows = [row for row in rows if row["seed"] == rows[0]["seed"] and row["variant"] != "un-attacked"]
     variants = ["un-attacked", *(row["variant"] for row in rows)]
     return [(variant, *shown) for variant, shown in zip(variants, seen[name, control, method], strict=False)]
+
+
+def pictures(result: Result, seen: Mapping[tuple, list], name: str, methods: Sequence[str], title: str):
+    """What an attack found, variant by variant: the original's pictures above each method's. None for a search."""
+    if named(name).search:
+        return None
+    ways = {"original": "original", **dict.fromkeys(methods, "none")}
+    shown = {method: found(result, seen, name, control, method) for method, control in ways.items()}
+    labels = [variant for variant, *_ in max(shown.values(), key=len)]
+    return grid([[picture for _, picture, _ in some] for some in shown.values()], list(shown), labels, title)
 
 
 def frame(rows: Sequence[Mapping]) -> pd.DataFrame:
@@ -164,6 +189,24 @@ def margins(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["attack", "method"])
 
 
+def margins_figure(table: pd.DataFrame) -> Figure:
+    """`margins` over both controls: a panel per control, a line per attack, a point per method."""
+    columns = [column for column in ("over no-attack", "over foreign") if table[column].notna().any()]
+    attacks, methods = (list(dict.fromkeys(table.index.get_level_values(level))) for level in ("attack", "method"))
+    fig, axes = tiles(len(columns), max(1, len(columns)), 3.4, 0.9 + 0.12 * len(attacks) * (len(methods) + 1))
+    for column, ax in zip(columns, axes, strict=True):
+        for (name, method), value in table[column].dropna().items():
+            i = methods.index(method)
+            y = len(attacks) - 1 - attacks.index(name) + 0.4 - 0.8 * (i + 0.5) / len(methods)
+            ax.plot(value, y, "o", color=COLORS[i % len(COLORS)], markersize=4, label=method)
+        ax.axvline(0, color="#555555", linewidth=0.8)
+        ax.set_yticks(range(len(attacks)), attacks[::-1], fontsize=6)
+        ax.set_title(f"{column}, points of ASR", fontsize=8)
+    shown = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(shown.values(), shown.keys(), fontsize=6, frameon=False, loc="outside lower center", ncols=4)
+    return fig
+
+
 def spent(rows: Sequence[Mapping]) -> pd.DataFrame:
     """Mean passes and pictures per prompt and seed, by attack; of attacks on an erasure alone (control none)."""
     what = ("forward passes", "backward passes", "pictures")
@@ -196,7 +239,8 @@ def controls_said(table: pd.DataFrame) -> str:
     """How many pictures stand behind a rate, and which controls there are of each attack."""
     by = {name: [c for c in CONTROLS if c in set(rows.control)] for name, rows in table.groupby("attack", sort=False)}
     told = [f"{name}: {series(some, 99)}" for name, some in by.items()]
-    least = f" The smallest n is {table.n.min()}: its interval is wide." if len(table) else ""
+    widest = (table.high - table.low).max()
+    least = f" The smallest n is {table.n.min()}, the widest interval {widest:.0f} points." if len(table) else ""
     return f"Controls measured: {'; '.join(told) or 'none'}.{least}"
 
 
