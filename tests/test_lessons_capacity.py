@@ -79,12 +79,15 @@ def table(name: str, left: float) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(**{"own, erased": 0.5, "own, kept": left})
 
 
-def test_what_is_said_of_encoders():
+def test_what_is_said_of_encoders(monkeypatch):
+    monkeypatch.setattr(c, "has_real", lambda: True)
     both = pd.concat([table("tiny", 0.1), table("real", 0.2)])
     told = c.said(both)
     assert "tiny: 0.10 / 0.10 with n = 1 and 0.40 / 0.10 with n = 4; real: 0.20 / 0.10 with n = 1" in told
     assert "left 0.40 (n = 4), lost 0.00 (n = 1), own, erased 0.00 (n = 1) and own, kept 0.10 (n = 1)" in told
-    assert "it is not installed" in c.said(table("tiny", 0.1))
+    assert "not installed" not in c.said(both) + c.said(table("tiny", 0.1))
+    monkeypatch.setattr(c, "has_real", lambda: False)
+    assert all("it is not installed" in c.said(some) for some in (both, table("tiny", 0.1)))
     assert [len(ax.lines) for ax in c.figure(both).axes] == [2, 2, 2]
 
 
@@ -95,7 +98,9 @@ def test_the_table_of_other_towers_stands_beside_them(tmp_path, monkeypatch):
     pipe = tiny_pipeline("sd")
     assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny"]
     table("width 96", 0.3).to_csv(tmp_path / c.TOWERS, index=False)
-    assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny", "width 96", "width 96"]
+    assert c.compared(pipe, "tiny", [1]).encoder.tolist() == ["tiny", *["width 96, recorded"] * 2]
+    for other in ({"anchor": "a thing"}, {"beside": 3}):  # the table is of another map
+        assert c.compared(pipe, "tiny", [1], **other).encoder.tolist() == ["tiny"]
 
 
 def test_a_real_encoder_masks_its_padding_and_sees_both_sides_of_a_name():

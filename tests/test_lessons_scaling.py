@@ -1,9 +1,12 @@
 """Lesson 11: how the text's space fills with names, by a second route, and recorded tasks by their load."""
 
+import doctest
+
 import pandas as pd
 import pytest
 import torch
 
+from macelib.errors import MaceError
 from macelib.lessons import capacity as c
 from macelib.lessons import scaling as s
 from macelib.models.families import family_of
@@ -55,8 +58,19 @@ def test_as_many_names_as_the_world_has():
     assert set(kept) <= people and set(erased[:103]) <= people and not set(erased[103:]) & people
 
 
-def whole(load, h, **metrics):
-    about = {"task": "characters", "method": "uce", "settings": "published", "n/d": load, "n": 9}
+def test_numbers_and_names_that_are_shown():
+    assert doctest.testmod(s).failed == 0
+    assert s.counts_of([3, 1, 300, 3], NAMES) == [1, 3]
+    for numbers in ([300], [], [0, 3]):
+        with pytest.raises(MaceError, match="allowed: 1 to 4"):
+            s.counts_of(numbers, NAMES)
+    assert s.samples(NAMES[:3]) == NAMES[:3] and s.samples([*"abcdefghijkl"]) == [*"acegik"]
+    rows, labels = s.pairs([{"a": ["a0", "a1"]}, {"b": ["b0", "b1"], "c": ["c0", "c1"]}])
+    assert rows == [["a0", None], ["a1", None], ["b0", "c0"], ["b1", "c1"]] and labels == ["a / b", "c"]
+
+
+def whole(load, h, task="characters", **metrics):
+    about = {"task": task, "method": "uce", "settings": "published", "n/d": load, "n": 9}
     values = {"H_c": h, **metrics}
     return {"rows": [{**about, "metric": m, "mean": v, "low": v - 1, "high": v + 1} for m, v in values.items()]}
 
@@ -67,10 +81,18 @@ def test_recorded_tasks_by_load():
     table = s.combined(tables)
     assert table["n/d"].tolist() == [0.01, 0.1, 0.25] and table["mean"].tolist() == [90, 80, 40]
     told = s.loads_said(table, "H_c")
-    assert "uce 90.0 to 40.0 (n/d = 0.010 to 0.250), most between 0.100 and 0.250 (-40.0)" in told
+    assert (
+        told.startswith("H_c, characters: ")
+        and "uce 90.0 to 40.0 (n/d = 0.010 to 0.250), most between 0.100 and 0.250 (-40.0)" in told
+    )
+    mixed = s.combined({**tables, "d": whole(0.01, 30, "scaling-3"), "e": whole(0.25, 20, "scaling-100")})
+    assert len(mixed) == 5 and set(mixed.task) == {"characters", "scaling"}, "two tasks are two lines"
+    assert "; H_c, scaling" not in s.loads_said(mixed, "H_c") and "H_c, scaling: uce 30.0" in s.loads_said(mixed, "H_c")
+    panels = s.loads_figure(mixed, {"H_c": "joint"}).axes
+    assert [(ax.get_title(), len(ax.lines)) for ax in panels] == [("characters: joint", 1), ("scaling: joint", 1)]
     assert "most between" not in s.loads_said(s.loads({"a": whole(0.1, 1), "b": whole(0.2, 3)}, ["H_c"]), "Seconds")
     told = s.relations_said(s.loads(tables, list(relations)))
-    assert told.endswith("greatest load: uce same group 50, shares a word 10 and unrelated 90.")
+    assert told.endswith("greatest load, characters: uce same group 50, shares a word 10 and unrelated 90.")
     assert len(s.loads_figure(table, {"H_c": "H_c"}).axes) == 1
     assert s.loads_said(s.combined({}), "H_c") == "" and s.relations_said(s.loads({}, [])) == ""
     assert "uce 90.0 at n/d = 0.010 alone" in s.loads_said(s.combined({"a": whole(0.01, 90)}), "H_c")
@@ -79,8 +101,8 @@ def test_recorded_tasks_by_load():
 def test_where_it_breaks():
     rows = [{"encoder": "tiny", "n": n, "n/d": n / 8, "left": 0.1 * n, "lost": 0.05} for n in (1, 4, 8)]
     rows += [{"encoder": "real", "n": n, "n/d": n / 8, "left": 0.1, "lost": 0.2} for n in (1, 4)]
-    told = s.breaks_said(pd.DataFrame(rows), 0.3)
-    assert told.endswith("tiny: from n = 4 on (n/d = 0.50); real: not up to n = 4.")
+    told = s.breaks_said(pd.DataFrame(rows), 0.4)
+    assert told.endswith("tiny: first at n = 4 (n/d = 0.500); real: not up to n = 4.")
     table = pd.DataFrame([
         {"n": 1, "d": 8, "directions": 2.0, "overlap": 0.1}, {"n": 4, "d": 8, "directions": 6.0, "overlap": 0.7},
     ])  # fmt: skip

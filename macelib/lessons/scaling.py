@@ -1,26 +1,51 @@
 """Notebook 11: from 1 to 300 names in one map. Why it gets tight, on embeddings; what was recorded of pictures."""
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ..errors import MaceError
 from ..method.sums import gram
 from ..show.viz import COLORS, Figure
-from .capacity import TRIED, Encoder, rows_of
+from .capacity import ANCHOR, TRIED, Encoder, rows_of
 from .recorded import COMBINED, label
-from .shared import panels, series
+from .shared import series, tiles
 
 RELATIONS = ("shares a word", "same group", "unrelated")  # of a kept name to what is erased
 TASKS = ("characters-1", "characters-5", "characters-10", "characters-30", "characters-50", "characters-100", "scaling")
+JOINED = (*COMBINED, "Acc_e", "Acc_s")  # the joint metric and what it is made of
+COLUMNS = ("n/d", "metric", "mean", "low", "high")
 TIME, MEMORY = "time, s", "peak memory, MB"
 
 
+def counts_of(numbers: Sequence[int], erased: Sequence[str]) -> list[int]:
+    """The numbers in order, once each, that there are names for; MaceError where there is none, or one below 1."""
+    counts = sorted({n for n in numbers if n <= len(erased)})
+    if not counts or counts[0] < 1:
+        raise MaceError(f"numbers is {list(numbers)}; allowed: 1 to {len(erased)}, the names that there are to erase.")
+    return counts
+
+
+def samples(names: Sequence[str], most: int = 6) -> list[str]:
+    """Some of the names, evenly from the whole list, each once; all where there are no more."""
+    count = min(most, len(names))
+    return [names[i * len(names) // count] for i in range(count)]
+
+
+def pairs(albums: Sequence[Mapping[str, list]]) -> tuple[list[list], list[str]]:
+    """Pictures of several albums below each other, a row per seed and a column per name, and the columns' labels."""
+    width, rows = max(map(len, albums)), []
+    for album in albums:
+        rows += [[*seed, *[None] * (width - len(album))] for seed in zip(*album.values(), strict=True)]
+    return rows, [" / ".join(filter(None, names)) for names in zip_longest(*albums)]
+
+
 def room(
-    encoder: Encoder, erased: Sequence[str], kept: Sequence[str], counts: Sequence[int], anchor: str = "a person"
+    encoder: Encoder, erased: Sequence[str], kept: Sequence[str], counts: Sequence[int], anchor: str = ANCHOR
 ) -> pd.DataFrame:
     """How much of the text's space n names take, and how much of what tells kept names from the anchor lies in it.
 
@@ -45,15 +70,28 @@ def room(
 
 
 def loads(tables: Mapping[str, Mapping[str, Any]], metrics: Sequence[str]) -> pd.DataFrame:
-    """Rows of some metrics in results files whose rows say how loaded a map is (n/d): by label, metric and n/d."""
+    """Rows of some metrics in results files whose rows say how loaded a map is (n/d): by task, label, metric and n/d.
+
+    The task is without its count: lines of other names, kept beside others, are not one line.
+    """
     some = [
-        {"label": label(row), **{key: row[key] for key in ("n/d", "metric", "mean", "low", "high")}}
+        {"task": family(row["task"]), "label": label(row), **{key: row[key] for key in COLUMNS}}
         for whole in tables.values()
         for row in whole["rows"]
         if row["metric"] in metrics and "n/d" in row
     ]
-    table = pd.DataFrame(some, columns=["label", "n/d", "metric", "mean", "low", "high"])
-    return table.drop_duplicates(["label", "metric", "n/d"]).sort_values(["label", "metric", "n/d"], ignore_index=True)
+    table = pd.DataFrame(some, columns=["task", "label", *COLUMNS])
+    return table.sort_values(["task", "label", "metric", "n/d"], ignore_index=True)
+
+
+def family(task: str) -> str:
+    """A task without its count.
+
+    >>> family("characters-100"), family("shared-words")
+    ('characters', 'shared-words')
+    """
+    bare, _, count = task.rpartition("-")
+    return bare if count.isdigit() else task
 
 
 def combined(tables: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
@@ -62,20 +100,21 @@ def combined(tables: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def loads_figure(table: pd.DataFrame, titles: Mapping[str, str], log_y: bool = False) -> Figure:
-    """A panel per metric (titles: metric -> title), a line per label over n/d, with its interval as a band."""
-    fig, axes = panels(len(titles), 3.2, 3.2)
+    """A panel per task and metric (titles: metric -> title), a line per label over n/d, with its interval as a band."""
+    shown = [key for key, _ in table[table.metric.isin(list(titles))].groupby(["task", "metric"], sort=False)]
+    fig, axes = tiles(len(shown), min(3, len(shown)), 3.0, 2.9)
     names = list(dict.fromkeys(table.label))
-    for (metric, title), ax in zip(titles.items(), axes, strict=True):
-        for name, rows in table[table.metric == metric].groupby("label", sort=False):
+    for (task, metric), ax in zip(shown, axes, strict=True):
+        for name, rows in table[(table.task == task) & (table.metric == metric)].groupby("label", sort=False):
             i = names.index(name)
             style = {"color": COLORS[i % len(COLORS)], "linestyle": ("-", "--", ":")[i // len(COLORS) % 3]}
             ax.plot(rows["n/d"], rows["mean"], marker="o", markersize=3, linewidth=1.4, label=name, **style)
             ax.fill_between(rows["n/d"], rows.low, rows.high, color=style["color"], alpha=0.15, linewidth=0)
         ax.set(xscale="log", yscale="log" if log_y else "linear")
         ax.set_xlabel("n / d", fontsize=8)
-        ax.set_title(title, fontsize=8)
-    shown = {line.get_label(): line for ax in axes for line in ax.lines}
-    fig.legend(shown.values(), shown.keys(), fontsize=6, frameon=False, loc="outside lower center", ncols=4)
+        ax.set_title(f"{task}: {titles[metric]}", fontsize=8)
+    lines = {line.get_label(): line for ax in axes for line in ax.lines}
+    fig.legend(lines.values(), lines.keys(), fontsize=6, frameon=False, loc="outside lower center", ncols=4)
     return fig
 
 
@@ -98,26 +137,29 @@ def room_said(table: pd.DataFrame) -> str:
 
 
 def breaks_said(table: pd.DataFrame, limit: float) -> str:
-    """From which number of names on one map leaves or loses more than the limit, by encoder; table: of `capacity`."""
+    """At which number of names left and lost of one map first add up to more than the limit, by encoder.
+
+    table: of `capacity`.
+    """
     told = []
     for encoder, rows in table.groupby("encoder", sort=False):
-        over = rows[rows[["left", "lost"]].max(axis=1) > limit].sort_values("n")
+        over = rows[rows.left + rows.lost > limit].sort_values("n")
         most = int(rows.n.max())
         told.append(
-            f"{encoder}: from n = {over.n.iloc[0]} on (n/d = {over['n/d'].iloc[0]:.2f})"
+            f"{encoder}: first at n = {over.n.iloc[0]} (n/d = {over['n/d'].iloc[0]:.3f})"
             if len(over)
             else f"{encoder}: not up to n = {most}"
         )
-    return f"More than {limit:g} is left of erased names or lost of kept ones: {'; '.join(told)}."
+    return f"Left and lost add up to more than {limit:g}: {'; '.join(told)}."
 
 
 def loads_said(table: pd.DataFrame, what: str) -> str:
-    """By method the value at the least and at the greatest load, and where it falls most, if so; table: of `loads`."""
-    told = []
-    for name, rows in table.groupby("label", sort=False):
+    """By task and method the value at the least and the greatest load, and where it falls most; table: of `loads`."""
+    told: dict[str, list[str]] = {}
+    for (task, name), rows in table.groupby(["task", "label"], sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]
         if len(rows) < 2:
-            told.append(f"{name} {first['mean']:.1f} at n/d = {first['n/d']:.3f} alone")
+            told.setdefault(task, []).append(f"{name} {_short(first['mean'])} at n/d = {first['n/d']:.3f} alone")
             continue
         falls = [b - a for a, b in pairwise(rows["mean"])]
         i = int(np.argmin(falls))
@@ -126,16 +168,22 @@ def loads_said(table: pd.DataFrame, what: str) -> str:
             if falls[i] >= 0
             else f", most between {rows['n/d'].iloc[i]:.3f} and {rows['n/d'].iloc[i + 1]:.3f} ({falls[i]:+.1f})"
         )
-        ends = f"{first['mean']:.1f} to {last['mean']:.1f} (n/d = {first['n/d']:.3f} to {last['n/d']:.3f})"
-        told.append(f"{name} {ends}{fall}")
-    return f"{what}: {'; '.join(told)}." if told else ""
+        ends = f"{_short(first['mean'])} to {_short(last['mean'])} (n/d = {first['n/d']:.3f} to {last['n/d']:.3f})"
+        told.setdefault(task, []).append(f"{name} {ends}{fall}")
+    return " ".join(f"{what}, {task}: {'; '.join(some)}." for task, some in told.items())
 
 
 def relations_said(table: pd.DataFrame) -> str:
     """Which kept names suffer most at the greatest load of each method; table: of `loads` of the three relations."""
-    told = []
-    for name, rows in table.groupby("label", sort=False):
+    told: dict[str, list[str]] = {}
+    for (task, name), rows in table.groupby(["task", "label"], sort=False):
         last = rows[rows["n/d"] == rows["n/d"].max()].set_index("metric")["mean"]
         found = [f"{metric.removeprefix('Acc_s ')} {value:.0f}" for metric, value in last.items()]
-        told.append(f"{name} {series(found)}")
-    return f"Kept names recognised, percent, at the greatest load: {'; '.join(told)}." if told else ""
+        told.setdefault(task, []).append(f"{name} {series(found)}")
+    text = "Kept names recognised, percent, at the greatest load"
+    return " ".join(f"{text}, {task}: {'; '.join(some)}." for task, some in told.items())
+
+
+def _short(value: float) -> str:
+    """One decimal, or two digits of what is below 1."""
+    return f"{value:.1f}" if abs(value) >= 1 or not value else f"{value:.2g}"
