@@ -254,6 +254,9 @@ def test_quotes_of_a_person_s_own_in_a_field(place):
     assert read_concepts(written(place, "q.yaml", "- {name: “ship”, anchor: ‘the sea’}\n")) == [
         Concept("ship", "the sea")
     ]
+    for text in ("name,note\n'polar bear',a\n“cat”,b\nclock 24\",c\n", 'name\n‘polar bear’\ncat\n«clock 24"»\n'):
+        assert read_names(written(place, "q.csv", text)) == ["polar bear", "cat", 'clock 24"']
+    assert read_names(written(place, "q.yaml", "- {name: “cat”}\n- ‘dog’\n")) == ["cat", "dog"]
     text = 'name,anchor,synonyms\nclock 24",time,"a ""b, c"";d"\n'
     assert read_concepts(written(place, "q.csv", text)) == [Concept('clock 24"', "time", synonyms=('a "b, c"', "d"))]
 

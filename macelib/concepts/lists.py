@@ -116,7 +116,7 @@ def read_names(path: str | Path) -> list[str]:
     found = []
     for where, entry in _items(path, "list of names", "names", ("name",)):
         with located(where):
-            found.append(phrase(entry.get("name"), "A name") if isinstance(entry, dict) else name_in(entry))
+            found.append(phrase(_bare(entry.get("name")), "A name") if isinstance(entry, dict) else name_in(entry))
     return list(dict.fromkeys(found))
 
 
@@ -167,9 +167,7 @@ def _entry(entry: Any) -> Concept:
     if not isinstance(entry, dict) or not {"name", "anchor"} <= set(entry) <= set(fields):
         raise MaceError(f"{entry!r} must have name and anchor, and nothing beside {', '.join(fields)}.")
     values = {key: value for key, value in entry.items() if value not in (None, "", [])}
-    for key in ("name", "anchor"):
-        if isinstance(values.get(key), str):
-            values[key] = _bare(values[key])
+    values |= {key: _bare(values[key]) for key in ("name", "anchor") if key in values}
     for key in ("synonyms", "templates", "companions"):
         if not isinstance(text := values.get(key), str):
             continue
@@ -179,9 +177,10 @@ def _entry(entry: Any) -> Concept:
     return Concept(**{"name": "", "anchor": ""} | values)
 
 
-def _bare(text: str) -> str:
+def _bare(text: Any) -> Any:
     """A field without quotes of a person's own around all of it: CSV and YAML have taken theirs away."""
-    return unquoted(text)[0] if text[:1] in QUOTES and text[-1] in QUOTES[text[0]] else text
+    quoted = isinstance(text, str) and text[:1] in QUOTES and text[-1] in QUOTES[text[0]]
+    return unquoted(text)[0] if quoted else text
 
 
 def paper_list(name: str) -> list[Concept]:
