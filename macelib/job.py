@@ -74,10 +74,7 @@ def erase(
         log.warning(note)
     check_pipeline(pipe)
     config = _filled(pipe, concepts, config, prior is not None)
-    if is_joint(denoiser(pipe)) and any(config.of(c.kind).written == "v" for c in concepts):
-        raise MaceError(f"{type(pipe).__name__} reads keys and values by one matrix: leave the setting written at kv.")
-    for kind in {c.kind for c in concepts} if config.stages != "1" else ():
-        check_drawing(pipe, (), config.of(kind).images.steps)  # before captions are read, which may take hours
+    check_kinds(pipe, concepts, config)  # before captions are read, which may take hours
     concepts = [with_companions(with_templates(c, config.templates), config.companions) for c in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
         check_prompt(pipe, text)  # refuses one that is too long before the first is read
@@ -127,11 +124,8 @@ def check(
     MaceError: what cannot be erased together or kept beside it, captions or templates that cannot be read, values
     of Eq. 5 that do not fit, a folder or a cache that cannot be written.
     """
-    notes = [
-        *check_concepts(concepts),
-        *check_kept(concepts, config.prior.names),
-        *_unprotected(concepts, config, prior),
-    ]
+    notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names)]
+    notes += _unprotected(concepts, config, prior)
     for kind in dict.fromkeys(concept.kind for concept in concepts):
         config.training(kind)
     for concept in concepts if config.templates else ():
@@ -142,6 +136,15 @@ def check(
         if place is not None:
             check_writable(place)
     return notes
+
+
+def check_kinds(pipe, concepts: Sequence[Concept], config: EraseConfig) -> None:
+    """MaceError for filled settings that the model cannot do: what is written, steps of the training pictures."""
+    own = [config.of(kind) for kind in {concept.kind for concept in concepts}]
+    if is_joint(denoiser(pipe)) and any(c.written == "v" for c in own):
+        raise MaceError(f"{type(pipe).__name__} reads keys and values by one matrix: leave the setting written at kv.")
+    for images in (c.images for c in own if config.stages != "1"):
+        check_drawing(pipe, (), images.steps)
 
 
 def _unprotected(concepts: Sequence[Concept], config: EraseConfig, prior: priors.Prior | None) -> list[str]:

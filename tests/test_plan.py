@@ -140,6 +140,18 @@ def test_what_is_missing_is_said_and_refused(pipe, tmp_path, monkeypatch):
     assert plan(pipe, several, replace(CONFIG, prior=PriorConfig(use=False))).captions == 0
 
 
+@pytest.mark.parametrize("call", [plan, erase])
+def test_more_steps_than_the_scheduler_has_are_refused_in_the_plan_too(pipe, call):
+    config = replace(CONFIG, images=replace(CONFIG.images, steps=5000), prior=PriorConfig(use=False))
+    with pytest.raises(MaceError, match="steps is 5000; allowed: 1 to 1000"):
+        call(pipe, CONCEPTS, config)
+    joint = tiny_transformer("flux")
+    with pytest.raises(MaceError, match="leave the setting written at kv"):
+        call(joint, CONCEPTS, replace(CONFIG, written="v", prior=PriorConfig(use=False)))
+    if call is plan:
+        assert plan(pipe, CONCEPTS, replace(config, stages="1")).pictures == 0
+
+
 def test_words_of_a_plan(pipe):
     found = plan(pipe, [Concept("ship", "sea")], CONFIG)
     tight = replace(found, free=10, space=10, seconds={"drawing": 7300.0}, memory={"training": 8_100_000_000})

@@ -12,7 +12,7 @@ from ..concepts import Concept, listed, with_synonyms, with_templates
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..groups import groups
-from ..job import _layers, _needs_prior, _suggestions
+from ..job import _layers, _needs_prior, _suggestions, check_kinds
 from ..method import prior as priors
 from ..method.images import read_manifest
 from ..method.lora.work import Work
@@ -105,6 +105,7 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
     check_pipeline(pipe)
     concepts = listed(concepts, lambda: _suggestions(pipe))
     named, config = (config or EraseConfig()), (config or EraseConfig()).for_model(pipe, concepts)
+    check_kinds(pipe, concepts, config)
     concepts, missing = [with_templates(concept, config.templates) for concept in concepts], []
     captions = 0 if prior else _captions(pipe, concepts, config, missing)
     config = _masked(concepts, config, named, missing)
@@ -231,10 +232,9 @@ def _masked(concepts, config: EraseConfig, named: EraseConfig, missing: list[str
 
 def _pictures(pipe, concepts, config: EraseConfig, folder) -> tuple[dict[str, int], int]:
     """Training pictures to be drawn, by kind of concept, and how many the folder has."""
-    wanted, kept = {}, 0
     if config.stages == "1":
-        return wanted, kept
-    marks = model_hash(pipe), drawing_hash(pipe)
+        return {}, 0
+    wanted, kept, marks = {}, 0, (model_hash(pipe), drawing_hash(pipe))
     for concept in concepts:
         there = 0
         if folder is not None:
