@@ -242,8 +242,9 @@ def test_a_closed_page_lets_go_of_its_model(pipe, erasure):
     gc.collect()
     assert held() is None and not page.error
     page.learn.click(), page.update()
-    with pytest.raises(MaceError, match="closed"):
-        page.figure()
+    for ask in (page.figure, lambda: page.settings):
+        with pytest.raises(MaceError, match="This page is closed: run its cell again"):
+            ask()
 
 
 def test_a_cell_that_runs_again_with_another_model_leaves_one_page(pipe, erasure, monkeypatch):

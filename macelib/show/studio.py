@@ -80,7 +80,8 @@ class Studio(Doing):
 
     @property
     def settings(self) -> dict:
-        """What the page says; MaceError for seeds that are none."""
+        """What the page says; MaceError for seeds that are none, and where the page is closed."""
+        self._check_open()
         found = {"prompt": self.prompt.value, "seeds": list(parse_seeds(self.seeds.value))}
         found |= {"steps": self.steps.value, "guidance": self.guidance.value, "autocast": self.easel.autocast}
         found |= {"beside": self.beside.value} if self.beside.value.strip() else {}
@@ -121,8 +122,7 @@ class Studio(Doing):
 
     def figure(self, title: str | None = None) -> viz.Figure:
         """What the page shows, as a figure for paper; MaceError where the page shows an error, or is closed."""
-        if self.easel is None:
-            raise MaceError("This page is closed, and another one has taken its place: take the figure of that one.")
+        self._check_open()
         if self.error:
             raise MaceError(self.error)
         rows = self._rows()
@@ -137,6 +137,10 @@ class Studio(Doing):
         self.cells.close()
         _open.discard(self)
         self.worker.start(lambda _: self._let_go())
+
+    def _check_open(self) -> None:
+        if self.easel is None:
+            raise MaceError("This page is closed: run its cell again, or go on with the page that took its place.")
 
     def _let_go(self) -> None:
         self.easel = self.judge = None
