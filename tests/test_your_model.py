@@ -1,10 +1,19 @@
 """The sizes that notebook 08 shows, against published ones and against a file."""
 
+from pathlib import Path
+
+import nbformat
 import pytest
+import torch
 from PIL import Image
 
+from macelib import EraseConfig
 from macelib.bench import Shapes, random_erasure
+from macelib.concepts import Concept
 from macelib.lessons.your_model import LAYOUTS, changed, file_size, needs, payload
+from macelib.models.tiny import tiny_pipeline
+
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "08_your_model.ipynb"
 
 
 @pytest.mark.slow
@@ -32,3 +41,15 @@ def test_how_far_pictures_change():
     black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
     table = changed(["a", "b"], [black, black], [grey, black])
     assert table["mean difference of pixels"].to_dict() == pytest.approx({"a": 0.2, "b": 0.0})
+
+
+@pytest.mark.parametrize("masks", ["attention", "drawing", "full"])
+def test_the_notebook_shows_masks_of_every_source_that_needs_no_other_model(tmp_path, masks):
+    first, *cells = [cell.source for cell in nbformat.read(NOTEBOOK, 4).cells if "make_masks" in cell.source]
+    known = {"concepts": {}, "tflops": 1, "images": 2, "steps": 2, "guidance": 2.0, "seed": 0, "run_folder": tmp_path}
+    exec("\n".join(line for line in first.splitlines() if "import" in line), known)
+    known |= {"pipe": (pipe := tiny_pipeline("sd")), "chosen": [Concept("ship", "sea")]}
+    known |= {"settings": EraseConfig.from_dict({"images": {"masks": masks}}).for_model(pipe, known["chosen"])}
+    (cell,) = cells
+    exec(cell, known)
+    assert known["masks"] == masks and known["where"].shape == (2, 1, 64, 64) and torch.isfinite(known["where"]).all()
