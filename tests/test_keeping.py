@@ -1,10 +1,12 @@
 """Names to keep harm no others: the study's lists, its paired differences by hand, and a run on a small pipeline."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 
 from macelib import EraseConfig, MaceError, evaluate
-from macelib.evaluate import record
+from macelib.evaluate import keeping, record
 from macelib.evaluate.keeping import differences, keeping_lists, keeping_study
 from macelib.models.families import MINI, UNKNOWN
 from macelib.models.mini import catalogue
@@ -20,8 +22,9 @@ def test_lists_meet_neither_each_other_nor_other_studies():
     assert not {groups[name] for name in [*looked, *kept]} & {"unsafe", *MINI.people}
     with pytest.raises(MaceError, match="needs a catalogue"):
         keeping_lists(UNKNOWN)
-    with pytest.raises(MaceError, match="ask for fewer"):
-        keeping_lists(MINI, 400)
+    few = {*kept[:10], *(concept.name for concept in evaluate.object_list(MINI))}
+    with pytest.raises(MaceError, match="10 names of mini-SD are left, and this study needs 45"):
+        keeping_lists(replace(MINI, catalogue=lambda: [e for e in catalogue() if e.name in few]))
 
 
 def test_differences_are_paired():
@@ -55,15 +58,15 @@ class Right:
         return ["cat"] * len(images)
 
 
-def test_the_study(tmp_path):
+def test_the_study(tmp_path, monkeypatch):
     pipe = tiny_pipeline("sd")
     config = EraseConfig.from_dict({
         "prior": {"captions": "builtin"}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 1},
     })  # fmt: skip
-    lists = (["cat", "dog"], ["castle"])
+    monkeypatch.setattr(keeping, "keeping_lists", lambda family: (["cat", "dog"], ["castle"]))
     told = []
     found = keeping_study(
-        pipe, tmp_path, config, seeds=range(2), classifier=Right(), lists=lists, steps=1, batch=4,
+        pipe, tmp_path, config, seeds=range(2), classifier=Right(), steps=1, batch=4,
         progress=lambda stage, *rest: told.append(stage),
     )  # fmt: skip
     assert list(found.metrics.kept) == [0, 1, 0, 1] and list(found.metrics.value) == [50] * 4

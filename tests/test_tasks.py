@@ -91,15 +91,12 @@ def test_sd_lists_are_the_papers():
 
 def test_what_is_erased_together_and_kept_beside_it():
     objects, people = task("mini-objects"), task("mini-characters")
-    assert [[c.name for c in some] for some in objects.erasures()] == [[row.name] for row in objects.erased]
-    first = objects.erasures()[0]
-    assert objects.kept_beside(first) == names(objects.erased)[1:]
-    (five,) = people.erasures(5)
+    assert objects.kept_beside(objects.concepts()[:1]) == names(objects.erased)[1:]
+    five = people.concepts(5)
     assert len(five) == 5 and people.kept_beside(five) == names(people.kept)
     two = task("mini-two-things")
-    assert "cat" in two.kept_beside(two.erasures()[0]) and "cat" not in two.kept_beside(
-        next(some for some in two.erasures() if some[0].name == "cat")
-    )
+    cat = next(concept for concept in two.concepts() if concept.name == "cat")
+    assert "cat" in two.kept_beside(two.concepts()[:1]) and "cat" not in two.kept_beside([cat])
     with pytest.raises(MaceError, match=r"does not erase 7 concepts; it erases 1, 5, 10, 30, 50, 100"):
         people.concepts(7)
 

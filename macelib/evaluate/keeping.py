@@ -27,6 +27,7 @@ from .work import Progress, choices, label
 
 DEMO = ("ship", "frog", "horse")  # what the demo erases together
 KEPT = (0, 1, 20)  # how many names are kept
+LOOKED = 25  # how many others are looked at
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,11 @@ class Keeping:
         return f"{self.metrics.round(1).to_string(index=False)}\nSettings: {self.settings['preset']}."
 
 
-def keeping_lists(family: Family, names: int = 25, kept: int = max(KEPT)) -> tuple[list[str], list[str]]:
+def keeping_lists(family: Family) -> tuple[list[str], list[str]]:
     """Names that are looked at, and names that are kept beside them, evenly from the catalogue; nothing is in both.
 
-    No person, nothing unsafe, none of the paper's ten, none that settings are chosen on. MaceError: no catalogue.
+    No person, nothing unsafe, none of the paper's ten, none that settings are chosen on. MaceError: no catalogue, or
+    too small a one.
     """
     if family.catalogue is None or family.split is None:
         raise MaceError(f"No names are known that a model of {family.name} draws: this study needs a catalogue.")
@@ -59,11 +61,11 @@ def keeping_lists(family: Family, names: int = 25, kept: int = max(KEPT)) -> tup
         e.name for e in family.catalogue()
         if e.drawn and e.group not in (*family.people, "unsafe") and e.name not in apart
     ]  # fmt: skip
-    if len(some) < names + kept:
-        raise MaceError(f"{len(some)} names are left, and {names + kept} are needed: ask for fewer.")
-    looked = [some[i * len(some) // names] for i in range(names)]
+    if len(some) < LOOKED + max(KEPT):
+        raise MaceError(f"{len(some)} names of {family.name} are left, and this study needs {LOOKED + max(KEPT)}.")
+    looked = [some[i * len(some) // LOOKED] for i in range(LOOKED)]
     rest = [name for name in some if name not in looked]
-    return looked, [rest[i * len(rest) // kept] for i in range(kept)]
+    return looked, [rest[i * len(rest) // max(KEPT)] for i in range(max(KEPT))]
 
 
 def keeping_study(
@@ -73,17 +75,16 @@ def keeping_study(
     *,
     seeds: Sequence[int] = range(8),
     classifier=None,
-    lists: tuple[list[str], list[str]] | None = None,
     progress: Progress | None = None,
     **drawing,
 ) -> Keeping:
     """The ship, then the demo's three, erased with 0, 1 and 20 names to keep: are 25 other names still recognised?
 
-    lists: names that are looked at, and names to keep (`keeping_lists`). Differences are to the erasure without names
-    to keep, with a 95 % interval over names and seeds, crossed and paired. drawing: steps, guidance, batch, autocast.
+    Both are of `keeping_lists`. Differences are to the erasure without names to keep, with a 95 % interval over names
+    and seeds, crossed and paired. drawing: steps, guidance, batch, autocast.
     """
     folder, classifier = Path(folder), classifier or classifier_for(pipe)
-    looked, kept = lists or keeping_lists(family_of(pipe))
+    looked, kept = keeping_lists(family_of(pipe))
     classifier.check(looked)
     by_name = {concept.name: concept for concept in object_list(family_of(pipe))}
     drawn, rows, erasures = Drawing(**drawing), [], []

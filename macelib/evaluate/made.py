@@ -10,7 +10,8 @@ from ..models.about import about
 def made_with(pipe, erasures: Sequence, judge) -> dict:
     """Model, scheduler, precision, judge, versions, and each erasure's concepts and settings (an edit's key).
 
-    Of a concept's templates, synonyms and companions, those of its own; others follow from the settings.
+    Of a concept's templates, synonyms and companions, those it holds; templates that the settings name are written
+    into it by `erase`, the settings' companions are not repeated.
     """
     known = about(pipe)
     return {

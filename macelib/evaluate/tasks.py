@@ -62,11 +62,6 @@ class Task:
         rows = self.erased[:count]
         return [Concept(row.name, row.anchor, self.about.kind, row.synonyms) for row in rows]
 
-    def erasures(self, count: int | None = None) -> list[list[Concept]]:
-        """The lists of concepts that are erased together: one of all, or one for each."""
-        concepts = self.concepts(count)
-        return [concepts] if self.about.erase == "together" else [[concept] for concept in concepts]
-
     def kept_beside(self, concepts: Sequence[Concept]) -> list[str]:
         """The names that must stay while these concepts go: the kept ones, and where there are none, the others."""
         gone = {concept.name for concept in concepts}
