@@ -6,7 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from macelib.attacks import LEVELS, Nearest, attack, attacks, read_pictures, wordings
+from macelib.attacks import LEVELS, Nearest, attack, attacks, judge_key, read_pictures, wordings
 from macelib.attacks.completion import begun, completed
 from macelib.attacks.noise import NoisyDDIM
 from macelib.attacks.ring_a_bell import direction, pairs
@@ -162,6 +162,27 @@ def test_a_run_that_was_cut_short_goes_on(pipe, uce, tmp_path):
     assert attack(pipe, uce, SHIP, "noise", judge=judge, **options) == result and not judge.shown
     attack(pipe, uce, SHIP, "noise", judge=judge, **{**options, "steps": 2})
     assert judge.shown  # other settings: other rows
+
+
+def test_another_judge_looks_itself(pipe, uce, tmp_path):
+    """Rows are kept by judge: by its key, or its name and weights; a gallery's is what is in it."""
+    options = {"settings": QUICK["noise"], "steps": 1, "seeds": [0], "folder": tmp_path}
+    first, second = Says("ship"), Says("sea", "sea", "sea")
+    second.name = "another"
+    attack(pipe, uce, SHIP, "noise", judge=first, **options)
+    assert not attack(pipe, uce, SHIP, "noise", judge=second, **options).rows[0]["success"] and second.shown
+    one, other = Says(), Says()
+    one.model, other.model = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert judge_key(one) == judge_key(one) != judge_key(other)
+
+    class Clip:
+        def image_vectors(self, pictures):
+            return torch.from_numpy(np.stack([np.asarray(p).reshape(-1)[:3] for p in pictures])).float()
+
+    gallery = {name: [Image.new("RGB", (2, 2), name)] for name in ("red", "blue", "green")}
+    some = {name: gallery[name] for name in ("red", "blue")}
+    keys = {judge_key(Nearest(Clip(), of)) for of in (gallery, some, {**some, "blue": gallery["green"]}, dict(some))}
+    assert len(keys) == 3
 
 
 def test_what_cannot_be_measured_is_said(pipe, uce):

@@ -17,7 +17,7 @@ from . import (  # noqa: F401  (each registers its attack)
     unlearndiffatk,
     wording,
 )
-from .attack import CONTROLS, Result, attack
+from .attack import CONTROLS, Result, attack, judge_key
 from .foreign import Nearest, read_pictures
 from .registry import Attack, Try, attacks, named, register
 from .scene import Scene
@@ -33,6 +33,7 @@ __all__ = [
     "Try",
     "attack",
     "attacks",
+    "judge_key",
     "named",
     "read_pictures",
     "register",

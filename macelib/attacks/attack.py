@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
-from ..files import atomic, hash_tensors, hash_text, locked, name_of
+from ..files import hash_tensors, hash_text, locked, name_of, write_json
 from ..models.entrances import denoiser, text_weights
 from ..models.sample import check_drawing, encode_images
 from ..models.swap import applied, applied_edit, base_hash, untouched
@@ -81,7 +81,7 @@ def attack(
     model unless given, where an attack needs them. settings: of the attack's class, or some of its fields.
     A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`Try.alone`: found);
     budget and seconds: what was spent on the prompt and seed up to there.
-    folder: keeps rows, and goes on from them. The pipeline is left as it was.
+    folder: keeps rows, and goes on from them, for the same judge (`judge_key`). The pipeline is left as it was.
     What an attack refuses of a foreign name is not measured, in its words.
     MaceError: an unknown attack, control or setting, a prompt without the concept, what the attack itself refuses.
     """
@@ -110,6 +110,7 @@ def attack(
         with applied(pipe, erasure) if edited else nullcontext():
             edit = getattr(applied_edit(pipe), "key", "")
             key = hash_text(key, hash_tensors(text_weights(denoiser(target))), edit, *map(_bytes, pictures))
+            key = hash_text(key, judge_key(judge))
         store = _Store(folder, f"{name}-{control}-{name_of(concept.name)}", key)
         with store.alone():
             jobs = [(p, s) for p in prompts for s in seeds if (p, s) not in store.done]
@@ -187,6 +188,18 @@ def _row(about, scene: Scene, began: float, prompt, seed, pre, success, variant,
     return row | {"budget": dataclasses.asdict(scene.passes), "seconds": seconds}
 
 
+def judge_key(judge) -> str:
+    """What a judge's verdicts depend on: its `key` where it has one, else its `name` and the weights of its `model`.
+
+    Judges that have none of these are taken for one.
+    """
+    if (key := getattr(judge, "key", None)) is not None:
+        return key
+    model = getattr(judge, "model", None)
+    weights = "" if model is None else hash_tensors(dict(model.state_dict()))
+    return hash_text(getattr(judge, "name", ""), weights)
+
+
 def _bytes(picture: Image.Image) -> str:
     return hash_text(picture.size, picture.convert("RGB").tobytes().hex())
 
@@ -215,5 +228,4 @@ class _Store:
         self.done[prompt, seed] = rows
         if self.path is not None:
             jobs = [{"prompt": p, "seed": s, "rows": found} for (p, s), found in self.done.items()]
-            with atomic(self.path) as temporary:
-                temporary.write_text(json.dumps({"jobs": jobs}, indent=1, ensure_ascii=False), encoding="utf-8")
+            write_json(self.path, {"jobs": jobs})

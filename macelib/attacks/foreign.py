@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from ..errors import MaceError
+from ..files import hash_tensors, hash_text
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -45,6 +46,7 @@ class Nearest:
         self.clip, self.name = clip, name
         self.names = [concept for concept, pictures in gallery.items() for _ in pictures]
         self.vectors = self._vectors([picture for pictures in gallery.values() for picture in pictures])
+        self.key = hash_text(name, *self.names, hash_tensors({"gallery": self.vectors}))  # of its CLIP, too
 
     @torch.no_grad()
     def _vectors(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
