@@ -180,9 +180,12 @@ class EraseConfig:
         """
         from .models.families import family_of
 
+        return self.for_family(family_of(pipe), concepts)
+
+    def for_family(self, family, concepts: Sequence) -> "EraseConfig":
+        """`for_model`, of any model of a family."""
         if self.rows is not None:
             return self
-        family = family_of(pipe)
         name = self.preset_name or family.preset
         made = name == family.preset or (name == "best" and family.preset == "mini")
         mark = family.note if made else f"not made for {family.name}"

@@ -1,6 +1,7 @@
 """The grid that settings are chosen from: what it refuses, that its best point is taken, that it goes on."""
 
 import json
+from importlib import import_module
 
 import pandas as pd
 import pytest
@@ -80,6 +81,10 @@ def test_every_point_is_measured_and_the_best_of_each_list_taken(tmp_path, monke
     monkeypatch.setattr(pictures, "generate", None)  # all is there
     again = evaluate.grid_study(*arguments, classifier=ByPixel(), **FAST)
     assert again.metrics.equals(result.metrics)
+    monkeypatch.setitem(import_module("macelib.presets.values").MINI_TRAIN, "object", {"lr": 9.0})
+    monkeypatch.setattr(studies, "_erased", lambda *args: {}["erased anew"])
+    with pytest.raises(KeyError, match="erased anew"):  # the preset fills what points leave open
+        evaluate.grid_study(*arguments, classifier=ByPixel(), **FAST)
 
 
 def test_the_shipped_grid_changes_settings_that_the_preset_has():

@@ -1,10 +1,15 @@
 """MACE itself, with the settings chosen among its candidates, and its five ablations: each is a setting or two."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+from ..concepts import Concept
 from ..config import EraseConfig
 from ..erasure import Erasure
+from ..errors import MaceError
 from ..job import erase
+from ..models.families import Family
 from .registry import Request, register
 
 BY_TASK = {"celebrity": EraseConfig(defaults="celebrity")}  # many people have settings of their own
@@ -18,15 +23,26 @@ AS_PUBLISHED = {  # on a model that has settings of its own: the paper's, withou
 @register("mace", EraseConfig, published=BY_TASK, trains=True)
 def mace(request: Request, settings: EraseConfig) -> Erasure:
     """All three stages; names to keep are the domain prior, unless the settings name one."""
-    settings = replace(keeping(request, settings), seed=request.seed)
+    settings = replace(keeping(request.kept, settings), seed=request.seed)
     return erase(request.pipe, request.concepts, settings, progress=request.tell, folder=request.folder)
 
 
-def keeping(request: Request, settings: EraseConfig) -> EraseConfig:
+def keeping(kept: Sequence[str], settings: EraseConfig) -> EraseConfig:
     """The settings with the names to keep as the domain prior, where they have a prior and none of their own."""
-    if not request.kept or not settings.prior.use or settings.prior.domain:
+    if not kept or not settings.prior.use or settings.prior.domain:
         return settings
-    return settings.keeping(request.kept)
+    return settings.keeping(kept)
+
+
+def filled(name: str, settings: EraseConfig, family: Family, concepts: Sequence[Concept], kept=()) -> EraseConfig:
+    """What a method of these erases with, filled by the presets as they are: what its results depend on.
+
+    Its own change of the settings is left out, but for the preset "best", once something is chosen for it.
+    """
+    if name == "mace-best":
+        with suppress(MaceError):
+            settings = replace(settings, preset_name="best")
+    return keeping(kept, settings).for_family(family, concepts)
 
 
 @register("mace-best", EraseConfig, published=BY_TASK, trains=True)

@@ -16,15 +16,19 @@ import torch
 from torch import Tensor
 
 from ..baselines import Edit, build, method
+from ..baselines.ablations import filled
 from ..baselines.edit import FORMAT
 from ..bench import Meter
+from ..concepts import Concept
 from ..config import EraseConfig
 from ..erasure import Erasure
 from ..errors import MaceError
 from ..evaluate.pictures import Drawing, Job
 from ..evaluate.work import Protocol, Work
 from ..files import hash_text, read_cached, read_tensors, save_tensors, write_json, write_text
+from ..models.families import UNKNOWN, Family
 from ..models.swap import untouched
+from ..reading import build_settings
 from .looking import Looking
 from .plan import ORIGINAL, Plan, Way
 from .residual import why_not, words_around
@@ -44,6 +48,7 @@ class Measuring:
     look: Looking
     folder: Path
     keep: bool = False  # edits of methods that do not train are kept, too
+    family: Family = UNKNOWN  # of the model: its preset fills MACE's settings
 
     @property
     def work(self) -> Work:
@@ -121,13 +126,14 @@ class Measuring:
                 for some, pictures in self.drawing.pictures(pipe, list(names), self.folder / "pictures", "residual"):
                     seen["residual"] |= zip(some, self.look(pictures, some), strict=True)
         rows = {part: [[*job, found] for job, found in some.items()] for part, some in seen.items()}
-        write_json(self._file(way, unit, "seen"), {"key": self._key(way), **rows}, None)
+        write_json(self._file(way, unit, "seen"), {"key": self._key(way, unit), **rows}, None)
 
     def _drawn(self, pipe, jobs: list[Job], erasures: Sequence[int], way: Way, unit: Unit, tell: Progress) -> dict:
         """By job what is seen; the image vectors of kept names' pictures, and what drawing took, are kept in files."""
         seen: dict[Job, dict] = {}
         vectors: dict[Job, Tensor] = {}
-        measured = Strain(self._file(way, unit, "strain"), self._key(way), self._strain(way, unit), pipe.device.type)
+        key, place = self._key(way, unit), self._file(way, unit, "strain")
+        measured = Strain(place, key, self._strain(way, unit), pipe.device.type)
         kept = {job for number in erasures for job in self.kept_jobs(number)} if self.look.clip is not None else set()
         for some, pictures in self.drawing.pictures(pipe, jobs, self.folder / "pictures", "drawn", measured):
             seen |= zip(some, self.look(pictures, some), strict=True)
@@ -137,7 +143,7 @@ class Measuring:
             tell(str(way), len(seen), len(jobs), some[-1][0])
         if vectors:
             place = self._file(way, unit, "vectors", ".safetensors")
-            save_tensors(place, {"x": torch.stack([*vectors.values()])}, {"key": self._key(way), "jobs": [*vectors]})
+            save_tensors(place, {"x": torch.stack([*vectors.values()])}, {"key": key, "jobs": [*vectors]})
         return seen
 
     def kept_jobs(self, i: int) -> list[Job]:
@@ -149,8 +155,8 @@ class Measuring:
         chosen, kept, known = method(way.method), self._file(way, unit, "edits", ".safetensors"), self._made(way, unit)
         resumes = chosen.settings is EraseConfig  # cut short, its training goes on, and so does its time
         keeps = chosen.trains or self.keep
-        if keeps and kept.is_file() and known.get("key") == self._key(way):
-            return loaded(kept)
+        if keeps and kept.is_file() and known.get("key") == self._key(way, unit):
+            return self._loaded(kept, unit)
         spent, last, began = self._file(way, unit, "spent"), [0.0], time.perf_counter()
         before = float(spent.read_text()) if resumes and spent.is_file() else 0.0
 
@@ -168,16 +174,29 @@ class Measuring:
             edit = build(pipe, self.plan.erasures[unit[0]], way.method, way.values, **options)
         memory = torch.cuda.max_memory_allocated() if pipe.device.type == "cuda" else meter.base + meter.peak
         values = edit.config.to_dict() if hasattr(edit, "config") else edit.settings
-        made = {"key": self._key(way), "seconds": before + meter.seconds, "encoding": clock[0]}
+        made = {"key": self._key(way, unit), "seconds": before + meter.seconds, "encoding": clock[0]}
         made |= {"megabytes": memory / 1e6, "values": values, "notes": list(getattr(edit, "notes", ()))}
         if keeps:
             edit.save(kept)
-        write_json(self._file(way, unit, "made"), made, None)
+        if known.get("key") != self._key(way, unit):  # what a comparison has measured stays
+            write_json(self._file(way, unit, "made"), made, None)
         return edit
 
-    def _key(self, way: Way) -> str:
-        published = method(way.method).settings_for(self.plan.kind)
-        return hash_text(json.dumps([asdict(published), dict(way.values or {})], default=str))
+    def _loaded(self, kept: Path, unit: Unit):
+        """A kept edit; MaceError where it is not of what the plan erases."""
+        edit, asked = loaded(kept), _pairs(self.plan.erasures[unit[0]])
+        if (there := _pairs(edit.concepts)) != asked:
+            raise MaceError(f"{kept} erases {', '.join(there)}, not {', '.join(asked)}: delete it; it is made anew.")
+        return edit
+
+    def _key(self, way: Way, unit: Unit) -> str:
+        """Of the settings that an edit is made with: what is open in MACE's is what its preset says today."""
+        chosen, own = method(way.method), dict(way.values or {})
+        settings: Any = [asdict(chosen.settings_for(self.plan.kind)), own]
+        if chosen.settings is EraseConfig:
+            named = build_settings(EraseConfig, settings[0] | own)
+            settings = filled(way.method, named, self.family, self.plan.erasures[unit[0]], self.plan.told).to_dict()
+        return hash_text(json.dumps(settings, default=str))
 
     def _name(self, way: Way, unit: Unit) -> str:
         i, seed = unit
@@ -193,12 +212,12 @@ class Measuring:
     def _strain(self, way: Way, unit: Unit) -> list[Batch]:
         """What drawing took, batch by batch, as far as it was drawn for this."""
         known = _json(self._file(way, unit, "strain"))
-        return [tuple(batch) for batch in known["batches"]] if known.get("key") == self._key(way) else []
+        return [tuple(batch) for batch in known["batches"]] if known.get("key") == self._key(way, unit) else []
 
     def _vectors(self, way: Way, unit: Unit) -> dict[Job, Tensor] | None:
         """By job the image vectors; None where there are none, or of other settings."""
         place = self._file(way, unit, "vectors", ".safetensors")
-        if (found := read_cached(place, self._key(way))) is None:
+        if (found := read_cached(place, self._key(way, unit))) is None:
             return None
         return dict(zip(map(tuple, read_tensors(place)[0]["jobs"]), found["x"], strict=True))
 
@@ -206,13 +225,18 @@ class Measuring:
         """What was seen of an erasure; None where that is missing, damaged or of other settings."""
         found = _json(self._file(way, unit, "seen"))
         try:
-            if found["key"] != self._key(way) or (way != ORIGINAL and not self._made(way, unit)):
+            if found["key"] != self._key(way, unit) or (way != ORIGINAL and not self._made(way, unit)):
                 return None
             if self.look.clip is not None and self.kept_jobs(unit[0]) and self._vectors(way, unit) is None:
                 return None
             return {part: {(p, s): rules for p, s, rules in found[part]} for part in ("drawn", "residual")}
         except (ValueError, LookupError, TypeError):
             return None
+
+
+def _pairs(concepts: Sequence[Concept]) -> list[str]:
+    """Each name with its anchor."""
+    return [f"{concept.name}={concept.anchor}" for concept in concepts]
 
 
 def _json(path: Path) -> dict:

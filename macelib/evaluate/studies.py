@@ -8,10 +8,9 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
-from ..baselines import method
 from ..concepts import Concept, paper_list
 from ..config import EraseConfig
 from ..errors import MaceError
@@ -23,7 +22,7 @@ from .companions import Pairs, pairs
 from .keeping import DEMO
 from .lists import character_lists, companion_lists, object_list, tuning_lists
 from .tables import Evaluation
-from .tuning import KINDS, Grid, Tuning, changed, edits, tune
+from .tuning import Grid, Tuning, changed, edits, published, tune
 from .work import Progress, check_seeds, label
 
 
@@ -102,19 +101,23 @@ def grid_study(
     config: what the points of MACE's grid are changes of; those of another method's, of what is published for its task.
     """
 
-    def erased(how: str, concepts: list[Concept], kept: list[str], point: dict, name: str):
+    def settled(how: str, concepts: list[Concept], kept: list[str], point: dict) -> EraseConfig:
         settings = changed(config or EraseConfig(), point)
         if how == "together":
             settings = settings if settings.defaults else replace(settings, defaults="celebrity")
             settings = settings if settings.prior.domain else settings.keeping(kept, settings.prior.lambda3)
-        return _erased(pipe, concepts, settings, Path(folder), name, progress)
+        return settings
 
-    if grid.method == "mace":
-        make, start = erased, (config or EraseConfig()).to_dict()
-    else:
-        make = edits(pipe, folder, grid.method, progress)
-        start = [asdict(method(grid.method).settings_for(kind)) for kind in KINDS.values()]
-    return tune(pipe, folder, grid, make, start, seeds=seeds, progress=progress, **options)
+    def erased(how: str, concepts: list[Concept], kept: list[str], point: dict, name: str):
+        return _erased(pipe, concepts, settled(how, concepts, kept, point), Path(folder), name, progress)
+
+    def asked(how: str, concepts: list[Concept], kept: list[str], point: dict) -> dict:
+        if grid.method != "mace":
+            return published(grid.method, how, point)
+        return settled(how, concepts, kept, point).for_model(pipe, concepts).to_dict()  # by the presets as they are
+
+    make = erased if grid.method == "mace" else edits(pipe, folder, grid.method, progress)
+    return tune(pipe, folder, grid, make, asked, seeds=seeds, progress=progress, **options)
 
 
 ABLATION: dict[str, dict] = {  # row of the table -> settings

@@ -39,6 +39,9 @@ DRAWING = {f.name for f in dataclasses.fields(Drawing)}
 # list, concepts, names to keep, point, label -> an erasure or an edit
 Make = Callable[[str, Sequence[Concept], Sequence[str], dict[str, Any], str], Any]
 
+# list, concepts, names to keep, point -> the settings, as JSON
+Asked = Callable[[str, Sequence[Concept], Sequence[str], dict[str, Any]], dict[str, Any]]
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -115,7 +118,7 @@ def tune(
     folder: str | Path,
     grid: Grid,
     make: Make,
-    start: Any = None,
+    asked: Asked,
     *,
     seeds: Sequence[int] = range(3),
     minutes: float | None = None,
@@ -130,8 +133,9 @@ def tune(
     first point. A point that the method refuses has no numbers. Points that are measured are kept in `folder`,
     pictures, too.
 
-    make: erases by a point. start: what points are changes of, as JSON. minutes: no further point of a list begins when
-    making those before it took so long. options: of `characters`.
+    make: erases by a point. asked: all settings that it does so with, as JSON: a point is measured anew where they
+    changed. minutes: no further point of a list begins when making those before it took so long. options: of
+    `characters`.
     """
     check_seeds(len(seeds))
     folder, family = Path(folder), family_of(pipe)
@@ -149,12 +153,11 @@ def tune(
             continue
         label, single = grid.label(how, number), how != "together"
         lists = [[c] for c in concepts[: grid.few]] if single else [concepts]
-        key = hash_text(
-            json.dumps([about, start, point, [[c.name for c in some] for some in lists], kept], default=str)
-        )
+        told = [] if single else kept
+        wanted = [[[c.name for c in some], asked(how, some, told, point)] for some in lists]
+        key = hash_text(json.dumps([about, point, wanted, kept], default=str))
         place = folder / "points" / f"{name_of(label)}.json"
         if (found := _read(place, key)) is None:
-            told = [] if single else kept
             found = {"key": key, **_measured(pipe, make, how, lists, told, kept, point, label, progress, common)}
             if "settings" in found:
                 write_json(place, found, None, default=str)
@@ -197,13 +200,18 @@ def _measured(pipe, make: Make, how, lists, told, kept, point, label: str, progr
     return {"row": {**_numbers(result), "seconds": seconds, "why": ""}, "settings": result.settings}
 
 
+def published(name: str, how: str, point: dict[str, Any]) -> dict[str, Any]:
+    """A method's published settings for a list, with a point's in their place."""
+    return dataclasses.asdict(method(name).settings_for(KINDS[how])) | point
+
+
 def edits(pipe, folder: str | Path, name: str, progress: Progress | None = None) -> Make:
     """What makes the edits of a method from points of its grid; those that are trained are kept, and their time."""
     chosen = method(name)
 
     def make(how: str, concepts, kept, point: dict[str, Any], label: str) -> Edit:
         path = Path(folder) / "edits" / f"{name_of(label)}.safetensors"
-        wanted = dataclasses.asdict(chosen.settings_for(KINDS[how])) | point
+        wanted = published(name, how, point)
         if chosen.trains and path.is_file():
             edit = Edit.load(path)
             if (edit.base, edit.settings, edit.concepts) == (base_hash(pipe), wanted, [*concepts]):
