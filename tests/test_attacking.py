@@ -2,7 +2,9 @@
 
 import json
 import sys
+from dataclasses import replace
 
+import compare_tools
 import pytest
 import yaml
 from compare_tools import ALONE, Judge, planned_of, untimed
@@ -10,8 +12,10 @@ from PIL import Image
 
 from macelib import cli
 from macelib.attacks import never
-from macelib.compare import LATER, Attacking, one_way, report, targets, ways
+from macelib.baselines import build
+from macelib.compare import LATER, Attacking, compare, either, find, one_way, planned, report, targets, ways
 from macelib.compare.plan import Way
+from macelib.concepts import Concept
 from macelib.errors import MaceError
 from macelib.evaluate import results
 from macelib.files import data_folder
@@ -151,8 +155,57 @@ def test_folders_of_something_else_are_refused(pipe, tmp_path):
     shared.run(pipe)
     assert (tmp_path / "out" / "edits" / "uce-published-000.safetensors").stat().st_mtime_ns == made
     assert not (tmp_path / "new" / "edits").exists()
-    with pytest.raises(MaceError, match="are of another model"):
+    with pytest.raises(MaceError, match=r"are of another run \(model differ\)"):
         attacking(tmp_path / "last", tmp_path, edits=tmp_path / "out", **options).run(tiny_pipeline("sd", seed=1))
+    assert not (tmp_path / "nowhere").exists() and not (tmp_path / "last").exists(), "refused before a file is written"
+
+
+def compared(pipe, folder, tmp_path, monkeypatch, **options):
+    """A comparison's folder, of pictures that take no time."""
+    monkeypatch.setattr("macelib.evaluate.pictures.generate", compare_tools.pictured)
+    found = planned_of(ALONE, tmp_path, **options)
+    compare(pipe, found, ways(["uce"], found, {}), folder, classifier=Judge(), metrics=["H_o"])
+    return folder
+
+
+def test_edits_of_a_comparison_of_some_names_are_refused(pipe, tmp_path, monkeypatch):
+    """They are kept by number: the first would be the horse's, and the ship is attacked."""
+    edits = compared(pipe, tmp_path / "some", tmp_path, monkeypatch, only=["horse"])
+    options = {"names": ["noise"], "methods": ["uce"], "controls": ["none"], "only": ["ship"], "edits": edits}
+    with pytest.raises(MaceError, match=r"of another run \(erasures, anchors differ\).*of the whole task"):
+        attacking(tmp_path / "out", tmp_path, **options).run(pipe)
+    about = json.loads((edits / "run.json").read_text())
+    erasures = {"erasures": [["ship"], ["frog"], ["horse"]], "anchors": [["sea"]] * 3}
+    (edits / "run.json").write_text(json.dumps(about | erasures))
+    found = attacking(tmp_path / "out", tmp_path, **options)
+    made = json.loads((edits / "made" / "uce-published-000.json").read_text())
+    build(pipe, [Concept("horse", "sea")], "uce").save(edits / "edits" / "uce-published-000.safetensors")
+    (row,) = results.read(found.run(pipe))["not_measured"]
+    assert (
+        "erases horse=sea" in row["why"] and json.loads((edits / "made" / "uce-published-000.json").read_text()) == made
+    )
+
+
+def test_a_task_file_that_changed_is_another_run(pipe, tmp_path):
+    options = {"names": ["noise"], "methods": ["uce"], "controls": ["none"], "only": ["ship"]}
+    attacking(tmp_path / "out", tmp_path, **options).run(pipe)
+    turned = planned_of({**ALONE, "erased": ALONE["erased"][::-1]}, tmp_path, seeds=2)
+    with pytest.raises(MaceError, match=r"another run \(erasures differ\)"):
+        replace(attacking(tmp_path / "out", tmp_path, **options), plan=turned).run(pipe)
+    about = json.loads((tmp_path / "out" / "run.json").read_text())
+    del about["erasures"], about["anchors"]  # of a version that did not say so
+    (tmp_path / "out" / "run.json").write_text(json.dumps(about))
+    attacking(tmp_path / "out", tmp_path, **options).run(pipe)
+
+
+def test_what_a_comparison_has_measured_stays(pipe, tmp_path, monkeypatch):
+    edits = compared(pipe, tmp_path / "all", tmp_path, monkeypatch)
+    before = {path.name: path.read_bytes() for path in (edits / "made").iterdir()}
+    assert before and not (edits / "edits").exists(), "the edit of a method that does not train is not kept"
+    options = {"names": ["noise"], "methods": ["uce"], "controls": ["none"], "edits": edits}
+    attacking(tmp_path / "out", tmp_path, **options).run(pipe)
+    assert {path.name: path.read_bytes() for path in (edits / "made").iterdir()} == before
+    assert len([*(edits / "edits").iterdir()]) == 3
 
 
 def test_of_many_concepts_some_are_drawn_and_named_ones_keep_their_place(tmp_path):
@@ -183,23 +236,28 @@ def mace(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MACELIB_DATA", str(tmp_path / "data"))
     (tmp_path / "README.md").write_text("<!-- results attacks -->\n<!-- end of results attacks -->\n")
 
+    options = {
+        "--task": tmp_path / "pets.yaml", "--methods": "uce", "--steps": 1, "--device": "cpu",
+        "--model": tmp_path / "model", "--settings": tmp_path / "settings.yaml",
+        "--classifier": f"{tmp_path / 'judge.py'}:look", "--out": tmp_path / "out",
+    }  # fmt: skip
+
     def call(*more):
-        monkeypatch.setattr(sys, "argv", [
-            "mace", "attack", "--task", str(tmp_path / "pets.yaml"), "--methods", "uce", "--steps", "1", "--device",
-            "cpu", "--model", str(tmp_path / "model"), "--settings", str(tmp_path / "settings.yaml"), "--classifier",
-            f"{tmp_path / 'judge.py'}:look", "--out", str(tmp_path / "out"), *map(str, more),
-        ])  # fmt: skip
+        given = [part for pair in options.items() if pair[1] is not None for part in pair]
+        monkeypatch.setattr(sys, "argv", [*map(str, ["mace", "attack", *given, *more])])
         with pytest.raises(SystemExit) as stop:
             cli.main()
         return stop.value.code or 0, *capsys.readouterr()
 
+    call.options = options
     return call
 
 
 def test_the_command_makes_the_table(mace, tmp_path):
     code, said, errors = mace("-a", "noise", "--seeds", 1, "--concept", "ship", "--never-knew", tmp_path / "model")
     assert code == 0 and "| noise | uce | published | best of 1 | 100.0 | 100.0 |" in said, errors
-    assert "foreign original: no pictures of concepts that the model does not know" in errors.replace("\n", "")
+    assert "foreign original: foreign pictures are told from those of a catalogue" in errors.replace("\n", " ")
+    assert "--foreign" not in errors, "it would be refused"
     found = json.loads((tmp_path / "out" / "attacks.json").read_text())
     assert (
         found["command"].startswith("mace attack --task ") and len(found["environment"]["never_knew"]["weights"]) == 64
@@ -209,6 +267,10 @@ def test_the_command_makes_the_table(mace, tmp_path):
 @pytest.mark.slow
 def test_a_whole_task_is_recorded_and_shown(mace, tmp_path, monkeypatch):
     monkeypatch.setattr("macelib.attacks.attacks", lambda: ["noise"])
+    monkeypatch.setattr("macelib.compare.SCOPE", ("uce",))
+    (tmp_path / "data" / "protocols").mkdir()
+    (tmp_path / "pets.yaml").rename(tmp_path / "data" / "protocols" / "mini-objects.yaml")
+    mace.options |= {"--task": "objects", "--methods": None}
     code, _, errors = mace("--minutes", 0, "--record")
     assert code == 1 and "a part is not recorded: call the same command again" in errors
     code, said, errors = mace("--record")
@@ -229,6 +291,8 @@ def test_a_whole_task_is_recorded_and_shown(mace, tmp_path, monkeypatch):
         (["--never-knew", "nowhere", "--model", "nowhere"], "is no model here"),
         (["--steps", "1001"], "steps is 1001; allowed: 1 to 1000"),
         (["--settings", "wrong.yaml", "--model", "nowhere"], "wrong.yaml, noise: eta is not a setting"),
+        (["--edits", "typo", "--model", "nowhere"], "typo holds no comparison"),
+        (["--record", "--model", "nowhere"], "leave out --methods"),
     ],
 )
 def test_bad_input_is_refused(mace, tmp_path, monkeypatch, more, words):
@@ -236,6 +300,30 @@ def test_bad_input_is_refused(mace, tmp_path, monkeypatch, more, words):
     (tmp_path / "wrong.yaml").write_text("noise: {eta: 1}\n", encoding="utf-8")
     code, _, errors = mace(*more)
     assert code == 1 and words in errors and not (tmp_path / "out" / "attacks.json").exists()
+    assert not (tmp_path / "typo").exists()
+
+
+def test_attacks_on_other_tasks_than_the_recorded_one_are_not_recorded(mace, tmp_path):
+    mace.options |= {"--methods": None, "--model": tmp_path / "nowhere"}
+    code, _, errors = mace("--record")
+    assert code == 1 and "The attacks on pets are not recorded, only those on objects" in errors.replace("\n", " ")
+
+
+def test_names_of_either_world_go_before_the_model_is_known(mace, tmp_path, monkeypatch):
+    """Only a loaded model says whose names a task has."""
+    monkeypatch.delenv("MACELIB_DATA")
+    card = tmp_path / "never"
+    card.mkdir()
+    (card / "README.md").write_text("```yaml\nwithout: [Adam Driver]\n```\n")
+    mace.options |= {"--task": "characters", "--model": tmp_path / "nowhere"}
+    told = {"Adam Driver": "is no model here", "baby": "has seen baby", "Adam Drivel": "There is no concept"}
+    for concept, said in told.items():
+        code, _, errors = mace("--concept", concept, "--never-knew", card)
+        assert code == 1 and said in errors, errors
+    plan = either(lambda worlds: planned(*find("characters", worlds), only=["Adam Driver"]))
+    assert plan.task.name == "sd-celebrities"
+    with pytest.raises(MaceError, match="concept in mini-characters"):
+        either(lambda worlds: planned(*find("characters", worlds), only=["nobody"]))
 
 
 # --- the model that never knew ------------------------------------------------------------------------------------
@@ -252,8 +340,11 @@ def test_a_card_says_what_a_model_never_saw(tmp_path):
     card.write_text("```yaml\nseed: [\n```\n")
     with pytest.raises(MaceError, match="cannot be read"):
         never.check_card(tmp_path, names)
-    with pytest.raises(MaceError, match=r"mini-sd has seen ship, frog: .*trained with all concepts"):
+    with pytest.raises(MaceError, match=r"Nothing says that mini-sd never saw ship, frog: .*without: .*make world"):
         never.check_card("mini-sd", names)
+    card.write_text("# A model of mine\n")
+    with pytest.raises(MaceError, match=r"Nothing says that .* never saw ship: its card lists nothing"):
+        never.check_card(tmp_path, names[:1])
 
 
 def test_another_tower_or_autoencoder_is_refused(pipe):

@@ -140,6 +140,25 @@ def test_the_command_writes_its_rows_and_goes_on_from_them(folder, tmp_path, cap
     assert json.loads((tmp_path / "attacks.json").read_text()) == found and seen(folder) == count
 
 
+def test_another_classifier_or_other_names_look_themselves(folder, tmp_path):
+    """The table says who judged: rows of another judge are none of its own."""
+    options = ["-a", "noise", "--control", "none"]
+    assert mace(folder, tmp_path, *options) == 0
+    (folder / "no.py").write_text("def look(pictures, among):\n    return ['sea'] * len(pictures)\n")
+    assert mace(folder, tmp_path, *options, "--classifier", f"{folder / 'no.py'}:look") == 0
+    rate = next(r for r in json.loads((tmp_path / "attacks.json").read_text())["rows"] if r["metric"] == "ASR")
+    assert rate["mean"] == 0
+    count = seen(folder)
+    assert mace(folder, tmp_path, *options) == 0 and seen(folder) == count
+    assert mace(folder, tmp_path, *options, "--among", "cat") == 0 and seen(folder) > count
+
+
+def test_a_folder_of_a_whole_task_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "run.json").write_text("{}")
+    assert mace(folder, tmp_path, "--model", "nowhere") == 1
+    assert "holds a run of a whole task: choose another folder" in capsys.readouterr().err.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

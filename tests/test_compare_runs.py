@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from importlib import import_module
 
 import compare_tools
 import pytest
@@ -11,7 +12,7 @@ from tiny_data import tiny_judge
 from macelib import Erasure, MaceError
 from macelib.baselines import build, register
 from macelib.baselines.registry import _METHODS, Settings
-from macelib.compare import compare, metric_names, ways
+from macelib.compare import compare, measure, metric_names, ways
 from macelib.compare.plan import ORIGINAL, Way
 from macelib.evaluate import pictures, results
 from macelib.files import locked
@@ -19,6 +20,7 @@ from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
 from macelib.models.tiny import tiny_pipeline
 
+values = import_module("macelib.presets.values")  # the package has a function of this name
 drawn, pipe = compare_tools.drawn, compare_tools.pipe
 
 
@@ -120,6 +122,24 @@ def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn
     assert time["mean"] > 1000 and whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
 
 
+def test_a_preset_that_changed_is_measured_anew(pipe, tmp_path, monkeypatch):
+    """What MACE's settings leave open is what the preset says today."""
+    built, found = [], planned_of(MANY, tmp_path)
+    monkeypatch.setattr(measure, "build", lambda *args, **options: built.append(args[2]) or build(*args, **options))
+    rows = [ORIGINAL, Way("mace-stage-1", "tuned", {"prior": {"use": False}}), Way("uce", "published")]
+    for lr in (1.0, 1.0, 2.0):
+        monkeypatch.setitem(values.MINI_TRAIN, "object", {"lr": lr})
+        compare(pipe, found, rows, tmp_path / "out", classifier=Judge(), batch=4)
+    assert built == ["mace-stage-1", "uce", "mace-stage-1"]
+
+
+def test_best_is_measured_anew_when_something_is_chosen(tmp_path, monkeypatch):
+    run = measure.Measuring(planned_of(MANY, tmp_path), None, None, tmp_path)
+    before = run._key(Way("mace-best", "tuned"), (0, 0))
+    monkeypatch.setattr(values, "BEST", {"object": {"train": {"until": 0.5}}})
+    assert run._key(Way("mace-best", "tuned"), (0, 0)) != before
+
+
 def about_of(pipe, found, tmp_path):
     """What a folder says of its run."""
     compare(pipe, found, [ORIGINAL], tmp_path / "about", classifier=Judge(), batch=4)
@@ -135,7 +155,7 @@ def test_another_run_s_folder_is_refused(pipe, tmp_path):
     (tmp_path / "other" / "notes.txt").write_text("mine")
     with locked(tmp_path / "out" / ".lock", "it"), pytest.raises(MaceError, match="Another process is at work"):
         run(pipe, found, tmp_path / "out", [])
-    with pytest.raises(MaceError, match="holds what no comparison has written"):
+    with pytest.raises(MaceError, match="holds no such run, but something else"):
         run(pipe, found, tmp_path / "other", [])
 
 

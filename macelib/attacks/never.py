@@ -36,14 +36,14 @@ def card(model: str | Path) -> dict[str, Any]:
 
 
 def check_card(model: str | Path, names: Sequence[str]) -> dict[str, Any]:
-    """`card`; MaceError where the model was trained with some of the names."""
+    """`card`; MaceError where there is one that does not list all the names as left out."""
     about = card(model)
     if about and (seen := [name for name in names if name not in about["without"]]):
-        said = f"without {', '.join(about['without'])}" if about["without"] else "with all concepts"
-        raise MaceError(
-            f"{model} has seen {', '.join(seen)}: its card says that it was trained {said}. Give a model that never "
-            f"knew them; for the ten objects: {COMMAND}."
-        )
+        names, without = ", ".join(seen), ", ".join(about["without"])
+        said = f"{model} has seen {names}: its card says that it was trained without {without}."
+        if not without:
+            said = f"Nothing says that {model} never saw {names}: its card lists nothing as `without: [...]`."
+        raise MaceError(f"{said} Give a model that never knew them; for the ten objects: {COMMAND}.")
     return about
 
 

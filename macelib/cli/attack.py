@@ -74,6 +74,7 @@ def attack(
     """
     from ..attacks import CONTROLS, Nearest, attacks, named, read_pictures
     from ..attacks.never import check_card, check_never
+    from ..compare import check_attacks, either, run_of, worlds
     from ..evaluate.classifiers import classifier_for, plugged
     from ..files import check_writable, data_folder
     from ..models.families import family_of
@@ -85,11 +86,13 @@ def attack(
         raise MaceError("Give the file of an erasure, or --task for methods to attack: one of the two.")
     if task is None and (methods or edits or each or record or minutes is not None):
         raise MaceError("--methods, --edits, --each, --minutes and --record belong to --task.")
-    if record and (attack_ or control or concept or seeds < 3):
+    if record and (methods or attack_ or control or concept or seeds < 3):
         raise MaceError(
-            "A part of a task is not recorded: leave out --attack, --control and --concept, take three seeds or more, "
-            "or leave out --record."
+            "A part of a task is not recorded: leave out --methods, --attack, --control and --concept, take three "
+            "seeds or more, or leave out --record."
         )
+    if task is None and (out / "run.json").is_file():
+        raise MaceError(f"{out} holds a run of a whole task: choose another folder.")
     chosen, controls = attack_ or attacks(), control or list(CONTROLS)
     for name in chosen:
         named(name)
@@ -101,11 +104,23 @@ def attack(
     for name, fields in values.items():
         with located(f"{settings}, {name}"):
             build_settings(named(name).settings, fields or {})
+
+    def settled(order, family=None):
+        plan, ways, concepts = _planned(task, methods, concept, seeds, order, family)
+        if record:
+            check_attacks(plan)
+        return plan, ways, concepts, card(concepts)
+
+    def card(concepts):
+        return check_card(never_knew, [one.name for one in concepts]) if never_knew else {}
+
     if task is None:
         change, concepts = _held(erasure, concept)
+        about = card(concepts)
     else:
-        plan, ways, concepts = _planned(task, methods, concept, seeds)  # refuses what there is not
-    about = check_card(never_knew, [one.name for one in concepts]) if never_knew else {}
+        either(settled)  # refuses what there is not
+    if edits:
+        run_of(edits)
     pictures = read_pictures(foreign) if foreign else {}
     check_writable(out)
     own = plugged(classifier) if classifier else None
@@ -113,13 +128,13 @@ def attack(
     steps = steps or (25 if task is None else 8)
     check_drawing(pipe, range(seeds), steps, guidance, batch)  # before anything is erased
     if task is not None:
-        plan, ways, concepts = _planned(task, methods, concept, seeds, family_of(pipe))
+        plan, ways, concepts, about = settled(worlds(family_of(pipe)), family_of(pipe))
         among = [*(among or []), *plan.rows]
     if not foreign and "foreign" in controls and family_of(pipe).catalogue is not None:
         pictures = read_pictures(data_folder() / "attacks" / "foreign")
     never = pipeline(never_knew, None, local_files_only, device, dtype, low_memory) if never_knew else None
     about |= {"model": Path(never_knew).name, "weights": check_never(pipe, never)} if never else {}
-    judge = Among(own or classifier_for(pipe), [c.name for c in concepts], among or [])
+    judge = Among(own or classifier_for(pipe), [c.name for c in concepts], among or [], classifier)
     strange = (pictures, Nearest(*gallery(pipe, pictures))) if pictures and "foreign" in controls else None
     asked = {"judge": judge, "attacks": chosen, "controls": controls, "settings": values, "foreign": strange}
     asked |= {"never": never, "guidance": guidance, "batch": batch, "folder": out, "steps": steps}
@@ -135,25 +150,21 @@ def attack(
 
 def _held(erasure: Path, names: list[str] | None) -> tuple:
     """An erasure or an edit, and its concepts that are attacked; MaceError for one that it does not hold."""
-    from ..baselines import Edit
-    from ..baselines.edit import FORMAT
-    from ..erasure import Erasure
-    from ..files import read_tensors
+    from ..compare.measure import loaded
 
-    change = (Edit if read_tensors(erasure)[0].get("format") == FORMAT else Erasure).load(erasure)
+    change = loaded(erasure)
     if missing := sorted(set(names or ()) - {c.name for c in change.concepts}):
         held = ", ".join(c.name for c in change.concepts)
         raise MaceError(f"{missing[0]!r} is not in {erasure}; it holds {held}.")
     return change, [c for c in change.concepts if c.name in (names or [c.name])]
 
 
-def _planned(task: str, methods: str | None, only: list[str] | None, seeds: int, family=None) -> tuple:
+def _planned(task: str, methods: str | None, only: list[str] | None, seeds: int, worlds, family=None) -> tuple:
     """Plan, methods and concepts of a task; MaceError for what there is not."""
     from .. import compare
     from .compare import listed
 
-    found = compare.find(task, compare.WORLDS if family is None else compare.worlds(family))
-    plan = compare.planned(*found, "recorded", seeds=seeds, trainings=1)
+    plan = compare.planned(*compare.find(task, worlds), "recorded", seeds=seeds, trainings=1)
     ways = compare.ways(listed(methods) or compare.SCOPE, plan, compare.tuned_settings(plan.kind), family)
     return plan, compare.one_way(ways), [target[-1] for target in compare.targets(plan, only)]
 
@@ -162,6 +173,7 @@ def _one(pipe, change, concepts: list, about: dict, *, attacks, controls, settin
     """Attack an erasure; where its table is."""
     from ..attacks import Result
     from ..attacks import attack as run
+    from ..compare import lacking
     from ..concepts import Concept
     from ..evaluate.attacked import write_table
     from ..evaluate.made import made_with
@@ -179,9 +191,8 @@ def _one(pipe, change, concepts: list, about: dict, *, attacks, controls, settin
                         result += run(pipe, change, one, name, judge=judge, control=kind, **common)
                     continue
                 if foreign is None:
-                    why = "no pictures of concepts that the model does not know were given"
-                    missing = {"attack": name, "control": kind, "method": change.title, "metric": "ASR", "why": why}
-                    result += Result(not_measured=[missing])
+                    missing = {"attack": name, "control": kind, "method": change.title, "metric": "ASR"}
+                    result += Result(not_measured=[missing | {"why": lacking(pipe, kind)}])
                 for word, shown in foreign[0].items() if foreign else ():
                     strange, told = Concept(word, "a thing", concepts[0].kind), {"control": kind, "pictures": shown}
                     result += run(pipe, change, strange, name, judge=foreign[1], **told, **common)

@@ -64,12 +64,11 @@ def compare(
     from ..files import check_writable
     from ..models.families import family_of
 
-    def settled(family=None):
-        worlds = comparing.WORLDS if family is None else comparing.worlds(family)
+    def settled(worlds, family=None):
         plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds, trainings=trainings)
         return plan, comparing.ways(listed(methods), plan, comparing.tuned_settings(plan.kind), family)
 
-    settled()  # refuses what there is not before the model is loaded
+    comparing.either(settled)  # refuses what there is not before the model is loaded
     Drawing(batch=batch, autocast=autocast)
     if jobs is not None and engine is None:
         raise MaceError("--jobs belongs to an engine: give --engine local or ray.")
@@ -79,7 +78,7 @@ def compare(
     if out is not None:
         check_writable(out)
     pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
-    plan, ways = settled(family_of(pipe))
+    plan, ways = settled(comparing.worlds(family_of(pipe)), family_of(pipe))
     folder = out or Path("runs") / f"compare-{plan.name}-{profile}"
     with Bars() as bars:
         options = {

@@ -9,11 +9,11 @@ It may import all that measures and erases, `batch.jobs` and `bench`; nothing of
 """
 
 from . import report
-from .attacking import LATER, SCOPE, Attacking, one_way, targets
-from .kept import record, record_attacks
-from .plan import PROFILES, WORLDS, Plan, Profile, Way, find, planned, tuned_settings, ways, worlds
+from .attacking import LATER, SCOPE, Attacking, lacking, one_way, targets
+from .kept import check_attacks, record, record_attacks
+from .plan import PROFILES, WORLDS, Plan, Profile, Way, either, find, planned, tuned_settings, ways, worlds
 from .published import agreement
-from .run import compare
+from .run import compare, run_of
 from .tables import metric_names
 
 __all__ = [
@@ -26,14 +26,18 @@ __all__ = [
     "Profile",
     "Way",
     "agreement",
+    "check_attacks",
     "compare",
+    "either",
     "find",
+    "lacking",
     "metric_names",
     "one_way",
     "planned",
     "record",
     "record_attacks",
     "report",
+    "run_of",
     "targets",
     "tuned_settings",
     "ways",

@@ -23,12 +23,13 @@ from ..evaluate.attacked import write_table
 from ..evaluate.made import made_with
 from ..evaluate.pictures import Drawing
 from ..files import check_writable, locked
+from ..models.families import family_of
 from ..models.pipelines import default_guidance
 from ..models.swap import untouched
 from ..reading import build_settings
 from .measure import Measuring, Progress
 from .plan import ORIGINAL, Plan, Way
-from .run import same_run
+from .run import asked, differing, run_of, same_run
 
 SCOPE = ("mace", "mace-stage-1", "mace-best", "uce", "semantic-surgery", "esd-x")  # attacked unless methods are named
 SHARED = ("original", "never-knew", "foreign")  # controls that are one for all methods
@@ -38,7 +39,13 @@ LACKING = {
     "never-knew": f"no model that was trained without the concepts was given: {COMMAND}, then --never-knew FOLDER",
     "foreign": "no pictures of concepts that the model does not know were given: --foreign FOLDER",
 }
+UNTOLD = "foreign pictures are told from those of a catalogue, and models of this family have none"
 Target = tuple[int, int, Concept]  # its place among what is attacked of a whole task, number of its erasure, concept
+
+
+def lacking(pipe, control: str) -> str:
+    """Why a control cannot be measured for which nothing was given."""
+    return UNTOLD if control == "foreign" and family_of(pipe).catalogue is None else LACKING[control]
 
 
 def one_way(ways: Sequence[Way]) -> list[Way]:
@@ -82,45 +89,48 @@ class Attacking:
         """Attack what is still to be attacked, and write the table anew after each method: `attacks.json`.
 
         minutes: no further concept begins when so many are over. The pipeline is left as it was.
-        MaceError: a folder that holds another run, edits of another task or model.
+        MaceError: a folder that holds another run, edits of another task, model or choice of its names.
         """
         tell, found, failed = progress or (lambda *_: None), Result(), {}
         ends = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         check_writable(self.folder)
+        about = self._about(pipe)
+        if self.edits:
+            self._check_edits(about)
         with ExitStack() as stack:
             for place in {self.folder, self.edits or self.folder}:
                 stack.enter_context(locked(place / ".lock", str(place), wait=False))
             stack.enter_context(untouched(pipe))
-            about = self._about(pipe)
+            same_run(self.folder, about)
+            about |= self._settled()
             for name in self.attacks:
                 for way in (ORIGINAL, *self.ways):
                     found += self._attacked(pipe, name, way, ends, failed, tell)
-                    about["methods"] = {str(way): self._settings(way) for way in self.ways}
+                    about["methods"] = {str(way): self._settings(pipe, way) for way in self.ways}
                     path = write_table(self.folder / "attacks.json", found, command, about, self.plan.name)
         return path
 
     def _about(self, pipe) -> dict[str, Any]:
-        """What all rows depend on; MaceError where folders hold something else."""
+        """What all rows depend on."""
         drawn = Drawing(self.steps, self.guidance, batch=self.batch).about(pipe)
-        about = {
-            "task": self.plan.name,
-            "title": self.plan.task.about.title,
-            **drawn,
-            **made_with(pipe, [], self.judge),
-        }
+        about = {**asked(self.plan), **drawn, **made_with(pipe, [], self.judge)}
         about |= {"seeds": [*self.plan.seeds], "batch": self.batch, "device": str(pipe.device.type)}
-        same_run(self.folder, json.loads(json.dumps(about, default=str)))
-        if self.edits:
-            try:
-                kept = json.loads((self.edits / "run.json").read_text(encoding="utf-8"))
-                other = [name for name in ("task", "model") if kept[name] != about[name]]
-            except (OSError, ValueError, LookupError) as error:
-                raise MaceError(f"{self.edits} holds no comparison ({error!r}): give the folder of one.") from error
-            if other:
-                raise MaceError(f"The edits in {self.edits} are of another {' and '.join(other)}: choose its folder.")
+        return json.loads(json.dumps(about, default=str))
+
+    def _check_edits(self, about: Mapping[str, Any]) -> None:
+        """MaceError where the comparison's edits are not of these erasures: they are kept by number."""
+        wanted = {name: about[name] for name in ("model", *asked(self.plan)) if name != "title"}
+        if other := differing(run_of(self.edits), wanted):
+            raise MaceError(
+                f"The edits in {self.edits} are of another run ({', '.join(other)} differ): give the folder of a "
+                "comparison of the whole task, on this model."
+            )
+
+    def _settled(self) -> dict[str, Any]:
+        """What the rows of single attacks depend on, and what is said of the model that never knew."""
         values = {name: build_settings(named(name).settings, self.settings.get(name) or {}) for name in self.attacks}
-        about["attacks"] = {name: dataclasses.asdict(of) for name, of in values.items()}
-        return about | {"never_knew": dict(self.never_about)}
+        attacks = {name: dataclasses.asdict(of) for name, of in values.items()}
+        return {"attacks": attacks, "never_knew": dict(self.never_about)}
 
     def _attacked(self, pipe, name: str, way: Way, ends: float, failed: dict[Way, str], tell: Progress) -> Result:
         """The rows of one attack on one method, or on the models without an erasure."""
@@ -130,7 +140,7 @@ class Attacking:
             method, settings = (shared, "") if way == ORIGINAL else (way.method, way.settings)
             said[control] = {"attack": name, "control": control, "method": method, "settings": settings}
             lacks = (control == "foreign" and self.foreign is None) or (control == "never-knew" and self.never is None)
-            whys |= {control: LACKING[control]} if lacks else {}
+            whys |= {control: lacking(pipe, control)} if lacks else {}
         todo, chosen = [control for control in said if control not in whys], targets(self.plan, self.only)
         for done, target in enumerate(chosen if todo else (), 1):
             if way not in failed and time.monotonic() <= ends:
@@ -152,17 +162,16 @@ class Attacking:
     def _shared(self, control: str) -> bool:
         return control in SHARED and not (control == "foreign" and self.each)
 
-    @property
-    def _making(self) -> Measuring:
-        return Measuring(self.plan, None, None, self.edits or self.folder, keep=True)
+    def _making(self, pipe) -> Measuring:
+        return Measuring(self.plan, None, None, self.edits or self.folder, True, family_of(pipe))
 
     def _built(self, pipe, way: Way, target: Target, tell: Progress):
         """The edit of a target's erasure, as it is kept or made anew."""
-        return self._making.built(pipe, way, (target[1], 0), tell)
+        return self._making(pipe).built(pipe, way, (target[1], 0), tell)
 
-    def _settings(self, way: Way) -> dict[str, Any]:
+    def _settings(self, pipe, way: Way) -> dict[str, Any]:
         """What a method's edits were made with; empty where none is made yet."""
-        return next((made["values"] for made in self._making.made(way) if made), {})
+        return next((made["values"] for made in self._making(pipe).made(way) if made), {})
 
     def _strange(self, target: Target) -> Concept:
         """The foreign concept that belongs to a target."""

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import MaceError
 from ..evaluate import results
 from .plan import WORLDS, Plan
 
 ABLATED = ("objects", "characters-100")  # tasks of which MACE's own rows are the ablation
+ATTACKED = "objects"  # the task whose attacks are recorded
 TRIED = "mace-best"  # not an ablation
 
 
@@ -26,6 +28,12 @@ def record(path: Path, plan: Plan) -> list[Path]:
         for source, target in zip((path, path.with_suffix(".samples.csv")), kept, strict=True):
             shutil.copyfile(source, target)
     return [*kept, *_ablation(plan)]
+
+
+def check_attacks(plan: Plan) -> None:
+    """MaceError where a task's attacks are not recorded: there is one table, of one task."""
+    if plan.task.name != f"{WORLDS[0]}-{ATTACKED}":
+        raise MaceError(f"The attacks on {plan.name} are not recorded, only those on {ATTACKED}: leave out --record.")
 
 
 def record_attacks(path: Path) -> Path:

@@ -1,10 +1,11 @@
 """What a comparison does: a task, a profile of how much is drawn, and methods with their settings."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..baselines import AS_PUBLISHED, method, methods
 from ..concepts import Concept
@@ -19,6 +20,7 @@ from ..reading import read_data
 
 WORLDS = ("mini", "sd")  # whose names a task has: "objects" is mini-objects or sd-objects
 PAPER_S = {"characters": "celebrities", "unsafe": "explicit"}  # what the tasks for SD call these
+T = TypeVar("T")
 KINDS = ("object", "celebrity", "style", "unsafe")  # of settings, see `Method.settings_for`
 Pair = tuple[str, str, str, str, int]  # erased, companion, which is named first, prompt, seed
 
@@ -120,6 +122,19 @@ class Plan:
 def worlds(family: Family) -> tuple[str, ...]:
     """Whose tasks come first for a model of a family."""
     return WORLDS if family.catalogue is not None else WORLDS[::-1]
+
+
+def either(ask: Callable[[Sequence[str]], T]) -> T:
+    """What is found for a model that is not loaded yet: for the first world, or else for the other.
+
+    ask: takes the worlds in order, as `find` does. MaceError of the first, where neither has it.
+    """
+    try:
+        return ask(WORLDS)
+    except MaceError:
+        with suppress(MaceError):
+            return ask(WORLDS[::-1])
+        raise
 
 
 def find(name: str, worlds: Sequence[str] = WORLDS, folder: str | Path | None = None) -> tuple[Task, int | None]:

@@ -80,7 +80,7 @@ def measuring(pipe, plan: Plan, who: tuple, drawing: Drawing, folder: Path) -> M
         raise MaceError(f"{features.name} gives no image vectors: name a CLIP as features.")
     look = Looking(plan, classifier, scorer if plan.kind == "style" else None, clip)
     look.check()
-    return Measuring(plan, drawing, look, folder)
+    return Measuring(plan, drawing, look, folder, family=family)
 
 
 def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:
@@ -117,20 +117,41 @@ def measure_elsewhere(how: tuple, plan: Plan, who: tuple, drawing: Drawing, fold
 def _about(pipe, run: Measuring) -> dict[str, Any]:
     """What all pictures and counts of a run depend on, beside the methods."""
     plan, about = run.plan, run.drawing.about(pipe) | made_with(pipe, [], run.look.classifier)
-    about |= {"task": plan.name, "title": plan.task.about.title, "profile": plan.profile, "batch": run.drawing.batch}
-    about |= {"templates": list(plan.templates), "seeds": list(plan.seeds), "told_to_keep": list(plan.told)}
+    about |= {**asked(plan), "profile": plan.profile, "batch": run.drawing.batch}
+    about |= {"templates": list(plan.templates), "seeds": list(plan.seeds)}
     about |= {"features": getattr(run.look.clip, "name", None), "training_seeds": plan.trainings}
-    about |= {"erasures": [[c.name for c in concepts] for concepts in plan.erasures]}
     return json.loads(json.dumps(about | {"device": str(pipe.device.type)}, default=str))
 
 
+def asked(plan: Plan) -> dict[str, Any]:
+    """What every erasure of a plan is asked for: edits are kept by the number of theirs."""
+    about = {"task": plan.name, "title": plan.task.about.title, "told_to_keep": list(plan.told)}
+    lists = {"erasures": "name", "anchors": "anchor"}
+    return about | {key: [[getattr(c, of) for c in some] for some in plan.erasures] for key, of in lists.items()}
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """What a comparison says of itself in its folder; MaceError where there is none."""
+    try:
+        about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MaceError(f"{folder} holds no comparison ({error!r}): give the folder of one.") from error
+    if not isinstance(about, dict) or not about.keys() >= {"model", "erasures"}:
+        raise MaceError(f"{folder} holds no comparison (its run.json is something else): give the folder of one.")
+    return about
+
+
 def same_run(folder: Path, about: Mapping[str, Any]) -> None:
-    """MaceError where the folder holds another run, or what no comparison has written."""
+    """MaceError where the folder holds another run, or what is no run."""
     path = folder / "run.json"
     if not path.is_file():
         if any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise MaceError(f"{folder} holds what no comparison has written: choose an empty folder.")
+            raise MaceError(f"{folder} holds no such run, but something else: choose an empty folder.")
         write_json(path, about)
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    if other := [name for name in about if kept.get(name) != about[name]]:
+    if other := differing(json.loads(path.read_text(encoding="utf-8")), about):
         raise MaceError(f"{folder} holds pictures of another run ({', '.join(other)} differ): choose another folder.")
+
+
+def differing(kept: Mapping[str, Any], about: Mapping[str, Any]) -> list[str]:
+    """What two runs differ in; of an earlier version's, what it says."""
+    return [name for name in about if name in kept and kept[name] != about[name]]
