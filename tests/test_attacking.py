@@ -102,6 +102,7 @@ def test_what_is_not_measured_says_how(whole):
     assert about["attacks"]["noise"]["etas"] == [1.0, 1.5] and about["methods"]["uce (published)"]["lambda_"] == 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [7, 77])
 def test_killed_at_any_moment_and_run_again_gives_the_same_table(pipe, tmp_path, whole, stop):
     judge = Seeing(stop)
@@ -116,6 +117,7 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_table(pipe, tmp_path,
     assert last == again and judge.count == 0, "nothing is drawn twice, and its time is kept"
 
 
+@pytest.mark.slow
 def test_the_time_may_be_over(pipe, tmp_path, whole):
     short = results.read(attacking(tmp_path / "out", tmp_path).run(pipe, minutes=0))
     assert not short["rows"] and LATER in report.unmeasured(short)

@@ -266,6 +266,7 @@ def rows(s):
 # --- train.until --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["squared", "norm"])
 def test_a_concept_stops_where_little_of_its_attention_is_left(pipe, loss, tmp_path):
     """Against the same training step by step, its attention measured with the LoRA written into the weights or not."""

@@ -314,6 +314,7 @@ def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     assert set(tuned.images.prompt) == {templates.fill(t, name) for t in protocols.TUNING_TEMPLATES for name in names}
 
 
+@pytest.mark.slow
 def test_the_ablation_erases_the_same_by_single_stages(pipe, tmp_path):
     settings, look = EraseConfig.from_dict(QUICK), {"classifier": ByPixel(), **FAST}
     result = evaluate.ablation_study(pipe, tmp_path, settings, only=["ship"], images=3, **look)

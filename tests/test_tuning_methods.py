@@ -153,6 +153,7 @@ def test_points_are_measured_as_mace_s_on_tuning_names_alone_and_drawn_once(pipe
     assert not named & {*split()["erased"], *split()["kept"]}
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_and_measured_points_are_kept(pipe, tmp_path, drawn, monkeypatch):
     whole = tuned(pipe, tmp_path / "whole")
     once = Counter(drawn["jobs"])
@@ -171,6 +172,7 @@ def test_killed_at_any_moment_it_goes_on_and_measured_points_are_kept(pipe, tmp_
     monkeypatch.undo()
 
 
+@pytest.mark.slow
 def test_other_seeds_are_measured_anew(pipe, tmp_path, drawn):
     tuned(pipe, tmp_path)
     count = len(drawn["jobs"])
