@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 
-from ..compare import report
 from ..evaluate import results
 from ..show.viz import COLORS, Figure
 from .shared import panels, series, tiles
@@ -43,9 +42,9 @@ def heading(tables: Mapping[str, Mapping[str, Any]]) -> str:
     return f"Recorded{f', on {series(list(dict.fromkeys(models)), 99)}' if models else ''}." if tables else ""
 
 
-def markdown(name: str, whole: Mapping[str, Any]) -> str:
-    """A recorded table with its name and its model above."""
-    return f"**{name}. {heading({name: whole})}**\n\n{report.markdown(whole)}"
+def titled(name: str, whole: Mapping[str, Any], table: str) -> str:
+    """The Markdown table of a recorded file with its name and its model above."""
+    return f"**{name}. {heading({name: whole})}**\n\n{table}"
 
 
 def command(name: str) -> str:
