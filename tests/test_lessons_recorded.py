@@ -57,7 +57,7 @@ def test_a_file_of_several_tasks_is_taken_apart_and_its_model_named(tmp_path, mo
     ]  # fmt: skip
     assert [len(of["not_measured"]) for of in tables.values()] == [1, 0]
     assert r.heading(tables) == r.heading(r.found(["ablation"])) == "Recorded, on mini-sd." and r.heading({}) == ""
-    assert r.markdown("x", tables["ablation, objects"]).startswith("**x. Recorded, on mini-sd.**\n\n| Method |")
+    assert r.titled("x", tables["ablation, objects"], "| a |") == "**x. Recorded, on mini-sd.**\n\n| a |"
     assert r.heading({"old": {"environment": {}}}) == "Recorded." and len(r.tasks_figure(tables).axes) == 2
 
 
