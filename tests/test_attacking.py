@@ -70,6 +70,7 @@ def whole(pipe, tmp_path_factory):
     return results.read(attacking(folder / "out", folder, judge).run(pipe, command="mace attack")), judge.count
 
 
+@pytest.mark.slow
 def test_every_method_has_its_rows_and_shared_controls_have_one(whole):
     found = rates(whole[0])
     noise = {key[1:3]: row for key, row in found.items() if key[0] == "noise"}
@@ -91,6 +92,7 @@ def test_every_method_has_its_rows_and_shared_controls_have_one(whole):
     assert ("completion", "none", "uce", "0 % by the original") in rates(whole[0])
 
 
+@pytest.mark.slow
 def test_what_is_not_measured_says_how(whole):
     (why,) = {row["why"] for row in whole[0]["not_measured"]}
     assert never.COMMAND in why and "--never-knew FOLDER" in why
@@ -125,6 +127,7 @@ def test_the_time_may_be_over(pipe, tmp_path, whole):
     assert untimed(again) == untimed(whole[0])
 
 
+@pytest.mark.slow
 def test_foreign_concepts_may_be_each_method_s_own_and_a_model_may_never_have_known(pipe, tmp_path):
     options = {"names": ["concept-inversion"], "methods": ["uce"], "never": tiny_pipeline("sd", seed=1), "each": True}
     options |= {"only": ["frog", "horse"], "never_about": {"without": ["frog"]}}
@@ -200,6 +203,7 @@ def test_a_task_file_that_changed_is_another_run(pipe, tmp_path):
     attacking(tmp_path / "out", tmp_path, **options).run(pipe)
 
 
+@pytest.mark.slow
 def test_what_a_comparison_has_measured_stays(pipe, tmp_path, monkeypatch):
     edits = compared(pipe, tmp_path / "all", tmp_path, monkeypatch)
     before = {path.name: path.read_bytes() for path in (edits / "made").iterdir()}
@@ -311,6 +315,7 @@ def test_attacks_on_other_tasks_than_the_recorded_one_are_not_recorded(mace, tmp
     assert code == 1 and "The attacks on pets are not recorded, only those on objects" in errors.replace("\n", " ")
 
 
+@pytest.mark.slow
 def test_names_of_either_world_go_before_the_model_is_known(mace, tmp_path, monkeypatch):
     """Only a loaded model says whose names a task has."""
     monkeypatch.delenv("MACELIB_DATA")

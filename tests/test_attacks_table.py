@@ -140,6 +140,7 @@ def test_the_command_writes_its_rows_and_goes_on_from_them(folder, tmp_path, cap
     assert json.loads((tmp_path / "attacks.json").read_text()) == found and seen(folder) == count
 
 
+@pytest.mark.slow
 def test_another_classifier_or_other_names_look_themselves(folder, tmp_path):
     """The table says who judged: rows of another judge are none of its own."""
     options = ["-a", "noise", "--control", "none"]

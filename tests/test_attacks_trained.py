@@ -268,6 +268,7 @@ def test_a_worn_lora_is_a_change_of_the_weights(pipe, edits):
     assert (got - expected).abs().max() < 1e-4 < (plain - expected).abs().max()
 
 
+@pytest.mark.slow
 def test_relearning_lowers_the_loss_on_its_pictures(pipe, edits, pictures):
     z0 = encode_images(pipe, pictures)
     attacked, e = scene(pipe, latents=z0), encode(pipe, [PROMPT])[0]

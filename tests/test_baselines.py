@@ -187,6 +187,7 @@ def alone(edit):
     return draw(fresh)
 
 
+@pytest.mark.slow
 def test_an_erasure_and_an_edit_replace_each_other(pipe, edits):
     before, erasure = everything(pipe), small_erasure(pipe, "mace-without-prior")
     erasure.apply(pipe)
@@ -271,6 +272,7 @@ class Stub:
         return [self.concepts[int(np.asarray(p).mean() * 100) % 3] for p in pictures]
 
 
+@pytest.mark.slow
 def test_measured_by_the_code_that_measures_mace(pipe, edits, tmp_path):
     """In one folder: edits that share the original's weights keep pictures of their own."""
     chosen = [edits["sld"], edits["semantic-surgery"], edits["uce"]]

@@ -86,7 +86,14 @@ def test_negative_prompt_is_diffusers_own(pipe):
     assert relative(before, wanted) > 1e-3 and torch.equal(latents(pipe), before)
 
 
-@pytest.mark.parametrize("settings", [SLD(), SLD(0.0, 5000.0, 1.0, 0.5, 0.7), SLD(25.0, 20.0, 0.025, 0.5, 0.7)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        SLD(),
+        pytest.param(SLD(0.0, 5000.0, 1.0, 0.5, 0.7), marks=pytest.mark.slow),
+        pytest.param(SLD(25.0, 20.0, 0.025, 0.5, 0.7), marks=pytest.mark.slow),
+    ],
+)
 def test_sld_is_its_equations_step_by_step(pipe, settings):
     """Warm-up 10, 0 and 25 steps of 50 are 1.2, 0 and 3 of 6."""
     s, e_s, nu = settings, encode(pipe, ["ship, frog"]), torch.zeros(2, 4, 16, 16, dtype=float64)
@@ -231,6 +238,7 @@ def test_filter_counts_steps_of_fifty():
     assert filter_steps(1.0, s, 25) == 5 and filter_steps(0.0, s, 50) == 0
 
 
+@pytest.mark.slow
 def test_safree_in_the_pipeline(pipe):
     """Pooled states of masked prompts by the text encoder itself; the first steps alone read the edited prompt."""
     tokenizer, tower = pipe.tokenizer, pipe.text_encoder

@@ -47,6 +47,7 @@ def test_streamed_equals_per_layer_equations():
     assert results(torch.float32, torch.float32) < 1e-5
 
 
+@pytest.mark.slow
 def test_report_has_times_memory_ratio_and_toggle():
     lines = run(3, "both", 2, True, shapes=SHAPES)
     text = "\n".join(lines)
@@ -113,6 +114,7 @@ def test_the_profile_says_where_the_rest_goes():
     assert said == "sums 75% of the time, at 50%, solves 25% of the time, at 2%"
 
 
+@pytest.mark.slow
 def test_every_step_of_an_erasure_is_timed_and_the_model_left_alone():
     pipe = tiny_pipeline("sd")
     before, told = model_hash(pipe), []
@@ -124,6 +126,7 @@ def test_every_step_of_an_erasure_is_timed_and_the_model_left_alone():
     assert "2 in one pass" in lines[4] and "the same result" in lines[4] and model_hash(pipe) == before
 
 
+@pytest.mark.slow
 def test_a_layout_is_filled_with_random_weights_and_timed(monkeypatch):
     unet = {
         "sample_size": 8, "cross_attention_dim": 32, "attention_head_dim": 2, "block_out_channels": (32, 64),

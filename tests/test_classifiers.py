@@ -102,6 +102,7 @@ def test_the_paper_s_clip_counts_where_clip_judges(monkeypatch):
     assert asked == [CLIP_COUNTED, CLIP_OF_PAPER, "mini-judge"] and "patch32" in CLIP_COUNTED
 
 
+@pytest.mark.slow
 def test_objects_by_mean_probability():
     pipe, clip = tiny_pipeline("sd"), evaluate.ClipClassifier(*tiny_clip())
     gone = erasure(pipe, Concept("ship", "sea", synonyms=("vessel",)))
@@ -126,6 +127,7 @@ def test_objects_by_mean_probability():
         evaluate.objects(pipe, gone, counting="theirs", **options)
 
 
+@pytest.mark.slow
 def test_pictures_without_a_face_are_left_out():
     pipe = tiny_pipeline("sd")
     gone = erasure(pipe, Concept("ship", "sea"))

@@ -30,6 +30,7 @@ def test_bootstrap_samples_of_the_combined_metric_are_kept_and_agree_with_its_in
         assert row["low"] - 2 <= taken.quantile(0.05) <= taken.quantile(0.95) <= row["high"] + 2
 
 
+@pytest.mark.slow
 def test_every_picture_is_drawn_once_for_a_method_and_shared_between_measures(pipe, tmp_path, drawn):
     found = planned_of(ALONE, tmp_path)
     whole = run(pipe, found, tmp_path / "out")
@@ -51,6 +52,7 @@ def test_every_picture_is_drawn_once_for_a_method_and_shared_between_measures(pi
     assert numbers_of(more, "uce") == numbers_of(whole, "uce")
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_the_protocol(pipe, tmp_path):
     found, look = planned_of(ALONE, tmp_path), Judge()
     whole = run(pipe, found, tmp_path / "out", ["uce"])
@@ -135,6 +137,7 @@ def test_two_things_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
     assert "Acc_a" not in measured and "Acc_g" not in measured
 
 
+@pytest.mark.slow
 def test_rows_hold_together(pipe, tmp_path):
     whole = run(pipe, planned_of(ALONE, tmp_path), tmp_path / "out", metrics=None)
     results.check(whole, "here")

@@ -54,6 +54,7 @@ def why(whole, metric, method):
 # --- distances ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_kept_pictures_are_compared_with_the_original_s_of_the_same_prompts_and_seeds(pipe, clip, tmp_path, drawn):
     found = planned_of(MANY, tmp_path, seeds=40)
     whole = run(pipe, found, tmp_path / "out", features=clip)
@@ -120,6 +121,7 @@ def test_a_resample_counts_each_picture_as_often_as_its_concept_seed_and_trainin
 # --- what drawing takes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_drawing_is_timed_by_batch_also_where_it_was_cut_short(pipe, tmp_path, drawn):
     found, batch = planned_of(ALONE, tmp_path), 4
     drawn["stop"] = 50  # in the middle of uce
@@ -174,6 +176,7 @@ def test_objects_are_trained_with_three_seeds_where_much_is_drawn():
         planned(task("mini-objects"), trainings=0)
 
 
+@pytest.mark.slow
 def test_a_trained_method_s_numbers_are_over_its_trainings_too(pipe, clip, tmp_path, drawn, slow):
     found = dataclasses.replace(planned_of(ALONE, tmp_path), trainings=3)
     drawn["stop"] = 75  # the original, and some of the first trainings

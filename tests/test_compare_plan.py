@@ -81,6 +81,7 @@ def model(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_table_and_shows_it(model, tmp_path, capsys):
     common = ["--model", model / "tiny", "--classifier", model / "judge", "--device", "cpu", "--out", tmp_path / "out"]
     code, said, errors = mace(capsys, "compare", "--task", model / "pets.yaml", "--methods", "uce, dp", *common)

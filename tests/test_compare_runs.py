@@ -24,6 +24,7 @@ values = import_module("macelib.presets.values")  # the package has a function o
 drawn, pipe = compare_tools.drawn, compare_tools.pipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [5, 60])
 def test_killed_at_any_moment_and_run_again_gives_the_same_tables(pipe, tmp_path, drawn, stop):
     found = planned_of(ALONE, tmp_path)
@@ -100,6 +101,7 @@ def test_a_training_that_was_done_is_kept(pipe, tmp_path, drawn):
     assert built == [1] and {r["training_seeds"] for r in whole["rows"] if r["method"] == "slow"} == {1}
 
 
+@pytest.mark.slow
 def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn):
     values = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 2}}
     found, way = planned_of({**MANY, "kept": [ROWS["cat"]]}, tmp_path), Way("mace", "tuned", values)
@@ -122,6 +124,7 @@ def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn
     assert time["mean"] > 1000 and whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
 
 
+@pytest.mark.slow
 def test_a_preset_that_changed_is_measured_anew(pipe, tmp_path, monkeypatch):
     """What MACE's settings leave open is what the preset says today."""
     built, found = [], planned_of(MANY, tmp_path)

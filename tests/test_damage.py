@@ -174,6 +174,7 @@ def test_an_erasure_that_replaces_another_says_so(small, tmp_path, caplog):
 # --- two settings, two processes
 
 
+@pytest.mark.slow
 def test_other_settings_in_the_middle_of_a_call_change_nothing(pipe, tmp_path, monkeypatch):
     """While one call draws, another with another seed runs in the same folder: each gets what it gets alone."""
     settings = {seed: dataclasses.replace(CONFIG, seed=seed) for seed in (0, 1)}

@@ -87,6 +87,7 @@ def test_end_to_end_leaves_the_pipeline_as_it_was(kind, config, tmp_path):
     assert equal(again, erasure) and again.versions["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_stage_1_alone_draws_no_picture_and_stage_2_alone_leaves_the_words_around(pipe, config, tmp_path, monkeypatch):
     whole = erase(pipe, CONCEPTS, config, folder=tmp_path)
     seen, train = [], work.train
@@ -111,6 +112,7 @@ def test_attention_masks(pipe, config):
     assert len(erase(pipe, CONCEPTS[:1], config).parts) == 1
 
 
+@pytest.mark.slow
 def test_killed_half_way_goes_on_where_it_stopped(pipe, config, tmp_path, monkeypatch):
     before, whole = weights(pipe), erase(pipe, CONCEPTS, config, folder=tmp_path / "whole")
 
@@ -156,6 +158,7 @@ def test_groups_in_processes_of_their_own_give_the_same(pipe, config, tmp_path):
     assert equal(erase(loaded, CONCEPTS, config, engine=make_engine("local"), **options), apart)
 
 
+@pytest.mark.slow
 def test_concepts_in_one_pass_equal_those_alone(pipe, config):
     both = dataclasses.replace(config, train=dataclasses.replace(config.train, concepts_per_pass=8))
     assert equal(erase(pipe, CONCEPTS, both), erase(pipe, CONCEPTS, config))
@@ -262,6 +265,7 @@ def test_priors(pipe, config):
     assert a.prior_key != b.prior_key and torch.allclose(total.P, (a.P + b.P) / 2)
 
 
+@pytest.mark.slow
 def test_many_concepts_without_a_name_to_keep_are_said(pipe, config, caplog, monkeypatch):
     monkeypatch.setattr(job, "MANY", 2)
     general = dataclasses.replace(config, prior=dataclasses.replace(config.prior, domain=()))
@@ -295,6 +299,7 @@ def test_what_is_applied_to_mini_sd_is_the_exact_solution():
     assert Erasure.load(erasure.save(Path(tempfile.mkdtemp()) / "e.safetensors")).truncation == erasure.truncation
 
 
+@pytest.mark.slow
 def test_erase_takes_what_a_person_writes_and_shows_bars_where_somebody_looks(pipe, config, monkeypatch, capsys):
     expected = erase(pipe, [Concept("ship", "sea")], config, progress=False)
     assert not capsys.readouterr().err  # nobody looks: no bar

@@ -89,6 +89,7 @@ def stages(which, **fuse):
     return dataclasses.replace(CONFIG, stages=which, fuse=dataclasses.replace(CONFIG.fuse, **fuse))
 
 
+@pytest.mark.slow
 def test_stages_are_left_out_or_added_up(pipe):
     """Against sums written out per layer: W R, W + Σ B D, W R + Σ B D; "all" is Eq. 7."""
     erasure, W = make(pipe), weights(pipe)

@@ -127,6 +127,7 @@ def test_clip():
         evaluate.ClipClassifier.load("./nowhere", local_files_only=True)
 
 
+@pytest.mark.slow
 def test_objects_counts_what_it_draws(pipe, ship):
     judge, done = ByPixel(), []
     before = {name: w.clone() for name, w in kv_weights(pipe.unet).items()}
@@ -175,6 +176,7 @@ def test_objects_counts_what_it_draws(pipe, ship):
     assert "Settings: settings tuned on mini-SD." in str(result) and "tuned on mini-SD" in result._repr_html_()
 
 
+@pytest.mark.slow
 def test_among_all_that_a_judge_knows(pipe, ship):
     judge = evaluate.Judge(tiny_judge([f"concept:{n}" for n in [*CLASSES, "grass", "sea"]] + ["style:noto"]))
     options = {"classifier": judge, "classes": CLASSES, "images": 3, **FAST}
@@ -204,6 +206,7 @@ def test_several_erasures_share_the_original(pipe, ship):
     assert list(kept.name) == ["horse", "cat"]
 
 
+@pytest.mark.slow
 def test_pictures_are_kept_and_read_again(pipe, ship, tmp_path, monkeypatch):
     options = {"classifier": ByPixel(), "classes": CLASSES, "images": 3, "folder": tmp_path, **EXACT}
     first = evaluate.objects(pipe, ship, **options)
@@ -241,6 +244,7 @@ def test_autocast_draws_nearly_the_same(pipe):
         pictures.Drawing(autocast="int8")
 
 
+@pytest.mark.slow
 def test_two_strengths_of_one_erasure_are_two_rows(pipe, ship):
     result = evaluate.objects(pipe, [ship, ship.scaled(0.5)], classifier=ByPixel(), images=3, **FAST)
     assert list(dict.fromkeys(result.metrics.erased)) == ["ship (1)", "ship (2)", "mean of 2"]
@@ -263,6 +267,7 @@ def test_characters(pipe, ship):
     assert templates.fill(protocols.PERSON_TEMPLATES[0], "Adam Driver") == "a portrait of Adam Driver"
 
 
+@pytest.mark.slow
 def test_styles(pipe):
     clip = evaluate.ClipClassifier(*tiny_clip())
     noto = erasure(pipe, Concept("noto", "art", kind="style"))
@@ -277,6 +282,7 @@ def test_styles(pipe):
 QUICK = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 1}}
 
 
+@pytest.mark.slow
 def test_studies_erase_and_measure(pipe, tmp_path, monkeypatch):
     look, settings = {"classifier": ByPixel(), **FAST}, EraseConfig.from_dict(QUICK)
     two = evaluate.objects_study(pipe, tmp_path, settings, only=["ship", "cat"], images=3, **look)

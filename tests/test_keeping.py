@@ -58,6 +58,7 @@ class Right:
         return ["cat"] * len(images)
 
 
+@pytest.mark.slow
 def test_the_study(tmp_path, monkeypatch):
     pipe = tiny_pipeline("sd")
     config = EraseConfig.from_dict({

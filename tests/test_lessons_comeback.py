@@ -48,6 +48,7 @@ def done(pipe):
     return result, seen
 
 
+@pytest.mark.slow
 def test_every_attack_has_its_controls(done):
     result, _ = done
     by = Counter((row["attack"], row["control"], row["method"]) for row in result.rows)
@@ -57,6 +58,7 @@ def test_every_attack_has_its_controls(done):
     assert by["ring-a-bell", "original", "original"] == 4 and by["wording", "no-attack", "uce"] == 2
 
 
+@pytest.mark.slow
 def test_what_the_judge_saw_is_what_the_rows_count(done):
     result, seen = done
     found = b.found(result, seen, "ring-a-bell", "none", "uce")
@@ -101,6 +103,7 @@ def test_one_concept_is_asked_for():
             b.the_one(some)
 
 
+@pytest.mark.slow
 def test_pictures_of_what_was_tried(done):
     result, seen = done
     found = b.pictures(result, seen, "ring-a-bell", ["uce"], "title")
@@ -113,6 +116,7 @@ def test_strangers_belong_to_the_mini_world(pipe):
     assert b.strangers(pipe, 2) is None
 
 
+@pytest.mark.slow
 def test_rates_are_those_of_the_rows(done):
     result, _ = done
     rows = table(result)

@@ -50,6 +50,7 @@ def change(erasure, part, D):
     )
 
 
+@pytest.mark.slow
 def test_interference_is_what_the_weights_do(erasure, E):
     for method in fusion.METHODS:
         fused = fusion.with_method(erasure, method)

@@ -137,8 +137,8 @@ def test_per_sample_forward_equals_one_model_per_sample(any_pipe):
         assert abs(float(alone[0] / losses[i]) - 1) < 1e-5
 
 
-@pytest.mark.parametrize("D", ["scaled", "own"])
-@pytest.mark.parametrize("kind", [*KINDS, "mini-sd"])
+@pytest.mark.parametrize("D", ["scaled", pytest.param("own", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", [*KINDS, pytest.param("mini-sd", marks=pytest.mark.slow)])
 def test_many_concepts_in_one_pass_equal_separate_runs(kind, D):
     """On random networks in fp64: there many gradients are as small as AdamW's eps, which magnifies fp32's rounding."""
     pipe, bound = (load_pipeline(kind, device="cpu"), 1e-5) if kind == "mini-sd" else (tiny_pipeline(kind), 1e-8)
@@ -158,6 +158,7 @@ def test_many_concepts_in_one_pass_equal_separate_runs(kind, D):
     assert max(float(b.abs().max()) for b in B.values()) > 2e-3  # it did train
 
 
+@pytest.mark.slow
 def test_training_lowers_the_attention_and_leaves_the_unet_alone(pipe):
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
     processors = {n: m.processor for n, m in cross_attention(pipe.unet).items()}
@@ -231,7 +232,10 @@ def test_autocast_is_near_float32(pipe, autocast):
     assert all(b.dtype == torch.float32 and torch.isfinite(b).all() for b in run.B.values())
 
 
-@pytest.mark.parametrize(("timesteps", "D"), [("cfis", "scaled"), ("adaptive", "scaled"), ("cfis", "own")])
+@pytest.mark.parametrize(
+    ("timesteps", "D"),
+    [("cfis", "own"), *(pytest.param(t, "scaled", marks=pytest.mark.slow) for t in ("cfis", "adaptive"))],
+)
 def test_resumed_training_equals_an_undisturbed_run(pipe, tmp_path, timesteps, D):
     config = dataclasses.replace(CONFIG, timesteps=timesteps, concepts_per_pass=2, D=D)
     examples = some_examples(pipe, 4)

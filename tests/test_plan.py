@@ -57,6 +57,7 @@ def counts(pipe):
     return passes(pipe, (64, 64))
 
 
+@pytest.mark.slow
 def test_operations_are_those_of_pytorch_s_counter(pipe, counts):
     x, e = torch.zeros(1, 4, 16, 16), torch.zeros(1, 77, 32)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -73,6 +74,7 @@ def test_memory_of_drawing_is_what_the_profiler_sees(pipe, counts, batch):
         assert allocated(lambda: pipe.vae.decode(z)) == pytest.approx(batch * counts.decode.bytes, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_memory_of_training_is_what_the_profiler_sees(pipe, checkpointing):
     W = kv_weights(pipe.unet)
@@ -85,6 +87,7 @@ def test_memory_of_training_is_what_the_profiler_sees(pipe, checkpointing):
     assert seen == pytest.approx(4 * passes(pipe, (64, 64), checkpointing).train.bytes, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("masks", "looks"), [("attention", 4 * 4), ("drawing", 0)])  # 4 noise levels of each picture
 def test_the_plan_counts_what_the_run_does(pipe, tmp_path, masks, looks):
     calls, chosen = [], replace(CONFIG, images=replace(CONFIG.images, masks=masks))
@@ -104,6 +107,7 @@ def test_the_plan_counts_what_the_run_does(pipe, tmp_path, masks, looks):
     assert "4 more are there" in str(again) and again.seconds["captions"] == again.seconds["drawing"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["sd3", *(pytest.param(k, marks=pytest.mark.slow) for k in ("pixart", "sana", "flux"))]
 )
@@ -126,6 +130,7 @@ def test_transformers_are_planned_by_their_own_passes(kind):
     assert found.calls == sum(calls) == (2 if kind == "flux" else 4) and found.total > 0
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said_and_refused(pipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -140,6 +145,7 @@ def test_what_is_missing_is_said_and_refused(pipe, tmp_path, monkeypatch):
     assert plan(pipe, several, replace(CONFIG, prior=PriorConfig(use=False))).captions == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [plan, erase])
 def test_more_steps_than_the_scheduler_has_are_refused_in_the_plan_too(pipe, call):
     config = replace(CONFIG, images=replace(CONFIG.images, steps=5000), prior=PriorConfig(use=False))
@@ -161,6 +167,7 @@ def test_words_of_a_plan(pipe):
     assert "may not do" not in str(found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sd", "sdxl"])
 def test_low_memory_gives_the_same_erasure_with_one_part_at_a_time(kind):
     config = EraseConfig(images=ImagesConfig(count=1, steps=1, masks="full"), train=TrainOptions(steps=2)).low_memory()
@@ -199,6 +206,7 @@ def test_low_memory_is_loaded_by_name_and_known_to_other_processes():
     assert pipe._macelib_source[1]["low_memory"] is True
 
 
+@pytest.mark.slow
 def test_the_plan_as_json_and_pictures_with_low_memory(tmp_path, capsys):
     from typer.testing import CliRunner
 

@@ -144,6 +144,7 @@ def test_stage_2_runs_in_a_model_that_holds_the_map(pipe, erasure):
     assert all(relative(found[name], before[name]) > 1e-6 for name in before)
 
 
+@pytest.mark.slow
 def test_exports_hold_it(pipe, erasure, tmp_path):
     original = draw(pipe)
     with untouched(pipe):

@@ -388,6 +388,7 @@ def test_a_run_of_mixed_kinds(tmp_path):
 FEW = {"images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 1}, "templates": "ours"}
 
 
+@pytest.mark.slow
 def test_missing_captions_are_refused_with_the_way_on(sd1, tmp_path):
     people = [dataclasses.replace(PERSON, templates=("{}",))]
     config = EraseConfig.from_dict({**FEW, "prior": {"domain": ["a photo of Adam Driver"]}})

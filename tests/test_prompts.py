@@ -138,6 +138,7 @@ class Here:
             yield Outcome(job.key, value=self.sizes[-1])
 
 
+@pytest.mark.slow
 def test_an_engine_draws_the_same_and_failures_are_named(tmp_path, monkeypatch):
     tiny_pipeline("sd").save_pretrained(tmp_path / "tiny")
     pipe = load_pipeline(tmp_path / "tiny", device="cpu")

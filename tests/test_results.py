@@ -52,6 +52,7 @@ def test_damaged_metrics(tmp_path, text):
         results.record(tmp_path, a=1)
 
 
+@pytest.mark.slow
 def test_figure_is_light(tmp_path):
     noise = np.random.default_rng(0).random((4, 8, 128, 128, 3))
     path = results.save_figure(tmp_path, "noise", viz.grid(noise))

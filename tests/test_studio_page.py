@@ -52,6 +52,7 @@ def test_the_worker_does_the_last_thing_and_stops_the_one_before():
     assert "d done" not in done
 
 
+@pytest.mark.slow
 def test_stop_ends_a_drawing_at_its_next_step_and_leaves_the_pipeline_alone(page, pipe, monkeypatch):  # noqa: F811
     before = {name: w.detach().clone() for name, w in kv_weights(pipe.unet).items()}
     drawing, go_on, draw = threading.Event(), threading.Event(), page.easel._draw
@@ -120,6 +121,7 @@ class Later:
         return False
 
 
+@pytest.mark.slow
 def test_steps_and_guidance(page, pipe, monkeypatch):  # noqa: F811
     drawn = count_draws(page, monkeypatch)
     page.steps.value = 3
@@ -246,6 +248,7 @@ def test_any_classifier_with_a_list_of_its_own_tells_how_sure_it_is(pipe):  # no
     assert verdicts(sure, images, ["sea"], ["ship", "unheard of"]) == [pytest.approx({"frog": 0.7, "ship": 0.3})] * 2
 
 
+@pytest.mark.slow
 def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F811
     shown = Studio(Easel(pipe, erasure, steps=2), PROMPT, SEEDS, folder=tmp_path / "kept")
     shown.sliders["frog"].value, shown.ticks["ship"].value = 0.5, False
@@ -272,6 +275,7 @@ def test_without_a_folder_nothing_can_be_saved(page):  # noqa: F811
     assert page.save.layout.display == "none"
 
 
+@pytest.mark.slow
 def test_a_concept_more(pipe, erasure, cache):  # noqa: F811
     shown = Studio(Easel(pipe, erasure, steps=2), "a photo of the dog", SEEDS)
     before = pictures(shown, "after")

@@ -31,6 +31,7 @@ def names(rows):
     return [row.name for row in rows]
 
 
+@pytest.mark.slow
 def test_the_tasks_that_ship():
     assert tasks() == [*MINI, *SD]
     assert all(task(name).name == name and task(name).about.model == name.split("-")[0] for name in tasks())

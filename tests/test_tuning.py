@@ -42,6 +42,7 @@ def test_a_grid_that_cannot_be_run_is_refused(tmp_path, change, said):
     assert "grid.yaml" in str(error.value)
 
 
+@pytest.mark.slow
 def test_every_point_is_measured_and_the_best_of_each_list_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "family_of", lambda _: MINI)
     monkeypatch.setattr(tuning, "family_of", lambda _: MINI)

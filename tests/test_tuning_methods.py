@@ -123,6 +123,7 @@ def test_no_more_points_than_mace_has_in_the_same_list():
 # --- how they are measured ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_points_are_measured_as_mace_s_on_tuning_names_alone_and_drawn_once(pipe, tmp_path, drawn):
     result = tuned(pipe, tmp_path)
     rows = result.metrics.to_dict("records")
@@ -207,6 +208,7 @@ def test_no_point_begins_when_the_time_is_spent(pipe, tmp_path, slow):
 # --- recorded, and by command -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_chosen_is_recorded_and_read_by_comparisons(pipe, tmp_path, slow):
     record_tuned(tuned(pipe, tmp_path / "uce"), tmp_path / "kept")
     first = pd.read_csv(tmp_path / "kept" / "tuned.csv")

@@ -93,6 +93,7 @@ def test_curves():
     assert left > right
 
 
+@pytest.mark.slow
 def test_png_keeps_under_the_limit():
     noise = np.random.default_rng(0).random((3, 6, 64, 64, 3))
     fig = viz.grid(noise)
@@ -101,6 +102,7 @@ def test_png_keeps_under_the_limit():
     assert len(full) > 60_000 >= len(light) > 5_000
 
 
+@pytest.mark.slow
 def test_shades_do_not_fall_into_bands():
     """A palette has few shades for each of many ramps: they are mixed by dots, so that their means over places hold."""
     y, x = np.mgrid[0:64, 0:64] / 63

@@ -155,6 +155,7 @@ def test_the_shipped_models_are_untouched_by_another_recipe(made):
     assert not recipe.load(written(made[0].parent)).shipped and recipe.load(recipe.SHIPPED).shipped
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(small, caplog, monkeypatch):
     monkeypatch.setattr(loop, "EVERY", 0.0)
     world = run.World(small)
