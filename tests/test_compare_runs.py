@@ -1,6 +1,7 @@
 """A comparison is gone on with after a kill, measures rows anew that changed, and refuses what it cannot do."""
 
 import dataclasses
+import importlib.util
 import json
 from importlib import import_module
 
@@ -11,7 +12,7 @@ from tiny_data import tiny_judge
 
 from macelib import Erasure, MaceError
 from macelib.baselines import build, register
-from macelib.baselines.registry import _METHODS, Settings
+from macelib.baselines.registry import _METHODS, Settings, method
 from macelib.compare import compare, measure, metric_names, ways
 from macelib.compare.plan import ORIGINAL, Way
 from macelib.evaluate import pictures, results
@@ -141,6 +142,21 @@ def test_best_is_measured_anew_when_something_is_chosen(tmp_path, monkeypatch):
     before = run._key(Way("mace-best", "tuned"), (0, 0))
     monkeypatch.setattr(values, "BEST", {"object": {"train": {"until": 0.5}}})
     assert run._key(Way("mace-best", "tuned"), (0, 0)) != before
+
+
+def test_a_method_of_one_s_own_is_measured_anew_when_its_code_is_edited(tmp_path):
+    measuring, keys = measure.Measuring(planned_of(MANY, tmp_path), None, None, tmp_path), []
+    try:
+        for factor in (1, 2, 2):
+            path = tmp_path / f"{factor}.py"
+            path.write_text(f"def mine(request, settings):\n    return {factor}\n")
+            spec = importlib.util.spec_from_file_location(f"mine_{factor}", path)
+            spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+            register("mine", Settings)(module.mine)
+            keys.append(measuring._key(Way("mine", "published"), (0, 0)))
+    finally:
+        _METHODS.pop("mine", None)
+    assert keys[0] != keys[1] == keys[2] and method("uce").code == ""
 
 
 def about_of(pipe, found, tmp_path):

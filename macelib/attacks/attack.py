@@ -36,6 +36,10 @@ class Result:
     def __add__(self, other: "Result") -> "Result":
         return Result(self.rows + other.rows, self.not_measured + other.not_measured)
 
+    def called(self, **said: str) -> "Result":
+        """The same, with other values of these columns: an erasure, say, by its method's name, not its settings."""
+        return Result(*([{**row, **said} for row in some] for some in (self.rows, self.not_measured)))
+
     @property
     def pre_asr(self) -> float | None:
         """Percent of the rows whose un-attacked picture shows the concept; None without rows."""

@@ -1,6 +1,7 @@
 """The methods by name: what one is asked for, what it brings, how it is found and run."""
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,16 @@ class Method:
     published: Mapping[str, Any] = field(default_factory=dict)  # by task, where they differ from the defaults
     grid: Grid = field(default_factory=dict)  # values tried for a tuned row
     trains: bool = False  # takes optimiser steps: minutes or hours for a list of concepts
+
+    @property
+    def code(self) -> str:
+        """The source of a method from outside macelib, which may be edited under the same name; else empty."""
+        if self.make.__module__.partition(".")[0] == __name__.partition(".")[0]:
+            return ""
+        try:
+            return inspect.getsource(self.make)
+        except (OSError, TypeError):  # typed at a prompt, or no function
+            return ""
 
     def settings_for(self, task: str = "object") -> Any:
         """The published settings for "object", "celebrity", "style", "unsafe" or what else the method names."""

@@ -24,17 +24,13 @@ class Among:
 
 def gallery(pipe, foreign: dict) -> tuple:
     """The scorer of the model's family, and the foreign pictures beside those of its catalogue."""
-    from PIL import Image
-
     from ..evaluate.classifiers import classifier_for
     from ..models.families import family_of
-    from ..models.mini import renderings
+    from ..models.mini import shown
 
     if family_of(pipe).catalogue is None:
         raise MaceError("Foreign pictures are told from a catalogue's, and this model has none: leave out --foreign.")
-    names, shown, _ = renderings()
-    if both := sorted(set(names) & set(foreign)):
+    known = shown()
+    if both := sorted(set(known) & set(foreign)):
         raise MaceError(f"{both[0]!r} is not foreign: it is in the catalogue.")
-    tiles = (shown.flatten(1, 2).permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()  # (n, artists · 2, 64, 64, 3)
-    known = {name: [Image.fromarray(tile) for tile in row] for name, row in zip(names, tiles, strict=True)}
     return classifier_for(pipe, "styles"), known | foreign

@@ -154,7 +154,7 @@ class Attacking:
             for control in todo:
                 concept = self._strange(target) if control == "foreign" else target[2]
                 if (control, concept.name) not in once:
-                    found += _named(self._one(pipe, edit, concept, name, control), said[control])
+                    found += self._one(pipe, edit, concept, name, control).called(**said[control])
                     once |= {(control, concept.name)} if way == ORIGINAL else set()
             tell(f"{name}, {'original' if way == ORIGINAL else way}", done, len(chosen), target[2].name)
         return found + Result(not_measured=[{**said[c], "metric": "ASR", "why": why} for c, why in whys.items()])
@@ -196,8 +196,3 @@ def _told(error: MaceError) -> str:
     if isinstance(error.__cause__, OSError):
         raise error
     return str(error)
-
-
-def _named(result: Result, said: Mapping[str, str]) -> Result:
-    """The same by the method's name: an erasure is called after its settings otherwise."""
-    return Result(*([{**row, **said} for row in some] for some in (result.rows, result.not_measured)))

@@ -190,13 +190,16 @@ class Measuring:
         return edit
 
     def _key(self, way: Way, unit: Unit) -> str:
-        """Of the settings that an edit is made with: what is open in MACE's is what its preset says today."""
+        """Of the settings that an edit is made with, and of a user's own method's code: edited, it is measured anew.
+
+        What is open in MACE's settings is what its preset says today.
+        """
         chosen, own = method(way.method), dict(way.values or {})
         settings: Any = [asdict(chosen.settings_for(self.plan.kind)), own]
         if chosen.settings is EraseConfig:
             named = build_settings(EraseConfig, settings[0] | own)
             settings = filled(way.method, named, self.family, self.plan.erasures[unit[0]], self.plan.told).to_dict()
-        return hash_text(json.dumps(settings, default=str))
+        return hash_text(json.dumps(settings, default=str), *filter(None, [chosen.code]))
 
     def _name(self, way: Way, unit: Unit) -> str:
         i, seed = unit

@@ -12,8 +12,8 @@ from ..errors import MaceError
 from ..evaluate import with_synonyms
 from ..evaluate.classifiers import classifier_for
 from ..files import data_folder
+from ..models import mini
 from ..models.families import family_of
-from ..models.mini import renderings
 from ..show.viz import COLORS, Figure, grid
 from .recorded import label
 from .shared import choices, series, tiles
@@ -52,12 +52,9 @@ def strangers(pipe, count: int) -> tuple[dict[str, list[Image.Image]], Nearest] 
     """
     if family_of(pipe).catalogue is None:
         return None
-    names, tiles, _ = renderings()  # (n, artists, 2, 3, 64, 64), 0..1
-    tiles = (tiles.flatten(1, 2).permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()
-    known = {name: [Image.fromarray(tile) for tile in row] for name, row in zip(names, tiles, strict=True)}
-    shown = read_pictures(data_folder() / "attacks" / "foreign")
-    shown = {name: shown[name] for name in list(shown)[:count]}
-    return shown, Nearest(classifier_for(pipe, "styles"), known | shown)
+    foreign = read_pictures(data_folder() / "attacks" / "foreign")
+    foreign = {name: foreign[name] for name in list(foreign)[:count]}
+    return foreign, Nearest(classifier_for(pipe, "styles"), mini.shown() | foreign)
 
 
 def run(
@@ -78,19 +75,14 @@ def run(
         ways += [(method, control, edit) for method, edit in edits.items() for control in ("none", "no-attack")]
         for method, control, edit in ways:
             witness = Witness(judge, [concept.name, *among])
-            result += _of(method, attack(pipe, edit, concept, name, judge=witness, control=control, **options))
+            result += attack(pipe, edit, concept, name, judge=witness, control=control, **options).called(method=method)
             seen[name, control, method] = witness.seen
         for word, pictures in (foreign[0] if foreign else {}).items():
             strange = Concept(word, "a thing", concept.kind)
             told = {"judge": foreign[1], "control": "foreign", "pictures": pictures}
             for method, edit in edits.items():
-                result += _of(method, attack(pipe, edit, strange, name, **told, **options))
+                result += attack(pipe, edit, strange, name, **told, **options).called(method=method)
     return result, seen
-
-
-def _of(method: str, result: Result) -> Result:
-    """The same, by the method's name: an erasure is called after its settings otherwise."""
-    return Result(*([{**row, "method": method} for row in some] for some in (result.rows, result.not_measured)))
 
 
 def found(result: Result, seen: Mapping[tuple, list], name: str, control: str, method: str) -> list[tuple]:

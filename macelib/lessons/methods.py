@@ -60,7 +60,7 @@ def own_anchor(names: Sequence[str], config: Mapping) -> dict[str, dict]:
 def live_folder(run_folder: str | Path, pipe, *parts) -> Path:
     """Where a notebook's own comparison is kept: a folder for each model, device, versions and other parts.
 
-    parts: all that its pictures depend on; of a method that is being written, the key of its edit.
+    parts: what else its pictures depend on.
     """
     key = hash_text(model_hash(pipe), pipe.device.type, versions(), *parts)
     return Path(run_folder) / f"compare-{key[:8]}"

@@ -115,6 +115,13 @@ def renderings() -> tuple[list[str], Tensor, Tensor]:
     return shown, tiles[:, :, :, :3], tiles[:, :, :, 3:]
 
 
+def shown() -> dict[str, list[Image.Image]]:
+    """By name every rendering of the sheet: what a picture is told from by its nearest neighbour."""
+    names, pictures, _ = renderings()
+    tiles = (pictures.flatten(1, 2).permute(0, 1, 3, 4, 2) * 255).round().byte().numpy()  # (n, artists · 2, 64, 64, 3)
+    return {name: [Image.fromarray(tile) for tile in row] for name, row in zip(names, tiles, strict=True)}
+
+
 def crop_half(images: Tensor, side: int) -> Tensor:
     """The left (0) or right (1) subject's square of two-subject pictures (n, 3, 64, 64), enlarged to (n, 3, 64, 64)."""
     x, y = (0 if side == 0 else SIZE - HALF), (SIZE - HALF) // 2
