@@ -1,10 +1,15 @@
 """The quality table: its place in the README, which shows what the shipped report says of the shipped weights."""
 
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from factory import measures, report, table
+from factory.catalogue import catalogue
+from factory.render import Batch, is_scene
 
 from macelib.files import data_folder
 
@@ -51,6 +56,44 @@ def test_entropy_of_the_artists():
     assert measures.entropy(torch.tensor([0, 1, 2, 3] * 5)) == pytest.approx(1)
     assert measures.entropy(torch.tensor([2] * 7)) == 0
     assert measures.entropy(torch.tensor([0, 1, 0, 1])) == pytest.approx(0.5)
+
+
+def test_the_autoencoder_meets_every_artist_and_the_head_of_styles_no_scene_that_nobody_drew(monkeypatch):
+    """Stand-ins: a picture's grey is its artist, but a scene's is another's; the autoencoder keeps what it is given."""
+
+    def fresh(each, seed):
+        concept = torch.arange(len(catalogue())).repeat_interleave(4 * each)
+        style = torch.arange(4).repeat(len(catalogue()) * each)
+        grey = torch.where(is_scene(concept), (style + 1) % 4, style) / 3
+        nothing = torch.full_like(concept, -1)
+        return Batch(grey.view(-1, 1, 1, 1).expand(-1, 3, 2, 2), grey, concept, nothing, style, nothing)
+
+    given = []
+    vae = SimpleNamespace(
+        encode=lambda x: given.append(x) or SimpleNamespace(latent_dist=SimpleNamespace(mean=x)),
+        decode=lambda z: SimpleNamespace(sample=z),
+    )
+    models = SimpleNamespace(
+        some=lambda count: count, device="cpu", clip=None, tokenizer=None, pipe=SimpleNamespace(vae=vae),
+        concepts=lambda images: torch.zeros(len(images)),
+        styles=lambda images: (3 * images[:, 0, 0, 0]).round().long(),
+    )  # fmt: skip
+    monkeypatch.setattr(measures, "fresh", fresh)
+    monkeypatch.setattr(measures, "seen", lambda clip, images: torch.ones(len(images), 1))
+    monkeypatch.setattr(measures, "name_vectors", lambda *_: torch.ones(len(catalogue()), 1))
+    assert measures.measure_renderings(models)["judge_styles_renderings"] == 1
+    often = torch.bincount((1.5 * (given[0][:, 0, 0, 0] + 1)).round().long(), minlength=4)
+    assert often.sum() == len(catalogue()) and often.min() > 0.8 * often.max(), often.tolist()
+
+
+def test_a_measure_is_kept_for_the_code_that_took_it(monkeypatch, tmp_path):
+    before = report.measured_by()
+    for name in ("report.py", "measures.py", "drawing.py"):
+        shutil.copy(Path(report.__file__).with_name(name), tmp_path / name)
+    monkeypatch.setattr(report, "__file__", str(tmp_path / "report.py"))
+    assert report.measured_by() == before
+    (tmp_path / "measures.py").write_text((tmp_path / "measures.py").read_text() + "\nMORE = 1\n")
+    assert report.measured_by() != before
 
 
 def test_a_table_has_a_place_in_a_page(tmp_path, shipped):

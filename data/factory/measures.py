@@ -27,7 +27,7 @@ from .captions import call, with_article
 from .catalogue import ART_STYLES, CIFAR_10, COMPANIONS, catalogue, names, styles
 from .clip import name_vectors, seen
 from .drawing import Drawing, Models
-from .render import Batch, compose
+from .render import Batch, compose, is_scene
 from .scenes import SCENES
 from .vae import psnr
 
@@ -50,6 +50,11 @@ def fresh(each: int, seed: int) -> Batch:
     return compose(concept, nothing, style, scene, generator)
 
 
+def any_of(batch: Batch, count: int, seed: int) -> Tensor:
+    """(count,) random rows of a batch: of `fresh`, whose artists take turns, every artist's alike."""
+    return torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))[:count]
+
+
 def measure_renderings(m: Models) -> dict:
     """Judge, mini-CLIP and autoencoder on fresh renderings."""
     batch = fresh(m.some(2), seed=2**20)
@@ -57,15 +62,18 @@ def measure_renderings(m: Models) -> dict:
     with torch.no_grad():
         pictures = torch.cat([seen(m.clip, part) for part in batch.images.split(256)])
         similarity = pictures @ name_vectors(m.clip, m.tokenizer).T
-        mixed = fresh(1, seed=2**21).images[:: max(1, int(4 / m.share))].to(m.device) * 2 - 1
+        every = fresh(1, seed=2**21)
+        mixed = every.images[any_of(every, m.some(len(every) // 4), seed=2**21)].to(m.device) * 2 - 1
         vae = m.pipe.vae
         again = vae.decode(vae.encode(mixed).latent_dist.mean).sample.clamp(-1, 1)
     objects = torch.isin(batch.concept, torch.tensor(ten))
     found = torch.tensor(ten)[similarity[objects][:, ten].argmax(1)]
     right = m.concepts(batch.images) == batch.concept
+    drawn = ~is_scene(batch.concept)  # a scene is nobody's drawing
+    by_artist = m.styles(batch.images[drawn]) == batch.style[drawn]
     return {
         "judge_renderings": right.float().mean().item(),
-        "judge_styles_renderings": (m.styles(batch.images) == batch.style).float().mean().item(),
+        "judge_styles_renderings": by_artist.float().mean().item(),
         "clip_objects": (found == batch.concept[objects]).float().mean().item(),
         "clip_concepts": (similarity.argmax(1) == batch.concept).float().mean().item(),
         "vae_psnr": psnr(mixed, again),

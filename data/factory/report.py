@@ -1,6 +1,7 @@
 """The report of a world's models: every measure, kept as soon as it is there, so that a killed report goes on.
 
-The default guidance is chosen first, on the concepts that settings are tuned on; all else is measured at it.
+What is kept counts for the same weights, recipe and measuring code. The default guidance is chosen first, on the
+concepts that settings are tuned on; all else is measured at it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from PIL import Image
 from macelib.files import atomic, hash_text
 
 from .captions import with_article
-from .catalogue import CIFAR_10, catalogue, styles
+from .catalogue import CIFAR_10, catalogue, styles, world_folder
 from .drawing import Models
 from .loop import work_folder
 from .measures import MEASURES, _first, accuracy_and_variety, photo
@@ -61,12 +62,18 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def measured_by() -> str:
+    """Hash of what decides on a measure beside the weights and the recipe: the code that takes it, and its names."""
+    paths = [*(Path(__file__).with_name(name) for name in ("measures.py", "drawing.py")), world_folder() / "split.json"]
+    return hash_text(*(path.read_text(encoding="utf-8") for path in paths))
+
+
 def write_report(recipe: Recipe, folders: Mapping[str, Path], out: Path) -> dict:
     """Measure everything, write `report.json` and `contact_sheet.png` into `out`, print the table; the report."""
     from .run import weights_hash
 
     hashes = {model: weights_hash(folder) for model, folder in folders.items()}
-    key = hash_text(sorted(hashes.items()), dataclasses.astuple(recipe.report))
+    key = hash_text(sorted(hashes.items()), dataclasses.astuple(recipe.report), measured_by())
     partial = work_folder() / f"report-{key[:16]}.json"
     results = json.loads(partial.read_text(encoding="utf-8")) if partial.exists() else {}
     models = Models(folders, recipe.report.steps, max(recipe.report.guidance), recipe.report.share)
