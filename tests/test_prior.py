@@ -9,6 +9,7 @@ from macelib.concepts import Concept, check_kept
 from macelib.errors import MaceError
 from macelib.files import cache_folder
 from macelib.method.prior import captions_for, names, prior, read_captions
+from macelib.models.pipelines import load_pipeline
 from macelib.models.text import embedding_size, encode, read
 from macelib.models.tiny import tiny_pipeline
 
@@ -79,7 +80,7 @@ def test_a_kept_name_that_holds_an_erased_one_is_kept():
         check_kept([bear], ["Bear "])
 
 
-def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):
+def test_what_is_left_out_is_read_once_more_by_group_and_kept(pipe, monkeypatch):
     groups = [["ship"], ["ship"], ["yard"], ["car"], ["frog", "noto"], ["cat"], ["sky"]]
     pairs = list(zip(CAPTIONS, groups, strict=True))
     first = prior(pipe, pairs)
@@ -88,11 +89,25 @@ def test_groups_are_left_out_without_a_text_pass(pipe, monkeypatch):
     again = prior(pipe, [(text, labels[0] if len(labels) == 1 else labels) for text, labels in pairs])
     assert not calls and torch.equal(again.P, first.P) and again.key == first.key
     without = prior(pipe, pairs, exclude=[SHIP, Concept("noto", "art", "style")])
-    assert not calls and without.key != first.key
+    assert calls == [["the frog"], ["a ship", "two Ships at sea"]] and without.key != first.key
     assert relative(without.P, mean(pipe, ["a shipyard", "a red car", "a kitty", "a blue sky"])) <= 1e-6
-    some = prior(pipe, CAPTIONS, exclude=[SHIP])  # no groups: only what leaves is read again, and that once
-    assert calls == [sorted(CAPTIONS), ["a ship", "two Ships at sea"]]
-    assert torch.equal(prior(pipe, CAPTIONS, exclude=[SHIP]).P, some.P) and len(calls) == 2
+    ship = prior(pipe, pairs, exclude=[SHIP])  # the ship's are known, with or without the frog's
+    (cache_folder() / "prior").rename(cache_folder() / "before")
+    assert len(calls) == 2 and torch.equal(prior(pipe, pairs, exclude=[SHIP]).P, ship.P)
+    calls.clear()
+    some = prior(pipe, CAPTIONS, exclude=[SHIP])  # no groups: what leaves is read again, and that once
+    assert calls == []
+    assert torch.equal(prior(pipe, CAPTIONS, exclude=[SHIP]).P, some.P) and torch.equal(some.P, ship.P)
+
+
+def test_statistics_of_shipped_captions_may_be_shipped(pipe, tmp_path, monkeypatch):
+    first = prior(pipe, CAPTIONS)
+    (cache_folder() / "prior").rename(tmp_path / "prior")
+    monkeypatch.setattr(module, "read", None)
+    with pytest.raises(TypeError):
+        prior(pipe, CAPTIONS)
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path))
+    assert torch.equal(prior(pipe, CAPTIONS).P, first.P)
 
 
 def test_a_broken_cache_is_made_anew_and_other_encoders_have_their_own(pipe, caplog):
@@ -146,3 +161,9 @@ def test_the_mini_world_s_captions_say_what_they_are_about():
     captions = captions_for(tiny_pipeline("sd", width=384, channels=8))
     about = names(["\n".join(labels) for _, labels in captions], [SHIP])
     assert len(captions) > 1000 and 0 < sum(about) < len(captions) / 10
+
+
+def test_those_of_the_mini_world_s_captions_are_shipped(monkeypatch):
+    pipe = load_pipeline("mini-sd", device="cpu")
+    monkeypatch.setattr(module, "read", None)
+    assert prior(pipe, captions_for(pipe)).count > 1000

@@ -71,9 +71,8 @@ def prior(
     captions, domain: texts, or a file (see `read_captions`); each distinct one counts once, or, with `repeats`, those
     of `captions` as often as they stand there. What a caption is about, one label or several, may come with it as
     (text, labels). A caption is left out where it or a label of it names an excluded concept: by name or synonym, as a
-    whole word, plural included, in any capitals; `named` "kept" leaves those of `captions` in. Statistics are kept by
-    first label: a group that is left out as a whole costs nothing, captions left out of another group are read once
-    more and subtracted. Both are cached in `cache_folder()/prior`.
+    whole word, plural included, in any capitals; `named` "kept" leaves those of `captions` in. All are read once, those
+    that are left out once more, by first label, and subtracted; both are cached in `cache_folder()/prior`.
     names: of the domain captions, only the tokens of these phrases count (none: all tokens). A name is then kept as it
     is, while [EOS] and padding, where names that stay are hard to tell from those that go, are free to follow the rest.
     The pooled text has no tokens: all of it counts. beside: prompts of two things that stay, and w.
@@ -192,28 +191,25 @@ def _statistics(
 ) -> tuple[Tensor, list[str], int]:
     """`_grams` over the distinct captions that name nothing excluded in one row, those captions, and their number.
 
+    All of them are read once; what names something excluded is read once more, by first label, and subtracted.
     own: phrases whose tokens alone count; none: all tokens. repeats: a caption counts as often as it is there.
     """
     captions, about = [_pair(caption) for caption in captions], {}
     for caption, group in captions:
         about[caption] = (*about.get(caption, ()), *group)
     times = Counter(caption for caption, _ in captions) if repeats else dict.fromkeys(about, 1)
-    labels = {c: next(iter(group), "") + (f"\t{times[c]}" if times[c] > 1 else "") for c, group in about.items()}
-    pairs = sorted((labels[caption], caption) for caption in about if prompt_fits(pipe, caption))
-    if len(pairs) < len(about):
-        log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(pairs))
-    texts = ["\n".join((caption, *about[caption])) for _, caption in pairs]
-    named = {pair for pair, hit in zip(pairs, names(texts, exclude, own), strict=True) if hit}
-    rows, total, strays = _grams(pipe, base, pairs, own, progress), 0.0, []
-    for label, members in groupby(pairs, key=lambda pair: pair[0]):  # of one group, and as often there
-        members = set(members)
-        if members - named:  # else the whole group is left out
-            total, strays = total + times[next(iter(members))[1]] * rows[label], strays + sorted(members & named)
-    weight = {labels[caption]: times[caption] for _, caption in strays}
-    for label, row in _grams(pipe, base, strays, own).items():
-        total = total - weight[label] * row
-    kept = [pair[1] for pair in pairs if pair not in named for _ in range(times[pair[1]])]
-    return total if kept else 0.0, kept, len(kept)
+    read_whole = sorted(caption for caption in about if prompt_fits(pipe, caption))
+    if len(read_whole) < len(about):
+        log.warning("%d captions are longer than the model reads: left out of the prior.", len(about) - len(read_whole))
+    hits = names(["\n".join((caption, *about[caption])) for caption in read_whole], exclude, own)
+    kept = [c for c, hit in zip(read_whole, hits, strict=True) if not hit for _ in range(times[c])]
+    if not kept:
+        return 0.0, [], 0
+    strays = [(next(iter(about[c]), ""), c) for c, hit in zip(read_whole, hits, strict=True) if hit]
+    rows = _grams(pipe, base, sorted(((times[c], ""), c) for c in read_whole), own, progress)
+    less = _grams(pipe, base, sorted(((times[c], label), c) for label, c in strays), own)
+    total = sum(n * row for (n, _), row in rows.items()) - sum(n * row for (n, _), row in less.items())
+    return total, kept, len(kept)
 
 
 def _unpacked(pipe, row: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -239,34 +235,33 @@ def _counted(pipe, captions: Sequence[str], own: Sequence[str]) -> Tensor:
 def _grams(
     pipe,
     base: str,
-    pairs: list[tuple[str, str]],
+    pairs: list[tuple[tuple[int, str], str]],
     own: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Tensor]:
-    """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; cached.
+) -> dict[tuple[int, str], Tensor]:
+    """Upper triangles (d (d + 1) / 2,) of Σ e eᵀ, float64, by group of sorted (group, caption) pairs; each is cached.
 
-    After it, in the same row, that of the pooled text (p (p + 1) / 2,), where the model reads one.
+    After it, in the same row, that of the pooled text (p (p + 1) / 2,), where the model reads one. A group is read by
+    itself, whatever else is read, so that its row is the same to the bit. Rows of shipped captions may be shipped, too.
     """
-    labels, d, p = list(dict.fromkeys(group for group, _ in pairs)), embedding_size(pipe), pooled_size(pipe)
-    if not pairs:
-        return {}
-    key = hash_text(base, len(own), *own, *(part for pair in pairs for part in pair), p)
-    path = cache_folder() / "prior" / f"{key}.safetensors"
-    if (kept := read_cached(path, key)) is not None:
-        return dict(zip(labels, kept["upper"], strict=True))
+    d, p, rows, done = embedding_size(pipe), pooled_size(pipe), {}, 0
     upper, beside = tuple(torch.triu_indices(d, d)), tuple(torch.triu_indices(p, p))
-    sums = torch.zeros(len(labels), len(upper[0]) + len(beside[0]), dtype=torch.float64)
-    index = {label: i for i, label in enumerate(labels)}
-    for start in range(0, len(pairs), CHUNK):
-        chunk = pairs[start : start + CHUNK]
-        captions = [caption for _, caption in chunk]
-        text, counted = read(pipe, captions, CHUNK), _counted(pipe, captions, own)  # (n, T, d), (n, T)
-        for label, members in groupby(range(len(chunk)), key=lambda i: chunk[i][0]):
-            some = list(members)
-            e, u = text.tokens[some][counted[some].to(text.tokens.device)], text.pooled[some]  # (m, d), (m, p)
+    for group, members in groupby(pairs, key=lambda pair: pair[0]):
+        captions = [caption for _, caption in members]
+        key = hash_text(base, len(own), *own, *captions, p)
+        files = [folder / "prior" / f"{key}.safetensors" for folder in (cache_folder(), data_folder())]
+        if (kept := next(filter(None, (read_cached(file, key) for file in files)), None)) is not None:
+            rows[group] = kept["upper"]
+            continue
+        rows[group] = torch.zeros(len(upper[0]) + len(beside[0]), dtype=torch.float64)
+        for start in range(0, len(captions), CHUNK):
+            chunk = captions[start : start + CHUNK]
+            text, counted = read(pipe, chunk, CHUNK), _counted(pipe, chunk, own)  # (n, T, d), (n, T)
+            e = text.tokens[counted.to(text.tokens.device)]  # (m, d)
             e = e[e.any(1)]  # without padding that is masked
-            sums[index[label]] += torch.cat([gram(e).cpu()[upper], gram(u).cpu()[beside]])
-        if progress:
-            progress(start + len(chunk), len(pairs))
-    save_tensors(path, {"upper": sums}, {"key": key})
-    return dict(zip(labels, sums, strict=True))
+            rows[group] += torch.cat([gram(e).cpu()[upper], gram(text.pooled).cpu()[beside]])
+            done += len(chunk)
+            if progress:
+                progress(done, len(pairs))
+        save_tensors(files[0], {"upper": rows[group]}, {"key": key})
+    return rows
