@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install -q --no-compile -c constraints.txt
 CPU := https://download.pytorch.org/whl/cpu
-DEMO ?= -p images 3
+DEMO ?= -p images 3 -p companions 2
 PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 
 # Python keeps what it has compiled: pip leaves that to the first import, and each process anew would take 15 s for it.
