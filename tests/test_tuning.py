@@ -1,17 +1,24 @@
 """The grid that settings are chosen from: what it refuses, that its best point is taken, that it goes on."""
 
 import json
+import re
+import shlex
 from importlib import import_module
+from pathlib import Path
 
 import pandas as pd
 import pytest
+import typer
 from test_evaluate import FAST, QUICK, ByPixel
 
-from macelib import EraseConfig, MaceError, evaluate
+from macelib import EraseConfig, MaceError, evaluate, load_pipeline
+from macelib.cli import app
 from macelib.evaluate import pictures, record, studies, tuning
 from macelib.files import data_folder
 from macelib.models.families import MINI
 from macelib.models.tiny import tiny_pipeline
+from macelib.presets import values
+from macelib.presets.values import HOW
 
 GRID = {
     "few": 2,
@@ -117,6 +124,33 @@ def test_the_grid_of_candidates_has_the_preset_each_alone_and_some_together():
             "fuse.null_space", "refine.rounds", "prior.influence", "train.down", "written.written", "train.until"
         }  # fmt: skip
         assert all(names <= alone for names in named) and 2 <= sum(len(names) > 1 for names in named) <= 3
+
+
+@pytest.mark.parametrize("grid", ["tuning", "best", "cheaper"])
+def test_a_grid_s_command_runs_as_printed(grid):
+    """What stands in the file's head has all that the command asks for, and is what is said elsewhere."""
+    text = (data_folder() / "world" / f"{grid}.yaml").read_text()
+    command = shlex.split(re.search(r"`(mace study [^`]+)`", text)[1])
+    study = typer.main.get_command(app).commands["study"]
+    given = study.make_context("study", command[2:]).params
+    assert given["grid"] == Path(f"data/world/{grid}.yaml") and given["out"] == Path(f"runs/study/{grid}")
+    assert given["record"] and given["protocol"] == "tuning"
+    elsewhere = {"best": HOW, "cheaper": (data_folder().parent / "README.md").read_text(encoding="utf-8")}
+    assert shlex.join(command) in elsewhere.get(grid, shlex.join(command))
+
+
+def test_no_point_is_told_a_name_that_it_is_measured_on(tmp_path):
+    kept = evaluate.tuning_lists()[1]
+    grid = evaluate.Grid(few=1, many=60, alone=({"companions": [kept[3]]},))
+
+    def asked(how, concepts, names, point):
+        return point
+
+    told = values(MINI.preset, "object")["companions"]
+    assert told and not {*told} & {*kept}
+    pipe = load_pipeline("mini-sd", device="cpu")
+    with pytest.raises(MaceError, match=f"companions has {kept[3]}, a name that settings are measured on.*alone 1"):
+        tuning.tune(pipe, tmp_path, grid, None, asked, classifier=ByPixel(), **FAST)
 
 
 def evaluate_config(path) -> EraseConfig:

@@ -3,6 +3,7 @@
 from ..concepts import Concept, paper_list, retained
 from ..errors import MaceError
 from ..models.families import SHIPPED, Entry, Family
+from ..presets import values
 from ..templates import COMPANIONS
 
 
@@ -34,7 +35,8 @@ def character_lists(count: int = 100, family: Family = SHIPPED) -> tuple[list[Co
 def tuning_lists(count: int = 60, family: Family = SHIPPED) -> tuple[list[Concept], list[str]]:
     """`count` of the catalogue's concepts to erase and names to keep that settings may be chosen on (`Family.split`).
 
-    No protocol asks for any of them. MaceError: more than there are, or a family without such names.
+    No protocol asks for any of them. Names to keep are fewer by the companions of the family's preset, which a method
+    is told without being asked to keep them. MaceError: more than there are, or a family without such names.
     """
     if family.split is None:
         raise MaceError(
@@ -46,7 +48,9 @@ def tuning_lists(count: int = 60, family: Family = SHIPPED) -> tuple[list[Concep
         raise MaceError(
             f"Settings are chosen on {len(names['erased'])} concepts at most, not {count}: lower the count."
         )
-    return [_concept(known[name]) for name in names["erased"][:count]], [*names["kept"][:count]]
+    told = values(family.preset, "object")["companions"]
+    kept = [name for name in names["kept"] if name not in told][:count]
+    return [_concept(known[name]) for name in names["erased"][:count]], kept
 
 
 def companion_lists(family: Family, tuning: bool = False) -> tuple[list[Concept], list[str]]:

@@ -1,17 +1,21 @@
 """Studies of the paper's protocols whose tables are kept in `data/studies` and shown in the README of a checkout."""
 
 import json
+import logging
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import MaceError
-from ..files import data_folder, into_marks
+from ..files import data_folder, into_marks, write_text
 from ..reading import flatten
 from .companions import Pairs
 from .keeping import Keeping
 from .tables import Evaluation, save_tables
 from .tuning import Tuning
+
+log = logging.getLogger(__name__)
+END = "<!-- end of study "
 
 
 def record(study: str, result: Evaluation | Pairs | Keeping | Tuning, folder: str | Path | None = None) -> Path:
@@ -20,8 +24,21 @@ def record(study: str, result: Evaluation | Pairs | Keeping | Tuning, folder: st
     tables = {name: getattr(result, name).round(2) for name in ("metrics", "concepts") if hasattr(result, name)}
     save_tables(place, result.settings, **tables)
     if folder is None:
-        into_marks(data_folder().parent / "README.md", f"study {study}", markdown(place))
+        show(data_folder().parent / "README.md", study, markdown(place))
     return place
+
+
+def show(page: Path, study: str, text: str) -> None:
+    """Put a study's tables between its marks in a page; one without a place gets it after the last study there is."""
+    mark = f"study {study}"
+    if into_marks(page, mark, text):
+        return
+    before, last, after = page.read_text(encoding="utf-8").rpartition(END) if page.is_file() else ("", "", "")
+    if not last:
+        log.warning("%s shows no studies: the tables of %s are in data/studies alone.", page, study)
+        return
+    end, _, rest = after.partition("\n")
+    write_text(page, f"{before}{last}{end}\n\n<!-- {mark} -->\n{text}\n<!-- end of {mark} -->\n{rest}")
 
 
 def recorded(study: str) -> str:
@@ -126,9 +143,9 @@ def _tuning(metrics: pd.DataFrame, settings: dict) -> str:
         mark = "yes" if row["chosen"] else "refused" if pd.isna(row["H_c"]) else ""
         numbers = [f"{row[name]:.1f}" for name in names] + [f"{row['low']:.1f} to {row['high']:.1f}"]
         lines.append([row["erased"], said or "the preset", *([""] * 5 if mark == "refused" else numbers), mark])
-    grid = settings["grid"]
+    grid, kept = settings["grid"], len(settings["kept_names"])
     how = (
-        f"Alone: {grid['few']} concepts one by one; together: {grid['many']} beside {grid['many']} that are kept. "
+        f"Alone: {grid['few']} concepts one by one; together: {grid['many']} beside {kept} that are kept. "
         f"{len(settings['seeds'])} seeds, {settings['steps']} steps ({settings.get('autocast') or 'fp32'}) at "
         f"{guidance(settings)}, {settings['classifier']}'s top-1. The highest H_c is chosen."
     )

@@ -48,7 +48,7 @@ class Grid:
     """Points that are tried: settings of a method as in a settings file, each a change of what it starts from."""
 
     few: int = 6  # concepts that are erased one by one
-    many: int = 60  # concepts that are erased together, beside as many names to keep
+    many: int = 60  # concepts that are erased together, beside as many names to keep (`tuning_lists`)
     alone: tuple[dict, ...] = field(default=())
     together: tuple[dict, ...] = field(default=())
     cheaper: tuple[dict, ...] = field(default=())
@@ -155,6 +155,10 @@ def tune(
         lists = [[c] for c in concepts[: grid.few]] if single else [concepts]
         told = [] if single else kept
         wanted = [[[c.name for c in some], asked(how, some, told, point)] for some in lists]
+        if single and (both := {*kept} & {name for _, values in wanted for name in values.get("companions") or ()}):
+            raise MaceError(
+                f"companions has {min(both)}, a name that settings are measured on: leave it out of {label}."
+            )
         key = hash_text(json.dumps([about, point, wanted, kept], default=str))
         place = folder / "points" / f"{name_of(label)}.json"
         if (found := _read(place, key)) is None:

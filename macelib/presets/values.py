@@ -63,7 +63,7 @@ def values(preset: str, kind: str, run: Run | None = None) -> Values:
 # `together` for "celebrity"; a kind that is not named takes that of "object". {} for a kind: the preset as it is.
 
 BEST: Mapping[str, Values] = {}
-HOW = "mace study tuning --grid data/world/best.yaml --seeds 3 --steps 8 --autocast bf16 --record --out runs/best"
+HOW = "mace study tuning --grid data/world/best.yaml --seeds 3 --steps 8 --autocast bf16 --record --out runs/study/best"
 NONE: Values = {  # none of the candidates
     "written": "kv",
     "prior": {"influence": 0.0},
