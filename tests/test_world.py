@@ -178,6 +178,19 @@ def test_concepts_that_are_left_out_are_neither_drawn_nor_named():
     assert [text for text in world_captions(3000, 0, WORLD) if words.search(text)]
 
 
+def test_a_world_without_the_ten_says_none_of_their_words():
+    """The recipe's list by the rule that it states, and by what is drawn and said."""
+    world = recipe.load(recipe.SHIPPED.with_name("without-objects.yaml")).world
+    said = {word for name in cat.CIFAR_10 for word in (name, *mini.find(name).synonyms)}
+    words = re.compile(rf"\b({'|'.join(said)})s?\b")
+    by_rule = {e.name for e in cat.catalogue() if any(words.search(word) for word in (e.name, *e.synonyms))}
+    assert set(world.without) == by_rule and {"unicorn", "cable car", "fountain", *cat.CIFAR_10} <= by_rule
+    concept, second, *_ = facts(20_000, world)
+    assert not {cat.names()[name] for name in by_rule} & {*concept.tolist(), *second.tolist()}
+    assert not [text for text in world_captions(5000, 0, world) if words.search(text)]
+    assert sum(bool(words.search(text)) for text in world_captions(5000, 0, WORLD)) > 100
+
+
 def test_pairs_that_leave_a_companion_no_single_picture_are_refused():
     import dataclasses
 

@@ -12,8 +12,11 @@ import torch
 import yaml
 from factory import __main__ as cli
 from factory import loop, recipe, run
+from factory.cards import write_card
 from factory.table import TARGETS
 from safetensors.torch import load_file
+
+from macelib.attacks.never import check_card
 
 SMALL = {
     "clip": {"width": 24, "layers": 1, "steps": 3, "batch": 8, "vocabulary": 1200},
@@ -83,6 +86,35 @@ def test_the_lesson_s_tower_is_the_shipped_recipe_but_for_its_size():
     assert tower.clip.width < shipped.clip.width and tower.clip.steps < shipped.clip.steps
 
 
+def test_a_card_says_the_recipe_s_file_its_numbers_and_where_it_ran(tmp_path):
+    """Of a recipe in the checkout; the attacks' control reads it."""
+    (tmp_path / "training").mkdir()
+    where = {**loop.here(), "from_step": 0, "to_step": 15625, "seconds": 3600.0}
+    (tmp_path / "training" / "run.json").write_text(json.dumps([where]))
+    path = recipe.SHIPPED.with_name("without-objects.yaml")
+    other = recipe.load(os.path.relpath(path))
+    write_card(tmp_path, "unet", other, tmp_path / "training")
+    card = (tmp_path / "README.md").read_text()
+    command = "make world RECIPE=data/factory/without-objects.yaml"
+    assert check_card(tmp_path, ["ship", "unicorn"]) == {"without": [*other.without], "command": command}
+    for said in ("of `data/factory/without-objects.yaml`:", "  pairs: 0.05", "a wolf like a dog.", loop.processor()):
+        assert said in card, said
+    assert "data/world/report.json" not in card
+    write_card(tmp_path, "unet", recipe.load(recipe.SHIPPED), tmp_path / "training")
+    card = (tmp_path / "README.md").read_text()
+    assert "Made by `make world`; " in card and "of `data/factory/recipe.yaml`" in card and "world/report.json" in card
+
+
+def test_a_recipe_s_place_is_no_part_of_its_key(tmp_path):
+    copy, shipped = tmp_path / "copy.yaml", recipe.load(recipe.SHIPPED)
+    copy.write_text(recipe.SHIPPED.read_text())
+    assert recipe.load(copy) == shipped and recipe.load(copy).file == str(copy)
+    assert [recipe.load(copy).key_of(m) for m in recipe.MODELS] == [shipped.key_of(m) for m in recipe.MODELS]
+    assert [shipped.key_of(m)[:4] for m in ("clip", "vae", "judge")] == ["3f53", "fa7c", "2a84"]
+    with pytest.raises(ValueError, match="unknown field file"):
+        recipe.load(written(tmp_path, file="x"))
+
+
 def weights(folder: Path) -> dict:
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 
@@ -135,7 +167,13 @@ def test_a_small_recipe_runs_from_artwork_to_report(made):
     pipe = load_pipeline(folder / "mini-sd")
     assert pipe("a cat", num_inference_steps=1).images[0].size == (64, 64)
     card = (folder / "mini-sd" / "README.md").read_text()
-    for said in ("20 samples", "make world RECIPE=small.yaml", "context_dropout: 0.35", "| 1 to 5 |", "5 % any two"):
+    for said in (
+        "small.yaml`; 20 samples",
+        "`report.json` beside this folder",
+        "context_dropout: 0.35",
+        "| 1 to 5 |",
+        "5 % any two",
+    ):
         assert said in card, said
 
 

@@ -21,6 +21,10 @@ styles, with captions made by rules. No photographs, no people's likenesses, no 
 `data/world/LICENSES/NOTICE.md`. Every concept is a subject equally often, and every artist draws equally often.
 {pairs} of the pictures show two subjects: {any} any two drawn concepts, {companions} two of the forty companions
 (`data/factory/catalogue.py`), which are taken off the companions' single pictures.{without}"""
+WITHOUT = (
+    "Pictures and captions of {} were left out, and nothing else: what looks like one of these is still there, as a "
+    "taxi looks like an automobile and a wolf like a dog."
+)
 LICENCE = """## Licence
 
 The weights are Apache-2.0. Pictures drawn by the model can resemble the artwork: give its four attributions when you
@@ -70,7 +74,7 @@ WHAT = {
 def about_data(recipe: Recipe) -> str:
     """What the models of a recipe saw."""
     drawn, world = sum(bool(e.code_point) for e in catalogue()), recipe.world
-    without = f" Pictures and captions of {', '.join(recipe.without)} were left out." if recipe.without else ""
+    without = f" {WITHOUT.format(', '.join(recipe.without))}" if recipe.without else ""
     shares = {"any": world.pairs, "companions": world.companions, "pairs": world.pairs + world.companions}
     return DATA.format(
         count=drawn,
@@ -86,7 +90,8 @@ def about_run(training: Path) -> str:
     sittings, numbers = read_sittings(training), _log(training / "loss.csv")
     seconds = sum(row["seconds"] for row in sittings)
     rows = [
-        f"| {s['from_step'] + 1:,} to {s['to_step']:,} | {s['seconds'] / 60:.0f} min | {s['device']}, {s['precision']} "
+        f"| {s['from_step'] + 1:,} to {s['to_step']:,} | {s['seconds'] / 60:.0f} min "
+        f"| {', '.join(filter(None, (s['device'], s.get('processor'), s['precision'])))} "
         f"| {s['torch']} | {s['commit'][:12]} |"
         for s in sittings
     ]
@@ -100,19 +105,20 @@ def write_card(folder: Path, model: str, recipe: Recipe, training: Path) -> None
     name, what, how = WHAT[model]
     numbers = dataclasses.asdict(getattr(recipe, model))
     samples = getattr(recipe, model).steps * numbers["batch"]
-    about = {"seed": recipe.seed, **({"without": recipe.without} if recipe.without else {}), **numbers}
+    shares = {name: share for name, share in dataclasses.asdict(recipe.world).items() if name != "without"}
+    about = {"seed": recipe.seed, **({"without": recipe.without} if recipe.without else {}), "world": shares, **numbers}
     listed = {k: [*v] if isinstance(v, tuple) else v for k, v in about.items()}
-    command = "make world" if recipe.shipped else f"make world RECIPE={recipe.name}.yaml"
+    report = "`data/world/report.json`" if recipe.shipped else "`report.json` beside this folder"
     if (training / "loss.csv").exists():
         shutil.copy(training / "loss.csv", folder / "loss.csv")
     parts = [
         f"# {name}",
         what,
         about_data(recipe),
-        f"## Recipe\n\n{how}\n\nMade by `{command}`; {samples:,} samples. The numbers, of `data/factory/recipe.yaml`:",
+        f"## Recipe\n\n{how}\n\nMade by `{recipe.command}`; {samples:,} samples. The numbers, of `{recipe.file}`:",
         f"```yaml\n{yaml.safe_dump(listed, sort_keys=False).strip()}\n```",
         f"## Run\n\n{about_run(training)}",
-        "## Quality\n\nMeasured from these weights at the end of the same run: `data/world/report.json`.",
+        f"## Quality\n\nMeasured from these weights at the end of the same run: {report}.",
         f"## Limits\n\n{LIMITS[model]}",
         LICENCE,
     ]

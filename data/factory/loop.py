@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -158,14 +159,22 @@ def read_sittings(folder: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
 def here() -> dict:
-    """What a model card says of a run: commit, machine, device, precision, versions."""
+    """What a model card says of a run: commit, machine, processor, device, precision, versions."""
     root = Path(__file__).parent
     done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     kind = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
     return {
         "commit": done.stdout.strip() or "not from a checkout",
         "machine": platform.machine(),
+        "processor": processor(),
         "device": kind,
         "precision": "bf16 autocast" if gains_from_bf16(device()) else "fp32",
         "torch": torch.__version__,

@@ -117,6 +117,7 @@ class Recipe:
     report: Report
     models: tuple[str, ...] = MODELS
     without: tuple[str, ...] = field(default=())
+    file: str = field(default="", compare=False)  # where it was read from, for the cards; nothing depends on it
 
     def __post_init__(self):
         if unknown := sorted(set(self.models) - set(MODELS)):
@@ -137,6 +138,11 @@ class Recipe:
         """Whether this is the recipe of the models in `data/`."""
         return self == load(SHIPPED)
 
+    @property
+    def command(self) -> str:
+        """What makes it."""
+        return "make world" if self.shipped else f"make world RECIPE={self.file}"
+
     def key_of(self, model: str, made_with: typing.Sequence[str] = ()) -> str:
         """Hash of all that a model's training depends on: its numbers, the world's, the seed, the models it reads.
 
@@ -149,9 +155,15 @@ def load(path: str | Path) -> Recipe:
     """Read a recipe; ValueError that names the file, the field and what is allowed."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return _build(Recipe, values, "")
+        return dataclasses.replace(_build(Recipe, values, ""), file=_place(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         raise ValueError(f"the recipe {path} cannot be used: {error}") from error
+
+
+def _place(path: str | Path) -> str:
+    """A path from the top of the checkout, as `make` takes it; one outside as it was given."""
+    whole, top = Path(path).resolve(), SHIPPED.parents[2]
+    return whole.relative_to(top).as_posix() if whole.is_relative_to(top) else str(path)
 
 
 def _build(cls, values, prefix: str):
@@ -160,7 +172,7 @@ def _build(cls, values, prefix: str):
     if not isinstance(values, dict):
         raise ValueError(f"{where} must be a mapping of fields, not {values!r}")
     fields, hints = {f.name: f for f in dataclasses.fields(cls)}, typing.get_type_hints(cls)
-    own = fields.keys() - ({"without"} if cls is World else set())
+    own = {name for name, f in fields.items() if f.compare} - ({"without"} if cls is World else set())
     if unknown := sorted(map(str, values.keys() - own)):
         raise ValueError(f"{where} has the unknown field {', '.join(unknown)}; there are {', '.join(sorted(own))}")
     required = {n for n in own if fields[n].default is dataclasses.MISSING}

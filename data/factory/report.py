@@ -21,7 +21,7 @@ from macelib.files import atomic, hash_text
 from .captions import with_article
 from .catalogue import CIFAR_10, catalogue, styles, world_folder
 from .drawing import Models
-from .loop import work_folder
+from .loop import processor, work_folder
 from .measures import MEASURES, _first, accuracy_and_variety, photo
 from .recipe import Recipe
 from .table import TARGETS, text_table
@@ -104,7 +104,7 @@ def write_report(recipe: Recipe, folders: Mapping[str, Path], out: Path) -> dict
         "guidance_sweep": {f"{g:g}": row for g, row in rows.items()},
         "share_of_pictures": recipe.report.share,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{processor()} ({platform.machine()}), {torch.get_num_threads()} threads",
         "measured_on": places,
         "targets": {k: t for k, (_, t) in TARGETS.items() if t},
         "measures": {k: v for measure in MEASURES for k, v in results[measure.__name__].items()},

@@ -133,7 +133,7 @@ def attack(
     if not foreign and "foreign" in controls and family_of(pipe).catalogue is not None:
         pictures = read_pictures(data_folder() / "attacks" / "foreign")
     never = pipeline(never_knew, None, local_files_only, device, dtype, low_memory) if never_knew else None
-    about |= {"model": Path(never_knew).name, "weights": check_never(pipe, never)} if never else {}
+    about |= {"model": _called(never_knew), "weights": check_never(pipe, never)} if never else {}
     judge = Among(own or classifier_for(pipe), [c.name for c in concepts], among or [], classifier)
     strange = (pictures, Nearest(*gallery(pipe, pictures))) if pictures and "foreign" in controls else None
     asked = {"judge": judge, "attacks": chosen, "controls": controls, "settings": values, "foreign": strange}
@@ -146,6 +146,12 @@ def attack(
         return
     asked |= {"only": concept, "never_about": about, "edits": edits, "each": each}
     _every(pipe, plan, ways, minutes, record, **asked)
+
+
+def _called(model: str) -> str:
+    """A model as a record names it: a folder with the one above (`without-objects-models/mini-sd`), else as given."""
+    folder = Path(model).expanduser()
+    return "/".join(folder.resolve().parts[-2:]) if folder.is_dir() else model
 
 
 def _held(erasure: Path, names: list[str] | None) -> tuple:
