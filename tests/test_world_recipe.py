@@ -1,5 +1,7 @@
 """The recipe: what it refuses, that a small one runs from artwork to report, and that a kill changes nothing."""
 
+import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -14,6 +16,7 @@ from factory import __main__ as cli
 from factory import loop, recipe, run
 from factory.cards import write_card
 from factory.table import TARGETS
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from macelib.attacks.never import check_card
@@ -207,6 +210,55 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(small, caplog
         "step 2 is made again from the checkpoint of step 1"
     )
     assert f"{newest} is damaged" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_damaged_last_checkpoint_is_trained_again_not_replaced_by_an_earlier_one(small, caplog, monkeypatch):
+    monkeypatch.setattr(loop, "EVERY", 0.0)
+    world = run.World(small)
+    for _ in world.train("vae"):
+        pass
+    folder, whole = world.training("vae"), loop.averaged(world.training("vae"), small.vae.steps)
+    newest = folder / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"holds 2 of 3 steps of a training: run `make world`"):
+        world.export("vae")
+    monkeypatch.setattr(run.build, "ensure_atlas", lambda: None)
+    run.World(dataclasses.replace(small, models=("vae",))).make()
+    assert f"{newest} is damaged" in caplog.text
+    again = loop.averaged(folder, small.vae.steps)
+    assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_kill_between_two_renames_leaves_the_newest_checkpoint(tmp_path, monkeypatch, killed):
+    path, rename = tmp_path / "checkpoint.pt", Path.replace
+    for step in (1, 2):
+        loop.save_checkpoint(path, {"step": step})
+    calls = iter(range(2))
+
+    def replace(self, target):
+        if next(calls) == killed:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        loop.save_checkpoint(path, {"step": 3})
+    monkeypatch.undo()
+    assert loop.load_checkpoint(path) == {"step": 3}
+    loop.save_checkpoint(path, {"step": 4})
+    assert loop.load_checkpoint(path) == {"step": 4}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("IoError(No space left on device)")]
+)
+def test_a_full_disk_is_a_sentence_with_its_cure(error, capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["factory"])
+    monkeypatch.setattr(run, "run", lambda _: (_ for _ in ()).throw(error))
+    assert cli.main() == 1
+    assert "Free some space, or set MACELIB_WORK" in capsys.readouterr().err
 
 
 def test_only_one_process_makes_a_recipe(small):

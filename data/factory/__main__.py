@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
 from . import recipe as recipes
 
+FULL = " Free some space, or set MACELIB_WORK to a folder on another disk; the same command goes on."
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -33,8 +36,9 @@ def main() -> int:
         app(standalone_mode=False)
     except typer.Exit as end:
         return end.exit_code
-    except (ValueError, OSError, FloatingPointError) as error:
-        typer.echo(f"error: {error}", err=True)
+    except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower()
+        typer.echo(f"error: {error}{FULL * full}", err=True)
         return 1
     return 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import os
@@ -32,6 +33,7 @@ from .recipe import Training
 
 log = logging.getLogger(__name__)
 EVERY = 120.0  # seconds between checkpoints
+DIGEST = hashlib.sha256().digest_size  # bytes
 
 
 @dataclass(frozen=True)
@@ -114,43 +116,41 @@ class Average:
 
 
 def save_checkpoint(path: Path, state: dict) -> None:
-    """Write a checkpoint and its SHA-256; the one before is kept beside it."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    """Write a checkpoint, its SHA-256 in front of it; the one before is kept beside it. MaceError: it cannot be done.
+
+    Killed at any moment, a whole one is left: `.new.pt` until the newest lies at `path`.
+    """
+    held, new = io.BytesIO(), path.with_suffix(".new.pt")
+    torch.save(state, held)
+    with atomic(new) as temporary, temporary.open("wb") as file:
+        file.write(hashlib.sha256(held.getbuffer()).digest())
+        file.write(held.getbuffer())
     if path.exists():
         path.replace(path.with_suffix(".before.pt"))
-        path.with_suffix(".sha256").replace(path.with_suffix(".before.sha256"))
-    path.with_suffix(".sha256").write_text(digest)
-    temporary.replace(path)
+    new.replace(path)
 
 
 def load_checkpoint(path: Path) -> dict | None:
-    """The newest checkpoint that is whole; a damaged one is named and the one before it taken. None: there is none."""
-    for found in (path, path.with_suffix(".before.pt")):
+    """The newest checkpoint that is whole; damaged ones are named. None: there is none."""
+    for found in (path.with_suffix(".new.pt"), path, path.with_suffix(".before.pt")):
         if not found.exists():
             continue
         try:
-            if hashlib.sha256(found.read_bytes()).hexdigest() == found.with_suffix(".sha256").read_text():
-                return torch.load(found, weights_only=True, map_location="cpu")
+            data = found.read_bytes()
+            if hashlib.sha256(data[DIGEST:]).digest() == data[:DIGEST]:
+                return torch.load(io.BytesIO(data[DIGEST:]), weights_only=True, map_location="cpu")
         except OSError as error:
             log.warning("%s: %s", found, error)
-        log.warning("The checkpoint %s is damaged: the training goes on from the one before it.", found)
+        log.warning("The checkpoint %s is damaged: the training goes on from what it kept before.", found)
     return None
 
 
-def averaged(folder: Path) -> dict:
-    """The averaged weights of a training's newest checkpoint; ValueError where there is none."""
-    state = load_checkpoint(folder / "checkpoint.pt")
-    if state is None:
-        raise ValueError(f"{folder} holds no training: run `make world`")
+def averaged(folder: Path, steps: int) -> dict:
+    """The averaged weights of a training's newest checkpoint; ValueError where it has not made all its steps."""
+    state = load_checkpoint(folder / "checkpoint.pt") or {"step": 0}
+    if state["step"] < steps:
+        raise ValueError(f"{folder} holds {state['step']} of {steps} steps of a training: run `make world`")
     return state["parts"]["average"]["values"]
-
-
-def finished(folder: Path, steps: int) -> bool:
-    """Whether a training has made all its steps."""
-    sittings = read_sittings(folder)
-    return bool(sittings) and sittings[-1]["to_step"] >= steps and (folder / "checkpoint.pt").exists()
 
 
 def read_sittings(folder: Path) -> list[dict]:

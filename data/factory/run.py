@@ -17,7 +17,7 @@ from . import assemble, build
 from .cards import write_card
 from .clip import export_clip, train_clip
 from .judge import export_judge, train_judge
-from .loop import Record, averaged, finished, work_folder
+from .loop import Record, averaged, work_folder
 from .recipe import Recipe
 from .table import into_readme
 from .unet import train_unet
@@ -61,7 +61,7 @@ class World:
     def export(self, model: str) -> Path:
         """Write a finished model's folder with its card."""
         training, numbers = self.training(model), getattr(self.recipe, model)
-        weights = averaged(training)
+        weights = averaged(training, numbers.steps)
 
         def write(folder: Path) -> None:
             match model:
@@ -81,13 +81,12 @@ class World:
         """Train and export whatever is not finished; the folder of the models."""
         build.ensure_atlas()
         for model in self.recipe.models:
-            numbers, training = getattr(self.recipe, model), self.training(model)
+            training = self.training(model)
             card = self.folder / FOLDER[model] / "README.md"
             if card.exists() and training.name in card.read_text(encoding="utf-8"):
                 continue  # made, whether its checkpoints are still there or not
-            if not finished(training, numbers.steps):
-                for _ in shown(self.train(model), model):
-                    pass
+            for _ in shown(self.train(model), model):
+                pass
             self.export(model)
         return self.folder
 
