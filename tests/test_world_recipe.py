@@ -5,6 +5,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -19,7 +20,11 @@ from factory.table import TARGETS
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import macelib.method.prior as module
 from macelib.attacks.never import check_card
+from macelib.files import data_folder
+from macelib.models import mini
+from macelib.models.pipelines import load_pipeline
 
 SMALL = {
     "clip": {"width": 24, "layers": 1, "steps": 3, "batch": 8, "vocabulary": 1200},
@@ -165,7 +170,6 @@ def test_a_small_recipe_runs_from_artwork_to_report(made):
     assert report["measures"].keys() >= set(TARGETS)
     assert all(row["n"] in (1, 3) and row["left"] >= 0 for rows in report["measures"]["text"].values() for row in rows)
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
-    from macelib import load_pipeline
 
     pipe = load_pipeline(folder / "mini-sd")
     assert pipe("a cat", num_inference_steps=1).images[0].size == (64, 64)
@@ -188,6 +192,24 @@ def test_two_runs_agree_to_the_bit_though_one_was_killed(made):
         assert torch.equal(first[name], second[name]), name
     for name in ("mini-clip", "mini-vae", "mini-judge"):
         assert run.weights_hash(made[0] / name) == run.weights_hash(made[1] / name), name
+
+
+@pytest.mark.slow
+def test_what_is_shipped_takes_the_place_of_what_was(made, tmp_path, monkeypatch):
+    """Models, report, sheet and the prior's sums; no more is read for the prior then."""
+    for name in ("world", "prior", "mini-sd"):
+        shutil.copytree(data_folder() / name, tmp_path / "data" / name)
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MACELIB_CACHE", str(tmp_path / "cache"))
+    old = {path.name for path in (tmp_path / "data" / "prior").iterdir()}
+    run.ship(made[0])
+    for name in run.FOLDER.values():
+        assert run.weights_hash(tmp_path / "data" / name) == run.weights_hash(made[0] / name)
+    assert (tmp_path / "data" / "world" / "report.json").read_bytes() == (made[0] / "report.json").read_bytes()
+    new = {path.name for path in (tmp_path / "data" / "prior").iterdir()}
+    assert len(new) == 1 and not new & old
+    monkeypatch.setattr(module, "read", None)
+    assert module.prior(load_pipeline(tmp_path / "data" / "mini-sd"), list(mini.captions())).count > 1000
 
 
 @pytest.mark.slow
