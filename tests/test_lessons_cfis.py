@@ -6,9 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from factory.judge import labels
+from tiny_data import tiny_judge
 
 from macelib import Concept, MaceError
-from macelib.lessons import cfis, shared
+from macelib.evaluate import Judge
+from macelib.lessons import cfis, probabilities, shared
 from macelib.method.lora.train import TrainConfig, train
 from macelib.method.lora.train import cfis as xi_of
 from macelib.models.pipelines import kv_weights
@@ -61,8 +64,14 @@ def test_swap(pipe):
 def test_window():
     t1, t2 = cfis.window([0, 250, 500, 750, 999], [0.8, 0.8, 0.4, 0.0, 0.1])  # the last one is noise
     assert 250 < t1 < 500 < t2 < 750
-    with pytest.raises(MaceError, match="never shows"):
-        cfis.window([0, 500], [0, 0])
+    assert cfis.window([0, 500], [0, 0]) is None
+
+
+def test_a_name_that_the_judge_does_not_know_is_refused_before_anything_is_drawn(pipe):
+    with pytest.raises(MaceError, match="knows no concept 'shp'"):
+        cfis.swaps(pipe, Judge(tiny_judge(labels())), [["shp", "frog"]], [0], [0], STEPS)
+    with pytest.raises(MaceError, match="knows no concept 'shp'"):
+        shared.shares(Judge(tiny_judge(labels())), {"shp": []}, [])
 
 
 def test_own_words(pipe):
@@ -121,6 +130,9 @@ def test_shares_of_pictures():
     class Seer:
         concepts = ("ship", "frog", "cat")
 
+        def check(self, names):
+            assert set(names) <= set(self.concepts)
+
         def top1(self, images, among=None):
             assert among is None
             return images
@@ -129,3 +141,30 @@ def test_shares_of_pictures():
     assert shared.shares(Seer(), albums["original"], []) == {"ship": 0.5, "frog": 1.0}
     table = shared.recognised(Seer(), albums, {"both": ["ship", "frog"], "ship": ["ship"]})
     assert table.loc["original"].to_dict() == {"both": 75.0, "ship": 50.0}
+    assert list(shared.recognised(Seer(), albums, {"ship": ["ship"], "near it": []})) == ["ship"]
+
+
+def test_what_compares_names_is_given_the_anchor_as_well():
+    class Clip:
+        name, asked = "clip", None
+
+        def check(self, names):
+            pass
+
+        def top1(self, images, among=None):
+            self.asked = among
+            return images
+
+    judge, albums = Clip(), {"original": {"ship": ["ship"]}}
+    shared.recognised(judge, albums, {"ship": ["ship"]}, [Concept("ship", "the sea")])
+    assert judge.asked[:2] == ["ship", "the sea"] and len(judge.asked) > 2
+    with pytest.raises(MaceError, match="clip compares names with each other"):
+        shared.shares(judge, albums["original"], ["ship"])
+    with pytest.raises(MaceError, match="clip compares names with each other"):
+        probabilities(judge, ["ship"], ["ship"], ["ship"])
+
+
+def test_one_concept():
+    assert shared.one({"ship": "the sea"}) == Concept("ship", "the sea")
+    with pytest.raises(MaceError, match="one concept, 2 are given"):
+        shared.one({"ship": "the sea", "frog": "grass"})

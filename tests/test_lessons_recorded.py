@@ -1,6 +1,7 @@
 """What notebooks read of recorded tables, and what they say of them and of those that are missing."""
 
 import doctest
+import json
 
 import pandas as pd
 import pytest
@@ -9,11 +10,36 @@ from macelib.evaluate import results
 from macelib.evaluate.numbers import DIFFERENCE
 from macelib.evaluate.tasks import task
 from macelib.lessons import recorded as r
+from macelib.models.pipelines import model_hash
+from macelib.models.tiny import tiny_pipeline
 
 
 def row(method, metric, mean, low, high, settings="published", **beside):
     about = {"task": "objects", "method": method, "settings": settings, "metric": metric, "n": 5}
     return about | {"mean": mean, "low": low, "high": high} | beside
+
+
+def test_a_recorded_study_of_other_weights_says_so(tmp_path, monkeypatch):
+    folder, pipe = tmp_path / "studies" / "ablation", tiny_pipeline()
+    folder.mkdir(parents=True)
+    rows = [
+        (way, model, "H_o", 50.0, 40, 60, 9) for way in ("stage 1 alone", "all") for model in ("original", "erased")
+    ]
+    frame = pd.DataFrame(rows, columns=["erased", "model", "metric", "value", "low", "high", "images"])
+    frame.to_csv(folder / "metrics.csv", index=False)
+    about = {
+        "config": [{"concepts": [{"name": "ship"}]}],
+        "steps": 8,
+        "guidance": 3,
+        "classifier": "a",
+        "among": "known",
+    }
+    monkeypatch.setenv("MACELIB_DATA", str(tmp_path))
+    for model, other in ((model_hash(pipe), False), ("another", True)):
+        (folder / "settings.json").write_text(json.dumps({**about, "model": model}))
+        told = r.study("ablation", pipe)
+        assert ("Recorded for other weights" in told) == other
+        assert told.startswith("| Way | Model |") and "in 8 steps" in told and "Erased: ship. By H_o" in told
 
 
 ROWS = [

@@ -1,11 +1,12 @@
 """Lesson 03: the identity W' = W R against per-layer least squares, and what R does."""
 
 import doctest
+from dataclasses import replace
 
 import pytest
 import torch
 
-from macelib import Concept
+from macelib import Concept, EraseConfig, MaceError, erase
 from macelib.lessons import refinement
 from macelib.method.refine import accumulate, concept_sums, gram, solve_refinement
 from macelib.models.tiny import tiny_pipeline
@@ -39,6 +40,22 @@ def test_pairs_are_those_of_the_solve(pipe):
     X, G = accumulate(*(e.double() for e in refinement.pairs(pipe, concept)))
     X_of, G_of, _ = concept_sums(pipe, concept)
     assert (X - X_of).abs().max() < 1e-9 * X_of.abs().max() and (G - G_of).abs().max() < 1e-9 * G_of.abs().max()
+
+
+def test_what_is_asked_is_what_erase_solves(pipe):
+    """Concept's weight, companions, templates, a domain prior: R of `erase` by its rows."""
+    config = EraseConfig.from_dict({
+        "templates": "paper-like", "companions": ["frog"], "refine": {"lambda1": 3.0, "lambda0": 0.5, "weight": 4.0},
+    }).keeping(["cat"], 2.0)  # fmt: skip
+    ship = Concept("ship", "the sea")
+    e_f, e_g, P, lambda1, lambda0 = refinement.asked(pipe, ship, config)
+    R = erase(pipe, [ship], replace(config, stages="1"), progress=False).refinement.R
+    assert (solve_refinement(*accumulate(e_f, e_g), P, lambda1, lambda0).R - R).abs().max() < 1e-5
+    W = torch.randn(5, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert (refinement.per_layer(W, e_f, e_g, P, lambda1, lambda0) - W @ R).abs().max() < 1e-4
+    for off in ({"prior": {"use": False}}, {"refine": {"rounds": 1}}):
+        with pytest.raises(MaceError, match="leave prior\\.use on"):
+            refinement.asked(pipe, ship, EraseConfig.from_dict(off))
 
 
 def test_moved_and_spectrum(pipe):

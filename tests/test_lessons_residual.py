@@ -1,12 +1,14 @@
 """Notebook 01's measures: groups of tokens, what replaces them, stage 1 through the embeddings or the weights."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from factory.judge import labels
 from tiny_data import tiny_judge
 
-from macelib import Concept, EraseConfig, MaceError
+from macelib import Concept, EraseConfig, MaceError, erase
 from macelib.concepts import align, templates
 from macelib.evaluate import Judge
 from macelib.lessons import drawing, load_model, probabilities, shared
@@ -89,6 +91,16 @@ def test_the_fit_is_no_worse_than_no_change_and_ends_at_the_anchor(pipe):
     plain = r.Case("alone", "{}", "ship", "ship")
     after = r.shift(pipe, plain, SHIP.anchor, R)
     assert after.square.sum() < after.whole.sum()
+
+
+def test_stage_1_is_that_of_erase(pipe):
+    settings = EraseConfig.from_dict({"templates": "paper-like", "companions": ["frog"], "train": {"steps": 1}})
+    settings = dataclasses.replace(
+        settings, images=dataclasses.replace(settings.images, count=1, steps=1, masks="full")
+    )
+    R = r.refine(pipe, [SHIP], settings).R
+    assert torch.equal(R, erase(pipe, [SHIP], settings, progress=False).refinement.R)
+    assert not torch.equal(R, r.refine(pipe, [SHIP], EraseConfig()).R)
 
 
 def test_a_stronger_prior_leaves_more(pipe, tmp_path):

@@ -36,6 +36,7 @@ def test_how_sure_the_judge_is():
     sure = {"original": {"ship": 0.9, "cat": 0.8, "dog": 0.6}, "erased": {"ship": 0.1, "cat": 0.7, "dog": 0.6}}
     told = shared.sure_said(sure, "ship", ["cat", "dog"])
     assert "0.90 before and 0.10 after" in told and "0.70 before and 0.65 after" in told and "the cat loses" in told
+    assert shared.sure_said(sure, "ship", []).endswith("0.90 before and 0.10 after.")
 
 
 def test_who_is_recognised():
@@ -161,6 +162,7 @@ def test_the_price_of_a_prior_and_of_a_ridge():
 def test_when_a_concept_is_decided_and_samplings_told_apart():
     assert cfis.window_said((630, 770), 200, 400).endswith("looks later, when it is decided.")
     assert cfis.window_said((100, 150), 200, 400).endswith("looks earlier, before it is decided.")
+    assert "never shows" in cfis.window_said(None, 200, 400)
     assert cfis.window_said((300, 500), 200, 400).endswith("looks at 100 of these 200 timesteps.")
     assert cfis.losses_said([1.0] * 5 + [0.2, 0.01, 0.2, 0.01, 0.01]).startswith("From step 9 of 10 on")
     assert cfis.losses_said([1.0] * 5 + [0.5] * 5) == "After 10 steps the loss is at 0.50 of its start."

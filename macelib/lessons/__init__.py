@@ -33,7 +33,7 @@ def probabilities(
 ) -> Tensor:
     """Probability (n,), 0..1, that the judge gives names[i] in image i; CLIP compares `among`, a judge all it knows.
 
-    MaceError: numbers of images and names that differ, a name that is not among those compared.
+    MaceError: numbers of images and names that differ, a name that is not among those compared, a single name for CLIP.
     """
     if len(images) != len(names):
         raise MaceError(f"There are {len(images)} images and {len(names)} names: give a name for each image.")
@@ -41,5 +41,7 @@ def probabilities(
     known = list(getattr(judge, "concepts", None) or dict.fromkeys(among))
     if missing := sorted(set(names) - set(known)):
         raise MaceError(f"{', '.join(missing)} is not among the names that CLIP compares: add it.")
+    if len(known) < 2:
+        raise MaceError(f"{judge.name} compares names with each other: give two at least.")
     index = torch.tensor([known.index(name) for name in names])
     return judge.probabilities(images, known).gather(1, index[:, None])[:, 0]

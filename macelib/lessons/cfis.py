@@ -42,7 +42,10 @@ def swaps(
     pipe, judge, pairs: Sequence[Sequence[str]], points: Sequence[int], seeds: Sequence[int], steps: int, **drawing
 ) -> tuple[pd.DataFrame, dict]:
     """Every (first, then) pair of names, swapped at every point: a table (pair, step, timestep, first, then: shares of
-    pictures in which the judge sees it) and the pictures by pair and point. timestep: at which `then` takes over."""
+    pictures in which the judge sees it) and the pictures by pair and point. timestep: at which `then` takes over.
+
+    MaceError: a name that the judge does not know."""
+    judge.check([name for pair in pairs for name in pair])
     rows, pictures = [], {}
     for first, then in pairs:
         for k in points:
@@ -57,11 +60,13 @@ def swaps(
     return pd.DataFrame(rows), pictures
 
 
-def window(timesteps: Sequence[float], share: Sequence[float], low: float = 0.25, high: float = 0.75) -> tuple:
+def window(
+    timesteps: Sequence[float], share: Sequence[float], low: float = 0.25, high: float = 0.75
+) -> tuple[int, int] | None:
     """(t1, t2): the timesteps between which the share of the first concept rises from `high` down to `low`.
 
     Swapped later than t1 (smaller t) the first concept stays, earlier than t2 it gives way. Shares are taken as parts
-    of the largest one, made monotone, and read between the points.
+    of the largest one, made monotone, and read between the points. None: the first concept never shows.
 
     >>> window([900, 600, 300, 0], [0.0, 0.0, 1.0, 1.0])
     (375, 525)
@@ -70,7 +75,7 @@ def window(timesteps: Sequence[float], share: Sequence[float], low: float = 0.25
     t, s = np.asarray(timesteps, dtype=float)[order], np.asarray(share, dtype=float)[order]
     s = np.maximum.accumulate(s[::-1])[::-1]  # falls with t
     if s[0] <= 0:
-        raise MaceError("The first concept never shows: raise the number of pictures, or choose other concepts.")
+        return None
     s = s / s[0]
     t1, t2 = (round(float(np.interp(-level, -s, t))) for level in (high, low))
     return t1, max(t2, t1 + 1)
@@ -212,8 +217,10 @@ def measure(pipe, kept: Mapping[str, Sequence[str]], loras: Loras, draw, share) 
 # --- what a run found
 
 
-def window_said(measured: tuple[int, int], t1: int, t2: int) -> str:
+def window_said(measured: tuple[int, int] | None, t1: int, t2: int) -> str:
     """When the concept is decided, and whether ξ of the settings looks there; measured: of `window`."""
+    if measured is None:
+        return "No window can be measured: the first concept never shows. Give more pictures, or other pairs."
     late, early = measured  # time falls while a picture is drawn
     both = min(early, t2) - max(late, t1)
     if late >= t2:

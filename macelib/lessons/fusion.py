@@ -13,7 +13,7 @@ from ..job import prior_of
 from ..method.fuse import Fusion
 from ..show.viz import COLORS, Figure
 from .interference import WAY_COLORS, WAYS, effect
-from .shared import album, mean, panels, series, shares
+from .shared import album, beside, mean, panels, series, shares
 
 CONCEPTS = {  # of the mini world: name and anchor, in the order in which the notebook erases them
     "frog": "grass", "ship": "the sea", "pizza": "food", "guitar": "an object",
@@ -74,7 +74,7 @@ def sweep(
     in the domain prior; count 0 is the original model. pictures: by (method, n), then by name.
     """
     names, pictures, rows = [c.name for c in erasure.concepts], {}, []
-    everyone = [*names, *kept, *others]
+    everyone = beside([*names, *kept, *others], erasure.concepts)
     for n in (0, *counts):
         asked = spread(names[:n] or names, probes)
         for method in METHODS if n else ("original",):

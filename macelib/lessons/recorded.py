@@ -1,11 +1,15 @@
 """What is recorded of tasks and attacks in `data/results`: read where it is there, else the command that makes it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
+from .. import evaluate
 from ..evaluate import results
+from ..files import data_folder
+from ..models.pipelines import model_hash
 from ..show.viz import COLORS, Figure
 from .shared import panels, series, tiles
 
@@ -65,6 +69,17 @@ def missing_said(names: Sequence[str]) -> str:
         return ""
     beside = " (the others alike)" if len(missing) > 1 else ""
     return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` makes this table{beside}."
+
+
+def study(name: str, pipe) -> str:
+    """A recorded study of several ways to erase the same, in Markdown, and whether it is of this pipeline's weights.
+
+    MaceError where it is not recorded.
+    """
+    table = evaluate.recorded(name).replace("| Erased |", "| Way |", 1)
+    settings = json.loads((data_folder() / "studies" / name / "settings.json").read_text(encoding="utf-8"))
+    other = "" if settings["model"] == model_hash(pipe) else "**Recorded for other weights than those of this model.** "
+    return f"{table}\n\n{other}{evaluate.recorded_verdict(name)}"
 
 
 def label(row: Mapping[str, Any]) -> str:

@@ -7,7 +7,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..concepts import Concept, align, anchored, prompts, templates
+from ..concepts import Concept, align, anchored, prompts, templates, with_companions, with_templates
+from ..config import EraseConfig
+from ..errors import MaceError
+from ..job import prior_of
 from ..method.refine import cholesky, solve_refinement
 from ..method.sums import accumulate, gram
 from ..models.text import encode, tokenizers
@@ -56,6 +59,20 @@ def pairs(pipe, concept: Concept) -> tuple[Tensor, Tensor]:
         torch.cat([e[i, pair.source] for i, pair in enumerate(found)]),
         torch.cat([a[i, pair.target] for i, pair in enumerate(found)]),
     )
+
+
+def asked(pipe, concept: Concept, config: EraseConfig) -> tuple[Tensor, Tensor, Tensor, float, float]:
+    """What `erase` solves Eq. 2 for, of one concept: rows e^f and e^g (n, d), P (d, d), λ1 and λ0, all float64.
+
+    The rows are of the settings' templates and companions, times the root of the concept's weight. MaceError: settings
+    without a prior, which this lesson is about, or with rounds, which solve Eq. 2 more than once.
+    """
+    config = config.for_model(pipe, [concept])
+    found, own, weight = prior_of(pipe, [concept], config), config.of(concept.kind).refine, config.weight(concept.kind)
+    if found is None or own.rounds:
+        raise MaceError("One solve of Eq. 2 with a prior is shown: leave prior.use on and refine.rounds at 0.")
+    rows = pairs(pipe, with_companions(with_templates(concept, config.templates), config.companions))
+    return *(weight**0.5 * e.double() for e in rows), found.P, own.lambda1, weight * own.lambda0
 
 
 def per_layer(

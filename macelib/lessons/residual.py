@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
@@ -12,8 +12,8 @@ from torch import Tensor
 from ..concepts import Concept, align, token_spans
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..job import prior_of
-from ..method.refine import Refinement, concept_sums, solve_refinement
+from ..job import erase
+from ..method.refine import Refinement
 from ..models.pipelines import guidance_option
 from ..models.text import encode, tokenizers
 from ..models.tokens import tokenize
@@ -169,15 +169,9 @@ def study(
 
 
 def refine(pipe, concepts: Sequence[Concept], config: EraseConfig, times: float = 1.0) -> Refinement:
-    """Stage 1 (Eq. 2) of all concepts together, with the prior, the λ0 and `times` the λ1 of the settings."""
-    config = config.for_model(pipe, concepts)
-    X = G = lambda0 = lambda1 = 0.0
-    for concept in concepts:
-        weight, sums = config.weight(concept.kind), concept_sums(pipe, concept, config.refine.products)
-        X, G, own = X + weight * sums[0], G + weight * sums[1], config.of(concept.kind).refine
-        lambda0, lambda1 = lambda0 + weight * own.lambda0, lambda1 + own.lambda1
-    prior = prior_of(pipe, concepts, config)
-    return solve_refinement(X, G, prior and prior.P, times * lambda1 if prior else 0.0, lambda0)
+    """Stage 1 (Eq. 2) of all concepts together, as `erase` solves it with these settings, under `times` the prior."""
+    made = erase(pipe, concepts, replace(config, stages="1"), progress=False)
+    return made.refinement if times == 1 or made.P is None else made.with_prior(times * made.P).refinement
 
 
 def left(pipe, concepts: Sequence[Concept], R: Tensor | None) -> dict[str, float]:

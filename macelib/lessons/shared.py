@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..concepts import Concept
+from ..errors import MaceError
 from ..evaluate import ClipClassifier, Judge
 from ..evaluate.work import choices as choices  # known from here, too
 from ..method.fuse import Fusion, changed, less_identity
@@ -21,7 +23,7 @@ from ..models.pipelines import cast, fast_precision
 from ..models.sample import generate
 from ..models.swap import untouched
 from ..show.viz import DPI, Figure
-from ..templates import fill
+from ..templates import COMPANIONS, fill
 
 TEMPLATE = "a photo of the {}"
 
@@ -42,12 +44,29 @@ def album(
     return {name: images[i * len(seeds) : (i + 1) * len(seeds)] for i, name in enumerate(names)}
 
 
+def one(chosen: Mapping[str, str]) -> Concept:
+    """The concept of {name: anchor}; MaceError where that holds none or several."""
+    if len(chosen) != 1:
+        raise MaceError(f"This lesson erases one concept, {len(chosen)} are given: leave one name with its anchor.")
+    return Concept(*next(iter(chosen.items())))
+
+
+def beside(names: Sequence[str], concepts: Sequence[Concept] = ()) -> list[str]:
+    """What CLIP compares: the names, the anchors of what is erased, and things that most models draw."""
+    return list(dict.fromkeys([*names, *(concept.anchor for concept in concepts), *COMPANIONS]))
+
+
 def shares(judge: Judge | ClipClassifier, pictures: Mapping[str, list], among: Sequence[str]) -> dict[str, float]:
     """By name, the share (0..1) of its pictures in which the judge sees it.
 
-    mini-judge chooses among all that it knows, CLIP among the given names.
+    mini-judge chooses among all that it knows, CLIP among the given names. MaceError: a name that the judge does not
+    know, a single name for CLIP.
     """
-    found = judge.top1([image for some in pictures.values() for image in some], choices(judge, among))
+    judge.check(list(pictures))
+    options = choices(judge, among)
+    if options is not None and len(options) < 2:
+        raise MaceError(f"{judge.name} compares names with each other: give two at least.")
+    found = judge.top1([image for some in pictures.values() for image in some], options)
     at, result = 0, {}
     for name, some in pictures.items():
         result[name] = sum(f == name for f in found[at : at + len(some)]) / len(some)
@@ -61,17 +80,19 @@ def mean(values: Mapping[str, float], names: Sequence[str]) -> float:
 
 
 def recognised(
-    judge: Judge | ClipClassifier, albums: Mapping[str, Mapping[str, list]], groups: Mapping[str, Sequence[str]]
-) -> pd.DataFrame:
+    judge: Judge | ClipClassifier, albums: Mapping[str, Mapping[str, list]], groups: Mapping[str, Sequence[str]],
+    concepts: Sequence[Concept] = (),
+) -> pd.DataFrame:  # fmt: skip
     """Percent of pictures in which the name is seen, mean over a group of names: a row per album, a column per group.
 
-    CLIP chooses among the names of all groups.
+    CLIP chooses among the names of all groups and what is `beside` them. A group of no names has no column.
     """
-    among = [name for names in groups.values() for name in names]
+    everyone = [name for names in groups.values() for name in names]
     rows = {}
     for label, pictures in albums.items():
-        found = shares(judge, {name: pictures[name] for name in dict.fromkeys(among)}, among)
-        rows[label] = {group: 100 * mean(found, names) for group, names in groups.items()}
+        some = {name: pictures[name] for name in dict.fromkeys(everyone)}
+        found = shares(judge, some, beside(everyone, concepts))
+        rows[label] = {group: 100 * mean(found, names) for group, names in groups.items() if names}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -124,11 +145,15 @@ def plain(table: pd.DataFrame) -> list[dict]:
 def sure_said(sure: Mapping[str, Mapping[str, float]], erased: str, others: Sequence[str]) -> str:
     """How sure the judge is, before and after; sure: by state ("original", "erased"), then by name, 0..1."""
     before, after = sure["original"], sure["erased"]
+    name, sure_of = fill("the {}", erased), f"{before[erased]:.2f} before and {after[erased]:.2f} after"
+    text = f"The judge gives {name} a probability of {sure_of}."
+    if not others:
+        return text
     worst = min(others, key=lambda name: after[name] - before[name])
+    name = fill("the {}", worst)
     return (
-        f"The judge gives the {erased} a probability of {before[erased]:.2f} before and {after[erased]:.2f} after. In "
-        f"the mean over the other names it is {mean(before, others):.2f} before and {mean(after, others):.2f} after; "
-        f"of these the {worst} loses most, or gains least: {before[worst]:.2f} to {after[worst]:.2f}."
+        f"{text} For the other names it is {mean(before, others):.2f} before and {mean(after, others):.2f} after, on "
+        f"average; of these {name} loses most or gains least: {before[worst]:.2f} to {after[worst]:.2f}."
     )
 
 
