@@ -13,6 +13,7 @@ from macelib.bench import (
     Shapes,
     Spent,
     at_size,
+    closed_forms,
     drawing,
     layouts,
     operations,
@@ -148,3 +149,12 @@ def test_a_layout_of_two_encoders_and_one_that_there_is_not_are_refused():
     for layout in ("SDXL", "SD v3"):
         with pytest.raises(MaceError, match=f"no layout '{layout}' to fill with random weights; choose from SD v1.4"):
             layouts.random_pipeline(layout, tiny_tokenizer())
+
+
+def test_other_methods_closed_forms_are_timed_without_the_text_encoder():
+    told = []
+    lines = closed_forms(3, 32, progress=lambda *args: told.append(args))
+    assert [line.split(",")[0] for line in lines] == [args[3] for args in told] == ["uce", "rece", "speed", "oce", "dp"]
+    for line in lines:
+        own, text = map(float, re.search(r"3 concepts, d = 32: ([\d.]+) s, and ([\d.]+) s to read", line).groups())
+        assert own >= 0 and text >= 0, line

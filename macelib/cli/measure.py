@@ -223,6 +223,7 @@ def bench(
     products: Annotated[str, typer.Option(help="fp64, mixed or both")] = "both",
     reference: Annotated[int, typer.Option(help="concepts of the per-layer reference; 0: leave it out", min=0)] = 5,
     toggle: Annotated[bool, typer.Option(help="time switching one concept, too")] = True,
+    baselines: Annotated[bool, typer.Option(help="time other methods' closed forms, too, for as many concepts")] = True,
     drawing: Annotated[bool, typer.Option(help="time mini-SD's drawing, too, alone and on a busy machine")] = True,
     whole: Annotated[bool, typer.Option(help="time every step of an erasure on a model, too")] = True,
     layout: Annotated[
@@ -243,6 +244,8 @@ def bench(
         raise MaceError(f"--layout takes the place of --model {model}: give one of them.")
     with Bars() as bars:
         lines = bench.run(concepts, products, reference, toggle, progress=bars)
+        if baselines:
+            lines += bench.closed_forms(concepts, progress=bars)
         if drawing:
             lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars, model="mini-sd"))
         if whole and layout is None:
