@@ -253,7 +253,7 @@ def _begun(pipe, parts: Sequence[Part], prior: priors.Prior | None, config: Eras
     if config.stages == "all":
         null_space(P, min(c.fuse.null_space for c in own))  # refuses one that is empty before anything is trained
     H = layers_gram(denoiser(pipe)) if any(c.refine.rounds for c in own) else None
-    return Erasure(tuple(parts), layers, d, base, P, key, config, versions(), _pooled(pipe), pooled_P, H)
+    return Erasure(tuple(parts), layers, d, base, P, key, config, versions(pipe), _pooled(pipe), pooled_P, H)
 
 
 def _truncation(erasure: Erasure, X: torch.Tensor, G: torch.Tensor) -> float:

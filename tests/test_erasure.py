@@ -245,6 +245,20 @@ def test_other_base_is_refused_unless_forced(pipe):
         erasure.apply(tiny_pipeline("sdxl"), force=True)
 
 
+def test_an_erasure_of_the_model_that_was_shipped_before_is_refused_by_name_and_by_what_differs(pipe):
+    """As many layers for the same width of text, but others: the sentence tells them apart."""
+    erasure = make(pipe)
+    wider = {name: 2 * out for name, out in erasure.layers.items()}
+    earlier = dataclasses.replace(erasure, layers=wider, base="earlier", versions={"model": "mini-sd"})
+    outs, layers = sorted(erasure.layers.values()), len(erasure.layers)
+    said = rf"another base model \(called mini-sd when it was made\): it has {layers} layers of {2 * outs[0]} to .*"
+    for force in (False, True):
+        with pytest.raises(
+            MaceError, match=said + rf"other shapes \({layers} layers of {outs[0]} to {outs[-1]} for text"
+        ):
+            earlier.apply(pipe, force=force)
+
+
 def test_mistakes_are_said(pipe):
     erasure = make(pipe)
     for wrong, text in [

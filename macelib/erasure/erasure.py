@@ -19,6 +19,7 @@ from .. import __version__
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
+from ..models.about import model_name
 from ..models.entrances import denoiser, text_weights
 from ..models.swap import base_hash, originals, remove, take_back, write
 from . import store
@@ -181,18 +182,21 @@ class Erasure(Fused):
     def check(self, pipe, force: bool = False) -> None:
         """MaceError where the pipeline is not the one it was made for; with `force`, only where shapes differ."""
         shapes = {name: tuple(w.shape) for name, w in text_weights(denoiser(pipe)).items()}
-        tokens = {name: shapes.pop(name, None) for name in self.layers}
-        fits = all(name in shapes and shapes.pop(name)[1] >= p for name, p in self.pooled.items()) and not shapes
-        if not fits or tokens != {name: (out, self.width) for name, out in self.layers.items()}:
+        own, rest = {name: (out, self.width) for name, out in self.layers.items()}, dict(shapes)
+        tokens = {name: rest.pop(name, None) for name in own}
+        fits = all(name in rest and rest.pop(name)[1] >= p for name, p in self.pooled.items()) and not rest
+        called = f" (called {self.versions['model']} when it was made)" if "model" in self.versions else ""
+        if not fits or tokens != own:
             raise MaceError(
-                f"This erasure has {len(self.layers)} layers for text embeddings of {self.width}"
-                f"{' and one for the pooled text' if self.pooled else ''}, the pipeline has other shapes: load the "
-                "model that it was made for."
+                f"This erasure was made for another base model{called}: it has {_said(own)}"
+                f"{' and one for the pooled text' if self.pooled else ''}, the pipeline has other shapes"
+                f" ({_said(shapes)}): load the model that it was made for, or erase again."
             )
         if not force and base_hash(pipe) != self.base:
             raise MaceError(
-                "This erasure was made for another base model, or for this one in another precision (the weights "
-                "differ): load that model in the dtype it was made with, or pass force=True to apply it all the same."
+                f"This erasure was made for another base model{called}, or for this one in another precision (the "
+                "weights differ): load that model in the dtype it was made with, or pass force=True to apply it all "
+                "the same."
             )
 
     # --- on disk --------------------------------------------------------------------------------------------------
@@ -218,6 +222,12 @@ def _mean(a: Tensor | None, b: Tensor | None, share: float) -> Tensor | None:
     return share * a + (1 - share) * b
 
 
+def _said(shapes: Mapping[str, tuple[int, int]]) -> str:
+    """Layers in words, by their shapes (out, in)."""
+    outs, widths = ({shape[i] for shape in shapes.values()} for i in (0, 1))
+    return f"{len(shapes)} layers of {min(outs)} to {max(outs)} for text embeddings of {', '.join(map(str, widths))}"
+
+
 def _norm(weights: Mapping[str, Tensor]) -> float:
     """Frobenius norm of all together."""
     return float(torch.stack([w.float().norm().cpu() for w in weights.values()]).norm())
@@ -228,8 +238,8 @@ def _same(P: Tensor | None, Q: Tensor | None) -> bool:
     return P is Q if P is None or Q is None else bool((P - Q).norm() <= 1e-6 * P.norm())
 
 
-def versions() -> dict[str, str]:
-    """Versions of the libraries that an erasure is made with."""
+def versions(pipe=None) -> dict[str, str]:
+    """Versions of the libraries that an erasure is made with; of a pipeline, too, the name of its model."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {"python": platform.python_version(), "macelib": __version__}
@@ -238,4 +248,4 @@ def versions() -> dict[str, str]:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "unknown"
-    return found
+    return found | ({"model": name} if pipe is not None and (name := model_name(pipe)) else {})

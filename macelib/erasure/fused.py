@@ -28,7 +28,7 @@ class Fused:
     P: Tensor | None = None  # (d, d) fp64, Σ e eᵀ of the prior per caption
     prior_key: str = ""
     config: EraseConfig = field(default_factory=EraseConfig)
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)  # of the libraries it was made with; "model": its name
     pooled: dict[str, int] = field(default_factory=dict)  # name -> p of the layer that reads the pooled text
     pooled_P: Tensor | None = None  # (p, p) fp64, Σ u uᵀ of the prior per caption
     H: Tensor | None = None  # (d, d) fp64, Σ WᵀW over all layers, where refine.rounds asks for it

@@ -10,15 +10,21 @@ from .pipelines import default_guidance, drawing_hash, model_hash
 from .sample import image_size
 
 
+def model_name(pipe) -> str | None:
+    """What a pipeline was loaded by: of a folder its name alone; None for one that was made otherwise."""
+    source = pipe.__dict__.get("_macelib_source", (None, {}))[0]
+    return Path(source).name if source and Path(source).is_absolute() else source
+
+
 def about(pipe) -> dict:
     """Name, revision and hashes of the model, its scheduler with all settings, guidance, size and precision, as it is.
 
     A model from a folder goes by the folder's name; `weights` tells the original from an erased one.
     """
-    source, options = pipe.__dict__.get("_macelib_source", (None, {}))
+    options = pipe.__dict__.get("_macelib_source", (None, {}))[1]
     settings = {name: _plain(value) for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     return {
-        "model_name": Path(source).name if source and Path(source).is_absolute() else source,
+        "model_name": model_name(pipe),
         "revision": options.get("revision"),
         "model": model_hash(pipe),
         "weights": hash_tensors(text_weights(denoiser(pipe))),
