@@ -57,7 +57,7 @@ MINI = Family(
     ("StableDiffusionPipeline",),
     {"unet.cross_attention_dim": 384, "unet.in_channels": 8, "unet.sample_size": 16},
     preset="mini",
-    guidance=7.5,
+    guidance=7.5,  # what data/world/report.json chose, once it chooses
     captions=mini.captions,
     judge="mini-judge",
     scorer="mini-clip",
