@@ -60,6 +60,7 @@ def small(tmp_path, monkeypatch):
         ({"without": ["shipp"]}, "without has shipp: the world has no such concept"),
         ({"models": ["clip", "gan"]}, "models has gan; allowed: clip, vae, judge, unet"),
         ({"name": "../mini"}, "use letters, digits"),
+        ({"name": "mini"}, "name is 'mini', the shipped recipe's, whose models it would overwrite"),
         ({"world": 3}, "world must be a mapping"),
         ({"without": "ship"}, "without must be a list"),
     ],

@@ -155,14 +155,19 @@ def load(path: str | Path) -> Recipe:
     """Read a recipe; ValueError that names the file, the field and what is allowed."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return dataclasses.replace(_build(Recipe, values, ""), file=_place(path))
+        made = dataclasses.replace(_build(Recipe, values, ""), file=_place(path))
+        if Path(path) != SHIPPED and made.name == (shipped := load(SHIPPED)).name and made != shipped:
+            raise ValueError(
+                f"name is {made.name!r}, the shipped recipe's, whose models it would overwrite: give another"
+            )
+        return made
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         raise ValueError(f"the recipe {path} cannot be used: {error}") from error
 
 
 def _place(path: str | Path) -> str:
     """A path from the top of the checkout, as `make` takes it; one outside as it was given."""
-    whole, top = Path(path).resolve(), SHIPPED.parents[2]
+    whole, top = Path(path).resolve(), SHIPPED.resolve().parents[2]
     return whole.relative_to(top).as_posix() if whole.is_relative_to(top) else str(path)
 
 
