@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from factory import __main__ as cli
-from factory import loop, recipe, run
+from factory import loop, measures, recipe, run
 from factory.cards import write_card
 from factory.table import TARGETS
 from safetensors import SafetensorError
@@ -135,6 +135,8 @@ def made(tmp_path_factory):
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         folders = []
+        patch.setattr(measures, "NAMES", (1, 3))
+        patch.setattr(measures, "BESIDE", 2)
         for name in ("straight", "resumed"):
             patch.setenv("MACELIB_WORK", str(place / name))
             if name == "straight":

@@ -1,10 +1,12 @@
 """The quality table: its place in the README, which shows what the shipped report says of the shipped weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from factory import measures, report, table
@@ -12,6 +14,7 @@ from factory.catalogue import catalogue
 from factory.render import Batch, is_scene
 from factory.run import FOLDER, weights_hash
 
+from macelib.errors import MaceError
 from macelib.files import data_folder
 
 MOST = 72_000_000  # bytes of weights in the checkout
@@ -97,6 +100,33 @@ def test_the_autoencoder_meets_every_artist_and_the_head_of_styles_no_scene_that
     assert measures.measure_renderings(models)["judge_styles_renderings"] == 1
     often = torch.bincount((1.5 * (given[0][:, 0, 0, 0] + 1)).round().long(), minlength=4)
     assert often.sum() == len(catalogue()) and often.min() > 0.8 * often.max(), often.tolist()
+
+
+def test_names_of_the_text_s_table_are_those_it_says_whatever_share_of_pictures_is_measured(monkeypatch):
+    asked = {}
+
+    def table(encoder, erased, kept, counts):
+        asked[encoder.name] = (counts, len(kept))
+        return pd.DataFrame({"n": counts})
+
+    monkeypatch.setattr(measures, "capacity", table)
+    monkeypatch.setattr(measures, "of_tower", lambda folder, name: SimpleNamespace(name=name))
+    monkeypatch.setattr(measures, "real_encoder", lambda: SimpleNamespace(name="real"))
+    models = SimpleNamespace(folders={"clip": Path("mini-models/mini-clip")}, some=lambda count: 1)
+    found = measures.measure_text(models)["text"]
+    assert asked == {"tower of mini": ([1, 10, 30, 100, 300], 100), "real": ([1, 10, 30, 100], 100)}
+    recorded = pd.read_csv(data_folder() / "world" / "capacity.csv")
+    assert {*recorded.n} <= {row["n"] for row in found["tower of mini"]}
+
+
+def test_no_part_of_the_text_s_table_is_kept_without_the_real_encoder(monkeypatch):
+    monkeypatch.setattr("macelib.lessons.capacity.has_real", lambda: False)
+    monkeypatch.setattr(measures, "of_tower", lambda folder, name: SimpleNamespace(name=name))
+    monkeypatch.setattr(measures, "capacity", None)
+    with pytest.raises(MaceError, match="comes with an extra"):
+        measures.measure_text(SimpleNamespace(folders={"clip": Path("mini-models/mini-clip")}))
+    extras = dict(re.findall(r"^(\w+) = \[(.*)\]", (data_folder().parent / "pyproject.toml").read_text(), re.MULTILINE))
+    assert extras["encoder"] in extras["world"]
 
 
 def test_a_measure_is_kept_for_the_code_that_took_it(monkeypatch, tmp_path):
