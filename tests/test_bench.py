@@ -142,7 +142,9 @@ def test_a_layout_is_filled_with_random_weights_and_timed(monkeypatch):
     assert first.unet.config.cross_attention_dim == 32 and first.vae.config.sample_size == 64
     lines = at_size("small", "cpu")
     assert lines[0] == "small, random weights, on cpu:" and len(lines) == 7
-    assert re.search(r"^stage 2: \d+ ms a concept and step, 2 in one pass; .* the same result$", lines[5]), lines
+    # in random networks gradients are as small as AdamW's eps, which magnifies fp32's rounding
+    same = r"the same result|results [\d.]+e-0[4-9] apart"
+    assert re.search(rf"^stage 2: \d+ ms a concept and step, 2 in one pass; .* ({same})$", lines[5]), lines
 
 
 def test_a_layout_of_two_encoders_and_one_that_there_is_not_are_refused():
