@@ -6,7 +6,7 @@ import doctest
 import pytest
 import torch
 
-from macelib import Concept, EraseConfig, erase
+from macelib import Concept, EraseConfig, MaceError, erase
 from macelib.lessons import fusion, interference
 from macelib.method.prior import GENERAL, prior
 from macelib.models.mini import names
@@ -134,6 +134,16 @@ def test_threshold():
     assert interference.threshold([0, 1, 2, 3], [0.1, 0.5, 0.1, 0.5], 0.3) == pytest.approx(2.5)
 
 
+def test_as_many_concepts_as_counts():
+    some = [Concept("ship", "sea"), Concept("frog", "grass"), Concept("dog", "field")]
+    assert fusion.chosen(some, [1, 2], "frog") == some[:2]
+    for counts in ([], [1], [0, 2], [4]):
+        with pytest.raises(MaceError, match="of 3 concepts: give 1 to 3"):
+            fusion.chosen(some, counts, "ship")
+    with pytest.raises(MaceError, match="'dog' is not among the 2"):
+        fusion.chosen(some, [2], "dog")
+
+
 def test_sweep_and_back(pipe, erasure):
     class Seer:
         concepts, name = (), "seer"
@@ -149,7 +159,9 @@ def test_sweep_and_back(pipe, erasure):
     assert [(r["count"], r["method"]) for r in rows] == [(0, "original"), *((2, m) for m in fusion.METHODS)]
     assert list(pictures["closed", 2]) == ["ship", "frog", "cat"]
     assert [(r["Acc_e"], r["Acc_s"], r["others"]) for r in rows] == [(0.5, 0.0, 1.0)] * 4
-    assert isinstance(fusion.sweep_figure(rows), Figure)
+    assert len(fusion.sweep_figure(rows).axes) == 3
+    alone, _ = fusion.sweep(pipe, Seer(), erasure, [2], ["cat"], [0], 2, steps=1)
+    assert "others" not in alone[0] and len(fusion.sweep_figure(alone).axes) == 2
     told = erasure.without("ship")
     albums = fusion.back(pipe, erasure, "ship", ["ship", "cat"], [0], told=told, steps=1)
     assert list(albums) == ["original", "all erased", "ship at 0.5", "without ship", "without ship, kept"]

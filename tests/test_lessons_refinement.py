@@ -8,6 +8,7 @@ import torch
 
 from macelib import Concept, EraseConfig, MaceError, erase
 from macelib.lessons import refinement
+from macelib.lessons.residual import refine
 from macelib.method.refine import accumulate, concept_sums, gram, solve_refinement
 from macelib.models.tiny import tiny_pipeline
 from macelib.show.viz import Figure
@@ -58,9 +59,28 @@ def test_what_is_asked_is_what_erase_solves(pipe):
             refinement.asked(pipe, ship, EraseConfig.from_dict(off))
 
 
+def test_a_stronger_prior_never_leaves_less_of_what_is_asked(pipe):
+    settings = EraseConfig.from_dict({"refine": {"lambda0": 5.0}})
+    some = [Concept("ship", "the sea"), Concept("frog", "grass")]
+    costs = [refinement.cost(pipe, some, settings, refine(pipe, some, settings, times).R) for times in (1, 3, 100)]
+    assert costs == sorted(costs) and costs[0] < costs[2] < 1
+    assert refinement.cost(pipe, some, settings, torch.eye(32).double()) == pytest.approx(1)
+
+
+def test_layers_by_themselves_are_exact_with_a_singular_prior(pipe):
+    e_f, e_g, P, lambda1, lambda0 = refinement.asked(pipe, Concept("ship", "the sea"), EraseConfig())
+    values, vectors = torch.linalg.eigh(P)
+    P = vectors[:, 16:] * values[16:] @ vectors[:, 16:].T
+    R = solve_refinement(*accumulate(e_f, e_g), P, 1000 * lambda1, lambda0).R
+    W = torch.randn(5, 32, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = refinement.per_layer(W, e_f, e_g, P, 1000 * lambda1, lambda0)
+    assert (found - W @ R).abs().max() < 1e-9 * found.abs().max()
+
+
 def test_moved_and_spectrum(pipe):
     eye = torch.eye(32, dtype=torch.float64)
     assert list(refinement.moved(pipe, eye, ["ship", "frog"]).values()) == [0.0, 0.0]
+    assert refinement.moved(pipe, eye, []) == {}
     assert refinement.moved(pipe, 3 * eye, ["ship"])["ship"] == pytest.approx(2.0)
     change = eye + torch.outer(eye[0], eye[1]) * 0.5
     assert refinement.spectrum(change)[0] == pytest.approx(0.5) and refinement.spectrum(change)[1] < 1e-12

@@ -61,6 +61,14 @@ def test_all_cases_name_their_phrase(pipe):
         r.longer(SHIP, "after", 7)
 
 
+def test_a_proper_name_has_no_article(pipe):
+    amy = r.Case("in a place", "a photo of the {} in the snow", "Amy Adams", "Amy Adams")
+    assert amy.prompt == "a photo of Amy Adams in the snow"
+    moved = r.shift(pipe, amy, "a person")
+    assert moved.groupby("group").value.max()[["[BOS]", "before"]].max() < 1e-5
+    assert not (moved.token == "the").iloc[:5].any()
+
+
 def test_variants(pipe):
     e, empty = encode(pipe, [PLACED.prompt, ""])
     at = r.groups(pipe.tokenizer, PLACED.prompt, "ship")

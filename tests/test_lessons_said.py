@@ -44,6 +44,8 @@ def test_who_is_recognised():
     told = shared.pictures_said(before, after, {"erased": ["ship"], "near it": ["boat"], "others": ["cat"]})
     assert "erased 100 % before and 0 % after; near it 100 % before and 25 % after" in told
     assert told.endswith("Of the names that should stay, boat (100 to 25 %) loses.")
+    said = shared.returned_said({"ship": (0.3, 0.1), "frog": (0.2, 0.25)})
+    assert "ship 0.300 to 0.100 and frog 0.200 to 0.250" in said and said.endswith("Not nearer: frog.")
     assert shared.pictures_said(before, before, {"erased": ["ship"], "others": ["cat"]}).endswith("none loses.")
 
 
@@ -76,6 +78,9 @@ def test_routes_and_carriers():
     table = pd.Series(dict.fromkeys(values, 0.1)).to_frame("plural")
     assert routes.carriers_said(table) == "*plural* is not drawn by the original (probability 0.10)."
     assert "half of that: own (0.90); the one that is missed most is padding (0.30 without it)" in told
+    repeated = pd.Series(values | {"without padding": 0.76}).drop("without own").to_frame("at the end")
+    repeated.loc["without own"] = 0.8
+    assert routes.carriers_said(repeated.map(lambda v: 0.8 if v == 0.7 else v)).endswith("none is missed.")
 
 
 def scores(*rows) -> pd.DataFrame:
@@ -89,6 +94,7 @@ def test_wordings_that_the_original_does_not_draw_measure_nothing():
     told = routes.patterns_said(table)
     assert "in 2 of 3 wordings" in told and "not in *plural*: these" in told
     assert "the residual score from 0.30 to 0.05, the whole prompt's from 0.80 to 0.20" in told
+    assert "Over the others stage 1" in told and "Over these stage 1" in routes.patterns_said(table.iloc[:2])
     assert routes.patterns_said(table.iloc[2:]).endswith("these rows measure nothing.")
     assert routes.agreement(pd.Series([1.0, 2, 3]), pd.Series([0.1, 0.2, 0.9])) == pytest.approx(1)
     assert routes.agreement(pd.Series([1.0, 2]), pd.Series([0.0, 0])) is None
@@ -100,14 +106,19 @@ def test_lengths_and_what_is_left_for_stage_2():
     told = routes.lengths_said({"original, after": {"0": 0.5, "2": 0.4, "4": 0.2}, "stage 1, after": {"0": 0.0}})
     assert "original, after: 0.50 with 0 phrases, 0.20 with 4; stage 1, after: 0.00 with 0 phrases, 0.00 with 0" in told
     said = lambda old, new: routes.own_said({"own tokens alone": old}, {"own tokens alone": new})  # noqa: E731
-    assert "nothing is left" in said(0.9, 0.01) and "leaves 50 % of it: that is left for stage 2" in said(0.8, 0.4)
+    assert "hardly anything is left" in said(0.9, 0.01) and "leaves 50 % of it: that is left for stage 2" in said(
+        0.8, 0.4
+    )
     assert "little to take" in said(0.1, 0.0)
 
 
 def test_attention_through_time_and_layers():
     spot, even = torch.eye(4), torch.full((4, 4), 0.1)
     told = m.time_said([999, 500, 10], torch.stack([0.5 * spot, 0.4 * spot, even]))
-    assert "brightest at t = 999 (up to 0.50" in told and "faintest at t = 10 (0.10)" in told
+    assert (
+        "brightest at t = 999 (up to 0.50 of a place's attention per token)" in told
+        and "faintest at t = 10 (0.10)" in told
+    )
     assert "is 1.00 at the first step, t = 999, and least at t = 10 (0.00)" in told
     told = m.blocks_said({"down 0": spot[None], "mid": spot[None], "up 0": even[None]})
     assert "is down 0 (correlation 1.00), least up 0 (0.00)" in told
@@ -118,7 +129,7 @@ def test_attention_through_time_and_layers():
 
 def test_masks_and_what_the_name_is_told_apart_from():
     told = m.masks_said(torch.tensor([0.8, 0.6, 0.4, 0.2]), ["frog", "frog", "ship", "ship"], [False, True] * 2)
-    assert "0.50 in the mean of 4" in told and "0.60 before a plain colour and 0.40 before a scene" in told
+    assert "0.50 on average over 4" in told and "0.60 against a plain colour and 0.40 against a scene" in told
     assert "best frog (0.70), worst ship (0.30)" in told
     told = m.levels_said({m.ALL: [0.5, 0.6], "mid": [0.7, 0.2]}, [100, 500])
     assert "an IoU of 0.60 (t = 500)" in told and "mid, 0.70 (t = 100)" in told
@@ -138,12 +149,16 @@ def test_what_one_map_moves():
     assert refinement.moved_by_group(pipe, 3 * torch.eye(32).double(), "ship") == pytest.approx(
         dict.fromkeys(residual.GROUPS, 2.0)
     )
-    assert "own tokens by 0.50" in (told := refinement.by_group_said({"before": 0.1, "own": 0.5, "after": 0.2}))
+    told = refinement.by_group_said({"before": 0.1, "own": 0.5, "after": 0.2}, "Amy Adams")
+    assert told.startswith("In “a photo of Amy Adams in the snow” R") and "own tokens by 0.50" in told
     assert told.endswith("before 0.10 and after 0.20.")
     groups = {"concept": {"ship": 0.5, "boat": 0.7}, "near it": {"canoe": 0.6}, "others": {"cat": 0.1}}
     told = refinement.moved_said(groups)
+    assert refinement.moved_said({**groups, "near it": {}}).endswith("that of ship: none.")
     assert "concept 0.50 (ship) to 0.70 (boat)" in told and told.endswith("that of ship: canoe.")
-    assert "5 (λ1 = 1) and 2 (λ1 = 9)" in refinement.rank_said({"λ1 = 1": 5, "λ1 = 9": 2}, 32)
+    assert "in this many of 32 directions: 5 (λ1 = 1) and 2 (λ1 = 9)" in refinement.rank_said(
+        {"λ1 = 1": 5, "λ1 = 9": 2}, 32
+    )
 
 
 def test_the_price_of_a_prior_and_of_a_ridge():
@@ -153,8 +168,13 @@ def test_the_price_of_a_prior_and_of_a_ridge():
     assert refinement.price_said({"λ1": a, "λ0": {"left": [0.5, 0.9], "disturbed": [1.0, 0.4]}}) == ""
     accuracy = pd.DataFrame({"erased": [100, 0, 0, 80], "near it": [90, 20, 60, 90], "others": [100, 40, 80, 100]})
     told = refinement.lambda_said(accuracy, [1, 10, 100])
-    assert "gone at λ1 = 1 and 10; of these 10 keeps most (near it 60 % and others 80 %), 1 least" in told
+    assert "(at most a tenth of its pictures show it still) at λ1 = 1 and 10; of these 10 keeps" in told
+    assert "keeps most (near it 60 % and others 80 %), 1 least" in told
     assert told.endswith("At λ1 = 100, 80 % of its pictures show it.")
+    one = refinement.lambda_said(accuracy.drop(index=1), [10, 100])
+    assert "at λ1 = 10, where of the others are recognised: near it 60 % and others 80 %." in one and "least" not in one
+    alone = refinement.lambda_said(accuracy[["erased"]], [1, 10, 100])
+    assert "at λ1 = 1 and 10. At λ1 = 100" in alone
     assert refinement.lambda_said(accuracy.assign(erased=100), [1, 10, 100]).startswith("No λ1 takes")
     assert refinement.lambda_said(accuracy.assign(erased=0), [1, 10, 100]).startswith("The original does not draw")
 
@@ -170,6 +190,8 @@ def test_when_a_concept_is_decided_and_samplings_told_apart():
     told = cfis.sampling_said(needed, {"cfis": 75.0, "uniform": 92.0, "adaptive": None}, last, 12)
     assert "cfis after 20 steps 75 % (47 to 91)" in told and "does not tell them apart" in told
     assert "Not halved: adaptive. At the last step they keep cfis 0 % and uniform 50 %." in told
+    none = cfis.sampling_said(dict.fromkeys(needed), dict.fromkeys(needed), last, 12)
+    assert none == "No sampling halves the concepts. At the last step they keep cfis 0 % and uniform 50 %."
     assert "do not all meet" in cfis.sampling_said(needed, {"cfis": 0.0, "uniform": 100.0}, last, 12)
 
 
@@ -179,7 +201,7 @@ def test_whose_loras_interfere():
     closed = 0.1 * naive + torch.diag(torch.tensor([0.03, 0.5, 0.05]))
     told = interference.columns_said({"sum": naive, "closed": closed}, names)
     assert "are those of police car 0.60" in told
-    assert "names of several words 0.60 in the sum and 0.06 in the closed, where they lose 50 %" in told
+    assert "names of several words 0.60 in the sum and 0.06 in the closed, where they deviate by 50 %" in told
     points = [(0.1, 0.5, 0.1, 0.2), (0.2, 0.1, 0.2, 0.1), (0.3, 0.1, 0.3, 0.4), (0.4, 4.0, 0.1, 0.5)]
     table = interference.tail(points)
     assert table.loc["largest"].tolist() == [4.0, 0.3, 0.5] and table.loc["median", "naive"] == pytest.approx(0.3)
@@ -230,7 +252,9 @@ def test_what_many_concepts_do_to_kept_names():
     rows[2]["Acc_s"] = 0.75
     told = fusion.sweep_said(rows)
     assert "with 2 concepts erased ones 0 % (naive), 0 % (closed) and 0 % (in turn), kept ones 50 % (naive)" in told
-    assert "50 % (naive), 75 % (closed) and 50 % (in turn)" in told
+    assert "50 % (naive), 75 % (closed) and 50 % (in turn)" in told and told.endswith("kept ones 100 %, others 100 %.")
+    fewer = fusion.sweep_said([{k: v for k, v in row.items() if k != "others"} for row in rows])
+    assert "others" not in fewer and fewer.endswith("By the original: kept ones 100 %.")
     table = pd.DataFrame({
         "nearest erased": ["pizza", "fire engine"], "similarity": [0.3, 0.4], "original": [100.0, 100.0],
         "closed": [0.0, 100.0],

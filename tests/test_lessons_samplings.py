@@ -5,6 +5,7 @@ import math
 import pandas as pd
 import pytest
 
+from macelib import MaceError
 from macelib.lessons import samplings
 
 NEAR = {"polar bear": ["bear", "teddy bear"], "ice cream": ["ice skate"]}
@@ -24,6 +25,13 @@ def rows():
         for step, (own, beside) in by_step.items():
             for name, share in zip((concept, *NEAR[concept]), (own, *beside), strict=True):
                 yield {"sampling": sampling, "step": step, "concept": concept, "name": name, "share": share}
+
+
+def test_every_concept_has_names_beside_it():
+    assert list(samplings.paired(["b", "a"], {"a": ["x"], "b": ["y"]})) == ["b", "a"]
+    for near in ({"a": ["x"]}, {"a": ["x"], "b": []}, {"a": ["x"], "b": ["y"], "c": ["z"]}):
+        with pytest.raises(MaceError, match="`near` has to give names for each"):
+            samplings.paired(["a", "b"], near)
 
 
 def test_concepts_are_compared_when_they_are_halved():

@@ -365,4 +365,5 @@ def test_hints(pipe, page, monkeypatch):  # noqa: F811
     assert hints.hint(pipe, "A photo of the frog, and a ship in the snow") == ""
     said = hints.hint(pipe, "a photo of the quxfoo with a shipp")
     assert "no “quxfoo”" in said and "“shipp” (near it: ship" in said
-    assert "and 2 more words" in hints.hint(pipe, "qaz qwx qev qrb qty")
+    assert "nor 2 more words: what it draws for them" in hints.hint(pipe, "qaz qwx qev qrb qty")
+    assert hints.hint(pipe, "a quxfoo").endswith("what it draws for it is chance.")

@@ -32,7 +32,7 @@ ENDS = {"": "value", " low": "low", " high": "high"}
 HALF = 9 / 16  # of the width, the side of the square that holds one of two things
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pairs:
     """What became of pairs; printing it shows `metrics`."""
 
@@ -92,6 +92,8 @@ class Pairs:
         if not len(self.metrics):
             return "Two things in one prompt: not measured, for the original model shows no pair."
         return f"{self.table().round(1).to_string()}\nSettings: {self.settings['preset']}."
+
+    __repr__ = __str__
 
 
 def pairs(

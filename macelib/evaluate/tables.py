@@ -20,7 +20,7 @@ TIMES = 2000  # bootstrap samples
 SEED = 0  # of the bootstrap
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
     """Tidy tables of a protocol's run; printing it shows `table()`."""
 
@@ -83,6 +83,8 @@ class Evaluation:
 
     def __str__(self) -> str:
         return f"{self.table().round(1).to_string()}\n{self.caption}"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         return f"{self.table().round(1).to_html()}<p>{html.escape(self.caption)}</p>"

@@ -95,7 +95,7 @@ def swap_figure(table: pd.DataFrame, xi: Tensor) -> Figure:
         ax.plot(part.timestep, part["first"], color=COLORS[i % len(COLORS)], label=f"{pair}: first", **style)
     ax.set(xlim=(len(xi), 0), ylim=(-0.02, 1.05))
     ax.set_xlabel("timestep at which the prompt is swapped (drawing runs from left to right)", fontsize=8)
-    ax.set_ylabel("share that shows it", fontsize=8)
+    ax.set_ylabel("share of pictures that show\nthe first concept", fontsize=8)
     ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return fig
 
@@ -146,14 +146,14 @@ def training_figure(records: Sequence[Record], xi: Tensor) -> Figure:
     left.set(xlim=(0, records[0].steps + 1), ylim=(0, None))
     left.set_xlabel("step", fontsize=8)
     left.set_title("loss, relative to its start", fontsize=8)
-    left.legend(fontsize=6, frameon=False)
     drawn = torch.cat([record.timesteps for record in records]).numpy()
     right.hist(drawn, 25, (0, len(xi)), density=True, color=COLORS[5], label="drawn")
     right.plot(np.arange(len(xi)), xi.numpy(), color=COLORS[1], linewidth=1.2, label="ξ(t)")
     right.set_xlabel("timestep", fontsize=8)
     right.set_title("where the training looks", fontsize=8)
     right.set_yticks([])
-    right.legend(fontsize=7, frameon=False)
+    right.set_xlim(len(xi), 0)  # as pictures are drawn: from noise to picture
+    fig.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=4)
     return fig
 
 
@@ -248,7 +248,7 @@ def losses_said(losses: Sequence[float], part: float = 0.05) -> str:
 def sampling_said(
     needed: Mapping[str, int | None], kept: Mapping[str, float | None], last: Mapping[str, float], pictures: int
 ) -> str:
-    """What each sampling has kept (percent of so many pictures) at equal efficacy, and at the last step.
+    """What each sampling has kept (percent of so many pictures) once half is gone, and at the last step.
 
     Samplings are told apart where their 95 % intervals do not meet.
     """
@@ -259,11 +259,12 @@ def sampling_said(
         f"{kind} after {needed[kind]} steps {kept[kind]:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
         for kind, (low, high) in reached.items()
     ]
-    text = f"With the concepts halved, names that share a word are kept by {series(told)}"
+    text = "No sampling halves the concepts"
     if reached:
+        text = f"With the concepts halved, names that share a word are kept by {series(told)}"
         apart = max(low for low, _ in reached.values()) > min(high for _, high in reached.values())
         meet = "do not all meet" if apart else "meet: this run does not tell them apart"
         text += f"; the 95 % intervals of {pictures} pictures {meet}"
-    if never := [kind for kind, step in needed.items() if step is None]:
+    if reached and (never := [kind for kind, step in needed.items() if step is None]):
         text += f". Not halved: {series(never)}"
     return f"{text}. At the last step they keep {series([f'{kind} {value:.0f} %' for kind, value in last.items()])}."

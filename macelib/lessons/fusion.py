@@ -8,7 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from ..concepts import Concept
 from ..erasure import Erasure
+from ..errors import MaceError
 from ..job import prior_of
 from ..method.fuse import Fusion
 from ..show.viz import COLORS, Figure
@@ -26,6 +28,21 @@ CONCEPTS = {  # of the mini world: name and anchor, in the order in which the no
     "fire engine": "a road", "duck": "the sea", "swan": "the sea", "helicopter": "the sky",
 }  # fmt: skip
 METHODS = WAYS
+
+
+def chosen(concepts: Sequence[Concept], counts: Sequence[int], back: str) -> list[Concept]:
+    """The first concepts, as many as the largest count.
+
+    MaceError: fewer than two, a count without as many concepts, one to take back that is not among them.
+    """
+    if not counts or not 2 <= max(counts) <= len(concepts) or min(counts) < 1:
+        raise MaceError(
+            f"counts are {list(counts)}, of {len(concepts)} concepts: give 1 to {len(concepts)}, one above 1."
+        )
+    first = list(concepts)[: max(counts)]
+    if back not in [concept.name for concept in first]:
+        raise MaceError(f"{back!r} is not among the {len(first)} concepts that are erased: take back one of those.")
+    return first
 
 
 def with_method(erasure: Erasure, method: str) -> Erasure:
@@ -70,8 +87,8 @@ def sweep(
 ) -> tuple[list[dict], dict]:  # fmt: skip
     """Erase the first n concepts at once, for every n and method: rows (count, method, and the scores) and pictures.
 
-    Acc_e is read on `probes` of the n names, spread evenly, Acc_s on the kept ones, `others` on names that are not
-    in the domain prior; count 0 is the original model. pictures: by (method, n), then by name.
+    Acc_e is read on `probes` of the n names, spread evenly, Acc_s on the kept ones, `others`, if any, on names that
+    are not in the domain prior; count 0 is the original model. pictures: by (method, n), then by name.
     """
     names, pictures, rows = [c.name for c in erasure.concepts], {}, []
     everyone = beside([*names, *kept, *others], erasure.concepts)
@@ -85,7 +102,11 @@ def sweep(
             finally:
                 erasure.remove(pipe)
             found = shares(judge, pictures[method, n], everyone)
-            scores = {"Acc_e": mean(found, asked), "Acc_s": mean(found, kept), "others": mean(found, others or kept)}
+            scores = {
+                "Acc_e": mean(found, asked),
+                "Acc_s": mean(found, kept),
+                **({"others": mean(found, others)} if others else {}),
+            }
             rows.append({"count": n, "method": method, **scores, "found": found})
     return rows, pictures
 
@@ -100,9 +121,10 @@ def spread(names: Sequence[str], count: int) -> list[str]:
 
 
 def sweep_figure(rows: Sequence[Mapping]) -> Figure:
-    """Acc_e, Acc_s and `others` by the number of concepts, a line per method; dashes: the original model."""
-    titles = {"Acc_e": "Acc_e, percent", "Acc_s": "Acc_s of kept names", "others": "of names the prior does not know"}
-    fig, axes = panels(3, 2.6, 2.6, sharey=True)
+    """Acc_e, Acc_s and, if any, `others` by the number of concepts, a line per method; dashes: the original model."""
+    titles = {"Acc_e": "Acc_e, percent", "Acc_s": "Acc_s of kept names, percent"}
+    titles |= {"others": "recognised, unmentioned names, percent"} if "others" in rows[0] else {}
+    fig, axes = panels(len(titles), 2.6, 2.8, sharey=True)
     for (metric, title), ax in zip(titles.items(), axes, strict=True):
         ax.axhline(100 * rows[0][metric], color=COLORS[6], linestyle="--", linewidth=1, label="original")
         for method, color in zip(METHODS, WAY_COLORS, strict=True):
@@ -115,7 +137,7 @@ def sweep_figure(rows: Sequence[Mapping]) -> Figure:
         ax.minorticks_off()
         ax.set_xlabel("concepts erased together", fontsize=8)
         ax.set_title(title, fontsize=8)
-    axes[0].legend(fontsize=7, frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=4)
     return fig
 
 
@@ -162,17 +184,16 @@ def trace_left(erasure: Erasure, name: str) -> float:
 def sweep_said(rows: Sequence[Mapping]) -> str:
     """Erased, kept and unmentioned names, by the number of concepts and the method; rows: of `sweep`."""
     score, told = {(row["method"], row["count"]): row for row in rows}, []
+    whose = {"Acc_e": "erased ones", "Acc_s": "kept ones", "others": "others"}
+    whose = {metric: who for metric, who in whose.items() if metric in rows[0]}
     for n in sorted({row["count"] for row in rows} - {0}):
-        both = [
-            series([f"{100 * score[method, n][metric]:.0f} % ({method})" for method in METHODS])
-            for metric in ("Acc_e", "Acc_s", "others")
+        parts = [
+            f"{who} {series([f'{100 * score[method, n][metric]:.0f} % ({method})' for method in METHODS])}"
+            for metric, who in whose.items()
         ]
-        told.append(f"with {n} concepts erased ones {both[0]}, kept ones {both[1]}, others {both[2]}")
-    original = "original", 0
-    return (
-        f"Recognised: {'; '.join(told)}. By the original: kept ones {100 * score[original]['Acc_s']:.0f} %, others "
-        f"{100 * score[original]['others']:.0f} %."
-    )
+        told.append(f"with {n} concepts {', '.join(parts)}")
+    before = [f"{who} {100 * rows[0][metric]:.0f} %" for metric, who in list(whose.items())[1:]]
+    return f"Recognised: {'; '.join(told)}. By the original: {', '.join(before)}."
 
 
 def turns_said(found: Mapping[str, Sequence[float]], names: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def summary(matrices: Mapping[str, Tensor]) -> pd.DataFrame:
         off = ~torch.eye(len(M), dtype=torch.bool)
         columns[label] = {
             "another LoRA on my words": float(M[off].median()),
-            "all others together": float(M.masked_fill(~off, 0).square().sum(1).sqrt().median()),
+            "all others together, root of squares": float(M.masked_fill(~off, 0).square().sum(1).sqrt().median()),
             "my own LoRA's error": float(M.diagonal().median()),
         }
     return pd.DataFrame(columns).rename_axis("median")
@@ -97,6 +97,7 @@ def matrix_figure(matrices: Mapping[str, Tensor], names: Sequence[str], low: flo
     axes[0].set_xlabel("LoRA of", fontsize=7)
     bar = fig.colorbar(drawn, ax=axes, fraction=0.03, pad=0.02)
     bar.ax.tick_params(labelsize=6)
+    bar.set_label("change, relative to the row's own LoRA", fontsize=7)
     return fig
 
 
@@ -201,7 +202,7 @@ def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[flo
     side.set_xlabel("pairs", fontsize=8)
     ax.set(yscale="log")
     ax.set_xlabel("similarity of the two names (cosine)", fontsize=8)
-    ax.set_ylabel("interference", fontsize=8)
+    ax.set_ylabel("change of own words by the other concept,\nrelative to their own LoRA's", fontsize=8)
     fig.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     return fig
 
@@ -227,8 +228,8 @@ def columns_said(matrices: Mapping[str, Tensor], names: Sequence[str]) -> str:
         return text
     parts = [
         f"names of {what} word{'s' * (what == 'several')} {float(naive[of].median()):.2f} in the {first} and "
-        f"{float(closed[of].median()):.2f} in the {second}, where they lose {100 * float(error[of].median()):.0f} % of "
-        f"their own effect"
+        f"{float(closed[of].median()):.2f} in the {second}, where they deviate by "
+        f"{100 * float(error[of].median()):.0f} % from what they do alone"
         for what, of in (("several", several), ("one", ~several))
     ]
     return f"{text} By the number of words, in the median: {'; '.join(parts)}."

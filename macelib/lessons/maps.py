@@ -20,6 +20,10 @@ from ..models.tokens import token_spans, tokenize
 from ..show import viz
 from .shared import series
 
+THAN = {  # how `against_said` names what the name's own map is compared with
+    "the word photo": "the map of the word *photo* does", "another thing's name": "that of another thing's name does",
+    "the whole picture": "the whole picture does", "its name, best threshold": "with the best threshold",
+}  # fmt: skip
 ALL = "all"  # steps, or layers: their mean
 
 
@@ -122,7 +126,7 @@ def explorer(image: Image.Image, maps: Maps, labels: Sequence[str], position: in
 def exact(pipe, names: Sequence[str], scenic: Sequence[bool], seed: int = 0) -> tuple[list[Image.Image], Tensor]:
     """Renderings of the mini world's concepts at the pipeline's size, and their exact coverage (n, 1, H, W), 0..1.
 
-    scenic: before a painted scene, else before a plain colour. seed: which of the artists draws each.
+    scenic: against a painted scene, else against a plain colour. seed: which of the artists draws each.
     MaceError for a name of which no rendering is shipped.
     """
     shown, pictures, alpha = renderings()
@@ -201,8 +205,8 @@ def time_said(timesteps: Sequence[float], heat: Tensor) -> str:
     high, low, other = top.index(max(top)), top.index(min(top)), like.index(min(like))
     at = lambda i: f"t = {timesteps[i]:.0f}"  # noqa: E731
     return (
-        f"The own tokens' map is brightest at {at(high)} (up to {top[high]:.2f} of a place's attention), faintest "
-        f"at {at(low)} ({top[low]:.2f}). Its likeness to the mean over time (correlation over the places) is "
+        f"The own tokens' map is brightest at {at(high)} (up to {top[high]:.2f} of a place's attention per token), "
+        f"faintest at {at(low)} ({top[low]:.2f}). Its likeness to the mean over time (correlation over the places) is "
         f"{like[0]:.2f} at the first step, {at(0)}, and least at {at(other)} ({like[other]:.2f})."
     )
 
@@ -218,12 +222,12 @@ def blocks_said(blocks: Mapping[str, Tensor]) -> str:
 
 
 def shares_said(parts: Mapping[str, Tensor], timesteps: Sequence[float]) -> str:
-    """Who gets the attention in the mean over time, and the own tokens' at both ends; parts: of `shares`."""
+    """Who gets the attention on average over time, and the own tokens' at both ends; parts: of `shares`."""
     means = {name: float(share.mean()) for name, share in parts.items()}
     told = series([f"{name} {means[name]:.2f}" for name in sorted(means, key=means.get, reverse=True)])
     first, last = float(parts["own"][0]), float(parts["own"][-1])
     return (
-        f"In the mean over time: {told}. The own tokens get {first:.2f} at t = {timesteps[0]:.0f} and {last:.2f} at "
+        f"On average over time: {told}. The own tokens get {first:.2f} at t = {timesteps[0]:.0f} and {last:.2f} at "
         f"t = {timesteps[-1]:.0f}."
     )
 
@@ -232,10 +236,10 @@ def masks_said(overlap: Tensor, names: Sequence[str], scenic: Sequence[bool]) ->
     """Mean IoU by ground and the best and the worst name; overlap (n,)."""
     frame = pd.DataFrame({"name": names, "scenic": scenic, "iou": overlap.tolist()})
     by_name, by_ground = (frame.groupby(column).iou.mean() for column in ("name", "scenic"))
-    where = {False: "before a plain colour", True: "before a scene"}
+    where = {False: "against a plain colour", True: "against a scene"}
     grounds = [f"{value:.2f} {where[bool(scene)]}" for scene, value in by_ground.items()]
     return (
-        f"IoU is {frame.iou.mean():.2f} in the mean of {len(frame)} renderings ({series(grounds)}); best "
+        f"IoU is {frame.iou.mean():.2f} on average over {len(frame)} renderings ({series(grounds)}); best "
         f"{by_name.idxmax()} ({by_name.max():.2f}), worst {by_name.idxmin()} ({by_name.min():.2f})."
     )
 
@@ -268,5 +272,5 @@ def against_said(table: pd.DataFrame) -> str:
     told = []
     for name, row in table.iloc[1:].iterrows():
         sure = "more" if row.low > 0 else "less" if row.high < 0 else "not surely more or less"
-        told.append(f"{sure} than {name} ({row.lead:+.2f}; {row.low:+.2f} to {row.high:+.2f})")
+        told.append(f"{sure} than {THAN.get(name, name)} ({row.lead:+.2f}; {row.low:+.2f} to {row.high:+.2f})")
     return f"The map of {table.index[0]} overlaps with the thing {series(told)}."

@@ -11,13 +11,15 @@ from ..concepts import Concept, align, anchored, prompts, templates, with_compan
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..job import prior_of
-from ..method.refine import cholesky, solve_refinement
+from ..method.refine import solve_refinement
 from ..method.sums import accumulate, gram
 from ..models.text import encode, tokenizers
 from ..show.viz import COLORS, Figure
 from ..templates import fill
 from .residual import groups
 from .shared import TEMPLATE, panels, series
+
+IN_SNOW = "a photo of the {} in the snow"
 
 
 def toy(seed: int = 0, n: int = 12) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,8 +53,14 @@ def toy_figure(e_f: Tensor, e_g: Tensor, e_p: Tensor, lambdas: Sequence[float]) 
     return fig
 
 
-def pairs(pipe, concept: Concept) -> tuple[Tensor, Tensor]:
-    """The rows of Eq. 1 on a model: co-existing tokens beside the concept, e^f, and beside its anchor, e^g; (n, d)."""
+def pairs(pipe, concept: Concept, config: EraseConfig | None = None) -> tuple[Tensor, Tensor]:
+    """The rows of Eq. 1 on a model: co-existing tokens beside the concept, e^f, and beside its anchor, e^g; (n, d).
+
+    config: filled settings whose templates and companions are used, and the root of the concept's weight.
+    """
+    if config is not None:
+        concept = with_companions(with_templates(concept, config.templates), config.companions)
+        return tuple(config.weight(concept.kind) ** 0.5 * e.double() for e in pairs(pipe, concept))
     e, a = encode(pipe, prompts(concept)).cpu(), encode(pipe, anchored(concept)).cpu()
     found = [align(tokenizers(pipe)[0], t, concept.name, concept.anchor) for t in templates(concept)]
     return (
@@ -64,15 +72,27 @@ def pairs(pipe, concept: Concept) -> tuple[Tensor, Tensor]:
 def asked(pipe, concept: Concept, config: EraseConfig) -> tuple[Tensor, Tensor, Tensor, float, float]:
     """What `erase` solves Eq. 2 for, of one concept: rows e^f and e^g (n, d), P (d, d), λ1 and λ0, all float64.
 
-    The rows are of the settings' templates and companions, times the root of the concept's weight. MaceError: settings
-    without a prior, which this lesson is about, or with rounds, which solve Eq. 2 more than once.
+    MaceError: settings without a prior, which this lesson is about, or with rounds, which solve Eq. 2 more than once.
     """
     config = config.for_model(pipe, [concept])
-    found, own, weight = prior_of(pipe, [concept], config), config.of(concept.kind).refine, config.weight(concept.kind)
+    found, own = prior_of(pipe, [concept], config), config.of(concept.kind).refine
     if found is None or own.rounds:
         raise MaceError("One solve of Eq. 2 with a prior is shown: leave prior.use on and refine.rounds at 0.")
-    rows = pairs(pipe, with_companions(with_templates(concept, config.templates), config.companions))
-    return *(weight**0.5 * e.double() for e in rows), found.P, own.lambda1, weight * own.lambda0
+    return *pairs(pipe, concept, config), found.P, own.lambda1, config.weight(concept.kind) * own.lambda0
+
+
+def cost(pipe, concepts: Sequence[Concept], config: EraseConfig, R: Tensor) -> float:
+    """What Eq. 2 asks of all concepts together, at R, relative to R = I: a stronger prior never leaves less of it.
+
+    (Σ w ‖R e^f − e^g‖² + λ0 ‖R − I‖²) / Σ w ‖e^f − e^g‖² over the rows of all templates.
+    """
+    config, total, whole = config.for_model(pipe, concepts), 0.0, 0.0
+    for concept in concepts:
+        e_f, e_g = pairs(pipe, concept, config)
+        ridge = config.weight(concept.kind) * config.of(concept.kind).refine.lambda0
+        total += float((e_f @ R.T - e_g).square().sum() + ridge * (R - torch.eye(len(R)).to(R)).square().sum())
+        whole += float((e_f - e_g).square().sum())
+    return total / whole
 
 
 def per_layer(
@@ -85,7 +105,8 @@ def per_layer(
     W = W.detach().double().cpu()
     rows, targets = [e_f.double()], [e_g.double() @ W.T]
     if lambda1:
-        p = lambda1**0.5 * cholesky(P + 1e-12 * P.trace() * torch.eye(len(P)).to(P)).T
+        values, vectors = torch.linalg.eigh(P)
+        p = lambda1**0.5 * values.clamp(min=0).sqrt()[:, None] * vectors.T
         rows, targets = [*rows, p], [*targets, p @ W.T]
     if lambda0:
         ridge = lambda0**0.5 * torch.eye(W.shape[1]).to(W)
@@ -121,12 +142,14 @@ def spectrum_figure(spectra: Mapping[str, Tensor]) -> Figure:
     right.set(xscale="log", ylim=(0, 1.02))
     right.set_xlabel("first k directions", fontsize=8)
     right.set_title("share of ‖R − I‖²", fontsize=8)
-    left.legend(fontsize=7, frameon=False)
+    fig.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=4)
     return fig
 
 
 def moved(pipe, R: Tensor, names: Sequence[str], template: str = TEMPLATE) -> dict[str, float]:
     """By name: how far R moves the tokens of its prompt, ‖(R − I) E‖ / ‖E‖ over all but [BOS] (0: not at all)."""
+    if not names:
+        return {}
     E = encode(pipe, [fill(template, name) for name in names]).cpu().double()[:, 1:]  # (n, T − 1, d)
     change = E @ (R - torch.eye(len(R)).to(R)).T
     return dict(zip(names, (change.norm(dim=(1, 2)) / E.norm(dim=(1, 2))).tolist(), strict=True))
@@ -176,27 +199,27 @@ def effects_figure(lambdas: Sequence[float], by: Mapping[str, Mapping[str, Seque
         ax.plot(lambdas, values["disturbed"], "o-", color=COLORS[0], markersize=3, label="prior moved")
         ax.set(xscale="log", yscale="log")
         ax.set_xlabel(label, fontsize=8)
-    axes[0].legend(fontsize=7, frameon=False)
+    fig.legend(*axes[0].get_legend_handles_labels(), fontsize=7, frameon=False, loc="outside lower center", ncols=2)
     return fig
 
 
 # --- what a run found
 
 
-def moved_by_group(pipe, R: Tensor, name: str, template: str = "a photo of the {} in the snow") -> dict[str, float]:
-    """How far R moves the tokens of one prompt, ‖(R − I) E‖ / ‖E‖, by their group (see `residual.GROUPS`)."""
-    prompt = fill(template, name)
+def moved_by_group(pipe, R: Tensor, name: str) -> dict[str, float]:
+    """How far R moves the tokens of `IN_SNOW`, ‖(R − I) E‖ / ‖E‖, by their group (see `residual.GROUPS`)."""
+    prompt = fill(IN_SNOW, name)
     E, at = encode(pipe, [prompt])[0].cpu().double(), groups(tokenizers(pipe)[0], prompt, name)
     change = E @ (R - torch.eye(len(R)).to(R)).T
     return {group: float(change[where].norm() / E[where].norm()) for group, where in at.items() if where}
 
 
-def by_group_said(found: Mapping[str, float]) -> str:
+def by_group_said(found: Mapping[str, float], name: str) -> str:
     """`moved_by_group` in a sentence."""
     told = series([f"{group} {value:.2f}" for group, value in found.items() if group != "own"])
     return (
-        f"R moves the name's own tokens by {found['own']:.2f} of their length, although Eq. 2 does not ask for it; the "
-        f"tokens around them: {told}."
+        f"In “{fill(IN_SNOW, name)}” R moves the name's own tokens by {found['own']:.2f} of their length, although "
+        f"Eq. 2 does not ask for it; the tokens around them: {told}."
     )
 
 
@@ -204,6 +227,8 @@ def moved_said(by: Mapping[str, Mapping[str, float]]) -> str:
     """Whose prompts move most and least, by group of names, and whether a kept name moves more than the concept."""
     told = []
     for group, values in by.items():
+        if not values:
+            continue
         most, least = max(values, key=values.get), min(values, key=values.get)
         told.append(f"{group} {values[least]:.2f} ({least}) to {values[most]:.2f} ({most})")
     erased, *kept = by.values()
@@ -215,7 +240,7 @@ def moved_said(by: Mapping[str, Mapping[str, float]]) -> str:
 def rank_said(rank: Mapping[str, int], width: int) -> str:
     """How many directions hold nine tenths of ‖R − I‖², by label."""
     told = series([f"{count} ({label})" for label, count in rank.items()])
-    return f"Nine tenths of $\\lVert R - I\\rVert^2$ lie in so many of {width} directions: {told}."
+    return f"Nine tenths of $\\lVert R - I\\rVert^2$ lie in this many of {width} directions: {told}."
 
 
 def price_said(by: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
@@ -240,11 +265,13 @@ def lambda_said(accuracy: pd.DataFrame, lambdas: Sequence[float]) -> str:
     gone = swept[swept.erased <= 0.1 * accuracy.erased.iloc[0]]
     if not len(gone):
         return f"No λ1 takes the concept away: at least {swept.erased.min():.0f} % of its pictures still show it."
-    kept = gone.drop(columns="erased").mean(axis=1)
-    best = kept.idxmax()
-    told = series([f"{role} {gone.loc[best, role]:.0f} %" for role in gone.columns.drop("erased")])
-    back = swept.erased.iloc[-1]
-    return (
-        f"The concept is gone at λ1 = {series([f'{value:g}' for value in gone.index], 99)}; of these {best:g} keeps "
-        f"most ({told}), {kept.idxmin():g} least. At λ1 = {lambdas[-1]:g}, {back:.0f} % of its pictures show it."
-    )
+    at = series([f"{value:g}" for value in gone.index], 99)
+    text = f"The concept is gone (at most a tenth of its pictures show it still) at λ1 = {at}"
+    end = f"At λ1 = {lambdas[-1]:g}, {swept.erased.iloc[-1]:.0f} % of its pictures show it."
+    if not len(roles := gone.columns.drop("erased")):
+        return f"{text}. {end}"
+    kept = gone[roles].mean(axis=1)
+    told = series([f"{role} {gone.loc[kept.idxmax(), role]:.0f} %" for role in roles])
+    if len(gone) == 1:
+        return f"{text}, where of the others are recognised: {told}. {end}"
+    return f"{text}; of these {kept.idxmax():g} keeps most ({told}), {kept.idxmin():g} least. {end}"

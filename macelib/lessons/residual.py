@@ -17,6 +17,7 @@ from ..method.refine import Refinement
 from ..models.pipelines import guidance_option
 from ..models.text import encode, tokenizers
 from ..models.tokens import tokenize
+from ..templates import fill, fitted
 from . import probabilities
 from .shared import fast
 
@@ -48,7 +49,7 @@ class Case:
 
     @property
     def prompt(self) -> str:
-        return self.template.replace("{}", self.phrase)
+        return fill(self.template, self.phrase)
 
 
 def cases(concept: Concept) -> list[Case]:
@@ -190,7 +191,7 @@ def shift(pipe, case: Case, anchor: str, R: Tensor | None = None) -> pd.DataFram
     Columns: position, token, group, value; `square` and `whole` are ||R e^f − e^g||² and ||e^f − e^g||².
     An article before {} belongs to the phrase where the anchor brings its own ("the sea").
     """
-    tokenizer, template, phrase = tokenizers(pipe)[0], case.template, case.phrase
+    tokenizer, template, phrase = tokenizers(pipe)[0], fitted(case.template, case.phrase), case.phrase
     article = re.search(r"\b(the|an?) \{\}", template)
     if article and re.match(r"(the|an?) ", anchor):
         template, phrase = template.replace(article[0], "{}"), f"{article[1]} {phrase}"

@@ -7,6 +7,7 @@ import pandas as pd
 from .residual import GROUPS
 from .shared import series
 
+MISSED = 0.05  # fall of the probability below which a group of tokens is not missed
 SEEN = 0.5  # probability above which the judge is said to see the concept
 DRAWN = 0.2  # mean probability below which the original does not draw a wording, so that its row measures nothing
 
@@ -27,7 +28,7 @@ def routes_said(frame: pd.DataFrame) -> str:
     count = lambda by: [f"{n} {int(p.seen.sum())} of {len(p)}" for n, p in by]  # noqa: E731
     alone = seen[seen.tokens == "without own tokens"].groupby("name", sort=False)
     return (
-        f"The judge sees the concept (with a probability above {SEEN:g}) in so many pictures: "
+        f"The judge sees the concept (with a probability above {SEEN:g}) in this many pictures: "
         f"{series(count(seen.groupby('tokens', sort=False)))}. Without own tokens, by concept: {series(count(alone))}."
     )
 
@@ -43,9 +44,11 @@ def carriers_said(carry: pd.DataFrame) -> str:
         order = sorted(GROUPS, key=alone.get, reverse=True)
         enough = series([f"{g} ({alone[g]:.2f})" for g in order if 2 * alone[g] >= values["everything"]])
         missed = min(GROUPS, key=lambda group: values[f"without {group}"])
+        least = values[f"without {missed}"]
+        most = f"the one that is missed most is {missed} ({least:.2f} without it)"
         told.append(
             f"*{pattern}* (probability {values['everything']:.2f} as it is): groups that alone reach half of that: "
-            f"{enough}; the one that is missed most is {missed} ({values[f'without {missed}']:.2f} without it)."
+            f"{enough}; {most if least < values['everything'] - MISSED else 'none is missed'}."
         )
     return " ".join(told)
 
@@ -63,7 +66,7 @@ def patterns_said(scores: pd.DataFrame) -> str:
         f"{what} from {some[f'original, {tokens}'].mean():.2f} to {some[f'stage 1, {tokens}'].mean():.2f}"
         for what, tokens in (("the residual score", "without own tokens"), ("the whole prompt's", "whole prompt"))
     ]
-    return f"{text} Over the others stage 1 takes {told[0]}, {told[1]}, in the mean."
+    return f"{text} Over {'the others' if len(silent) else 'these'} stage 1 takes {told[0]}, {told[1]}, on average."
 
 
 def failing_said(failing: Mapping[str, Sequence[str]], agreement: float | None) -> str:
@@ -81,7 +84,7 @@ def lengths_said(lengths: Mapping[str, Mapping[str, float]]) -> str:
     for label, values in lengths.items():
         (fewest, first), *_, (most, last) = [*values.items(), *values.items()]
         told.append(f"{label}: {first:.2f} with {fewest} phrases, {last:.2f} with {most}")
-    return f"The score is, {'; '.join(told)}."
+    return f"Score: {'; '.join(told)}."
 
 
 def own_said(before: Mapping[str, float], after: Mapping[str, float]) -> str:
@@ -91,6 +94,8 @@ def own_said(before: Mapping[str, float], after: Mapping[str, float]) -> str:
     if old < DRAWN:
         return f"{text} There was little to take from them to begin with."
     rest = (
-        "takes them along all the same: nothing" if new < 0.1 * old else f"leaves {100 * new / old:.0f} % of it: that"
+        "takes them along all the same: hardly anything"
+        if new < 0.1 * old
+        else f"leaves {100 * new / old:.0f} % of it: that"
     )
     return f"{text} Stage 1 was not fitted to them and {rest} is left for stage 2."

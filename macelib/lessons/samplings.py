@@ -1,13 +1,21 @@
-"""Notebook 04: easy and hard concepts, and what each sampling keeps of names beside them at equal efficacy."""
+"""Notebook 04: easy and hard concepts, and what each sampling keeps of names beside them once half is gone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 
+from ..errors import MaceError
 from .shared import series
 
 COLUMNS = ["concept", "sampling", "steps", "kept", "before", "difficulty"]
 HALF = 0.5  # of what the original draws: a concept counts as halved below it
+
+
+def paired(concepts: Collection[str], near: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """The names beside every concept, in the concepts' order; MaceError for a concept without, or another's names."""
+    if wrong := [name for name in dict.fromkeys([*concepts, *near]) if name not in concepts or not near.get(name)]:
+        raise MaceError(f"{series(wrong)}: `near` has to give names for each of the concepts, and for no other.")
+    return {name: near[name] for name in concepts}
 
 
 def by_concept(rows: Sequence[Mapping], near: Mapping[str, Sequence[str]]) -> pd.DataFrame:

@@ -181,6 +181,13 @@ def steepest_said(levels: Sequence[float], moved: Mapping[str, Sequence[float]])
     return f"Steepest: {'; '.join(told)}."
 
 
+def returned_said(distances: Mapping[str, tuple[float, float]]) -> str:
+    """Which concepts come nearer to the original without their tick; by name, distances with all ticks and without."""
+    told = [f"{name} {ticked:.3f} to {free:.3f}" for name, (ticked, free) in distances.items()]
+    away = [name for name, (ticked, free) in distances.items() if free >= ticked]
+    return f"Distance to the original when a concept's tick goes: {series(told, 99)}. Not nearer: {series(away)}."
+
+
 @contextmanager
 def written(pipe, fusion: Fusion, lora: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None) -> Iterator[None]:
     """The pipeline with W R̃ in place of every W, or W R̃ + B D; what was there comes back at the end.

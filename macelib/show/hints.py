@@ -36,5 +36,6 @@ def hint(pipe, prompt: str, *more: str) -> str:
     for word in unknown[:MOST]:
         near = difflib.get_close_matches(word, sorted(vocabulary()), 3, 0.6)
         said.append(f"“{word}”" + (f" (near it: {', '.join(near)})" if near else ""))
-    more = f" and {len(unknown) - MOST} more words" if len(unknown) > MOST else ""
-    return f"mini-SD's world has no {', no '.join(said)}{more}: what it draws for it is chance." if said else ""
+    rest = f" nor {len(unknown) - MOST} more words" if len(unknown) > MOST else ""
+    them = "them" if len(unknown) > 1 else "it"
+    return f"mini-SD's world has no {', no '.join(said)}{rest}: what it draws for {them} is chance." if said else ""
