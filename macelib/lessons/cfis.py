@@ -19,7 +19,7 @@ from ..models.text import encode, tokenizers
 from ..models.tokens import token_spans
 from ..show.viz import COLORS, Figure
 from ..templates import fill
-from .shared import TEMPLATE, choices, fast, panels, series, written
+from .shared import TEMPLATE, beside, choices, fast, panels, series, written
 
 
 def swap(pipe, first: str, then: str, step: int, seeds: Sequence[int], **drawing) -> list[Image.Image]:
@@ -51,7 +51,7 @@ def swaps(
         for k in points:
             texts = (fill(TEMPLATE, name) for name in (first, then))
             images = swap(pipe, *texts, k, seeds, steps=steps, **drawing)
-            found = judge.top1(images, choices(judge, [n for pair in pairs for n in pair]))
+            found = judge.top1(images, choices(judge, beside([n for pair in pairs for n in pair])))
             pipe.scheduler.set_timesteps(steps)
             t = int(pipe.scheduler.timesteps[k]) if k < steps else 0
             seen = {role: found.count(name) / len(found) for role, name in (("first", first), ("then", then))}
