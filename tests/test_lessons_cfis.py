@@ -18,7 +18,6 @@ from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
 from macelib.models.text import encode
 from macelib.models.tokens import token_spans
-from macelib.show.viz import Figure
 
 STEPS = 3
 
@@ -106,7 +105,8 @@ def test_watch_and_measure(pipe, data):
     run = train(pipe, data, TrainConfig(steps=4, lr=1e-2, concepts_per_pass=2))
     records = list(cfis.watch(run, xi, every=2))
     assert [record.step for record in records] == [1, 2, 3, 4]
-    assert isinstance(cfis.training_figure(records, xi), Figure)
+    figure = cfis.training_figure(records, xi)
+    assert figure.axes[1].xaxis_inverted() and figure.legends and not any(ax.get_legend() for ax in figure.axes)
     before, seen = {n: w.clone() for n, w in kv_weights(pipe.unet).items()}, []
 
     def draw(names):

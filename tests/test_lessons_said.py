@@ -277,7 +277,8 @@ def test_pairs_and_recorded_studies():
     assert "still seen in 10 % (5 to 15; erased first) and 20 % (15 to 25; companion first)" in told
     assert told.endswith("lost in 30 % (25 to 35; erased first) and 40 % (35 to 45; companion first).")
     empty = evaluate.Pairs(pd.DataFrame(), pd.DataFrame(columns=companions.METRICS), {})
-    assert "not measured" in empty.verdict()
+    assert "not measured" in empty.verdict() and repr(empty) == str(empty), "a notebook's text is its table"
+    assert evaluate.Evaluation.__repr__ is evaluate.Evaluation.__str__
 
 
 def test_a_recorded_ablation_in_a_sentence(tmp_path, monkeypatch):
