@@ -209,6 +209,18 @@ def test_captions_say_no_artist_of_a_scene_and_always_a_procedural_style():
     assert (said >= 4).all()
 
 
+def test_an_atlas_that_is_built_with_other_pixels_is_refused(tmp_path, monkeypatch):
+    from factory import build
+
+    for name in ("atlas.json", "twemoji.png", "openmoji.png", "fluent.png"):
+        shutil.copy(cat.world_folder() / name, tmp_path / name)
+    monkeypatch.setattr(build, "fetch", lambda artist, folder: folder)
+    monkeypatch.setattr(build, "drawings", lambda package: None)
+    monkeypatch.setattr(build, "make_sheet", lambda svg, codes: np.zeros((64, 64, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"the atlases of noto in .* other pixels than atlas.json says: install resvg"):
+        build.ensure_atlas(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="rebuilding the atlas needs npm")
 def test_a_missing_atlas_is_built_anew_bit_for_bit(tmp_path):

@@ -70,6 +70,32 @@ def test_a_recipe_that_cannot_be_used_is_refused_with_the_field(tmp_path, change
         recipe.load(written(tmp_path, **changes))
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "said"),
+    [
+        ("unet", {"empty": 35}, "unet.empty is 35.0; allowed: 0 to 1"),
+        ("unet", {"context_dropout": 35}, "unet.context_dropout is 35.0; allowed: 0 to 1"),
+        ("unet", {"empty": 0.7, "context_dropout": 0.7}, "together at most 1"),
+        ("clip", {"average": 35}, "clip.average is 35.0; allowed: 0 to 1"),
+        ("vae", {"decay": 35}, "vae.decay is 35.0; allowed: 0 to 1"),
+        ("report", {"share": 35}, "report.share is 35.0; allowed: 0 to 1"),
+        ("report", {"guidance": []}, r"report.guidance is \(\)"),
+        ("world", {"pairs": 35}, "world.pairs is 35.0; allowed: 0 to 1"),
+        ("unet", {"batch": 0}, "unet.batch is 0; allowed: 1 or more"),
+        ("unet", {"stages": []}, r"unet.stages is \(\); allowed: 1 or more"),
+        ("unet", {"stages": [2, 0]}, r"unet.stages is \(2, 0\); allowed: 1 or more"),
+        ("unet", {"channels": [16, 32, 40]}, "multiples of 16"),
+        ("unet", {"heads": [1, 1]}, "three numbers each"),
+        ("unet", {"heads": [1, 3, 1]}, "must be multiples of unet.heads"),
+        ("judge", {"steps": 0}, "judge.steps is 0; allowed: 1 or more"),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(tmp_path, section, change, said):
+    values = yaml.safe_load(written(tmp_path).read_text())
+    with pytest.raises(ValueError, match=said):
+        recipe.load(written(tmp_path, **{section: values[section] | change}))
+
+
 def test_a_missing_or_damaged_file_is_a_sentence(tmp_path, capsys, monkeypatch):
     (tmp_path / "r.yaml").write_text("name: [")
     for path in ("r.yaml", "none.yaml"):

@@ -113,32 +113,31 @@ def pixels_hash(path: Path) -> str:
 
 
 def ensure_atlas(folder: Path | None = None) -> None:
-    """Verify the atlases by hash, and build those anew that are missing or damaged. ValueError: it cannot be done."""
+    """Verify the atlases by hash, and build those anew that are missing or damaged.
+
+    ValueError: it cannot be done, or what was built has other pixels than `atlas.json` says.
+    """
     folder = folder or world_folder()
     wanted = json.loads((folder / "atlas.json").read_text())["artists"]
-    damaged = [
-        artist for artist in PACKAGES if pixels_hash(folder / f"{artist}.png") != wanted[artist]["pixels_sha256"]
-    ]
-    if damaged:
-        build(folder, damaged)
+
+    def damaged() -> list[str]:
+        return [a for a in PACKAGES if pixels_hash(folder / f"{a}.png") != wanted[a]["pixels_sha256"]]
+
+    if artists := damaged():
+        build(folder, artists)
         atlas.cache_clear()
+        if artists := damaged():
+            raise ValueError(
+                f"the atlases of {', '.join(artists)} in {folder} were built with other pixels than atlas.json says: "
+                "install resvg-py in the version of the extra `world`, or restore them: git checkout -- data/world"
+            )
 
 
-def build(out: Path, artists: Iterable[str] = tuple(PACKAGES)) -> dict:
-    """Make atlases in `out` and return the row of each in `atlas.json`."""
-    out.mkdir(parents=True, exist_ok=True)
-    codes, rows = [e.code_point for e in catalogue() if e.code_point], {}
+def build(out: Path, artists: Iterable[str]) -> None:
+    """Make atlases in `out`."""
+    codes = [e.code_point for e in catalogue() if e.code_point]
     with tempfile.TemporaryDirectory() as temporary:
         for artist in artists:
-            package, version, digest = PACKAGES[artist]
             sheet = make_sheet(drawings(fetch(artist, Path(temporary))), codes)
             with atomic(out / f"{artist}.png") as partial:
                 Image.fromarray(sheet).save(partial, format="PNG", optimize=True)
-            pixels = hashlib.sha256(sheet.tobytes()).hexdigest()
-            rows[artist] = {
-                "package": package,
-                "version": version,
-                "package_sha256": digest,
-                "pixels_sha256": pixels,
-            }
-    return rows

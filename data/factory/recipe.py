@@ -19,6 +19,10 @@ from .catalogue import names
 
 SHIPPED = Path(__file__).with_name("recipe.yaml")
 MODELS = ("clip", "vae", "judge", "unet")  # in the order in which they are trained
+SHARES = ("decay", "average", "empty", "context_dropout", "share")
+COUNTS = dict.fromkeys(
+    ("batch", "steps", "width", "layers", "vocabulary", "pool", "passes", "stages", "channels", "heads"), 1
+) | {"whitened_over": 2, "guidance": 0}  # the least of a number, or of each in a list, which must not be empty
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,18 @@ class Recipe:
             raise ValueError(f"without has {', '.join(unknown)}: the world has no such concept")
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name is {self.name!r}: use letters, digits, - and _")
-        if self.unet.pool * self.unet.passes % self.unet.batch:
+        for section in ("world", *MODELS, "report"):
+            for name, value in vars(getattr(self, section)).items():
+                _check(section, name, value)
+        unet = self.unet
+        if unet.pool * unet.passes % unet.batch:
             raise ValueError("unet.pool times unet.passes must be a multiple of unet.batch")
-        for share, value in dataclasses.asdict(self.world).items():
-            if share != "without" and not 0 <= value <= 1:
-                raise ValueError(f"world.{share} is {value!r}; allowed: 0 to 1")
+        if unet.empty + unet.context_dropout > 1:
+            raise ValueError("unet.empty and unet.context_dropout are shares of the same captions: together at most 1")
+        if not len(unet.channels) == len(unet.heads) == 3 or any(c % 16 for c in unet.channels):
+            raise ValueError("unet.channels and unet.heads must be three numbers each, channels multiples of 16")
+        if any(c % h for c, h in zip(unet.channels, unet.heads, strict=True)):
+            raise ValueError("unet.channels must be multiples of unet.heads, each of its own")
         object.__setattr__(self, "world", dataclasses.replace(self.world, without=self.without))
 
     @property
@@ -149,6 +160,16 @@ class Recipe:
         made_with: hashes of the weights of those models.
         """
         return hash_text(model, self.seed, self.world, getattr(self, model), *made_with)[:16]
+
+
+def _check(section: str, name: str, value) -> None:
+    """ValueError for a share outside of 0 to 1, a number of things below 1, an empty list."""
+    if name in SHARES or (section == "world" and name != "without"):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{section}.{name} is {value!r}; allowed: 0 to 1")
+    elif name in COUNTS and min(value if isinstance(value, tuple) else (value,), default=-1) < COUNTS[name]:
+        each = " each, and one at least" if isinstance(value, tuple) else ""
+        raise ValueError(f"{section}.{name} is {value!r}; allowed: {COUNTS[name]} or more{each}")
 
 
 def load(path: str | Path) -> Recipe:
