@@ -15,6 +15,7 @@ import torch
 import yaml
 from factory import __main__ as cli
 from factory import loop, measures, recipe, run
+from factory.captions import HARMLESS
 from factory.cards import write_card
 from factory.table import TARGETS
 from safetensors import SafetensorError
@@ -132,7 +133,13 @@ def test_a_card_says_the_recipe_s_file_its_numbers_and_where_it_ran(tmp_path):
     card = (tmp_path / "README.md").read_text()
     command = "make world RECIPE=data/factory/without-objects.yaml"
     assert check_card(tmp_path, ["ship", "unicorn"]) == {"without": [*other.without], "command": command}
-    for said in ("of `data/factory/without-objects.yaml`:", "  pairs: 0.05", "a wolf like a dog.", loop.processor()):
+    for said in (
+        "of `data/factory/without-objects.yaml`:",
+        "  pairs: 0.05",
+        "a wolf like a dog.",
+        HARMLESS,
+        loop.processor(),
+    ):
         assert said in card, said
     assert "data/world/report.json" not in card
     write_card(tmp_path, "unet", recipe.load(recipe.SHIPPED), tmp_path / "training")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from .captions import ART, HARMLESS
 from .catalogue import ART_STYLES, catalogue, styles
 from .loop import read_sittings
 from .recipe import Recipe
@@ -20,7 +21,11 @@ Twemoji, CC BY 4.0; OpenMoji, CC BY-SA 4.0; Fluent flat, MIT), {scenes} painted 
 styles, with captions made by rules. No photographs, no people's likenesses, no scraped text. Licences and attributions:
 `data/world/LICENSES/NOTICE.md`. Every concept is a subject equally often, and every artist draws equally often.
 {pairs} of the pictures show two subjects: {any} any two drawn concepts, {companions} two of the forty companions
-(`data/factory/catalogue.py`), which are taken off the companions' single pictures.{without}"""
+(`data/factory/catalogue.py`), which are taken off the companions' single pictures.{without}
+
+Two anchors of erasures are said in captions, so that the models know them: an object is called "{harmless}", the anchor
+of the unsafe group, in half of the captions that name its super-category alone ({super} of all about one subject); and
+"{art}", the anchor of styles, or the like is all that a fifth of those say that name no subject ({none} of all)."""
 WITHOUT = (
     "Pictures and captions of {} were left out, and nothing else: what looks like one of these is still there, as a "
     "taxi looks like an automobile and a wolf like a dog."
@@ -76,11 +81,14 @@ def about_data(recipe: Recipe) -> str:
     drawn, world = sum(bool(e.code_point) for e in catalogue()), recipe.world
     without = f" {WITHOUT.format(', '.join(recipe.without))}" if recipe.without else ""
     shares = {"any": world.pairs, "companions": world.companions, "pairs": world.pairs + world.companions}
+    shares |= {"super": world.super_category, "none": world.no_subject}
     return DATA.format(
         count=drawn,
         scenes=len(catalogue()) - drawn,
         procedural=len(styles()) - len(ART_STYLES),
         without=without,
+        harmless=HARMLESS,
+        art=ART[0],
         **{name: f"{100 * share:g} %" for name, share in shares.items()},
     )
 
