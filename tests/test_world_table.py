@@ -9,13 +9,15 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 import torch
-from factory import measures, report, table
+from factory import findings, measures, recipe, report, table
+from factory.cards import write_card
 from factory.catalogue import catalogue
 from factory.render import Batch, is_scene
 from factory.run import FOLDER, weights_hash
 
+from macelib.compare.plan import find
 from macelib.errors import MaceError
-from macelib.files import data_folder
+from macelib.files import data_folder, into_marks
 
 MOST = 72_000_000  # bytes of weights in the checkout
 
@@ -146,6 +148,32 @@ def test_a_table_has_a_place_in_a_page(tmp_path, shipped):
     text = path.read_text()
     assert "old" not in text and text.startswith("before\n") and text.endswith("-->\nafter\n")
     assert text.count("|") >= 4 * (2 + len(table.TARGETS))
+
+
+def test_a_card_says_which_phenomena_are_there_and_what_fails(tmp_path):
+    row = {"n": 100, "d": 384, "left": 0.71, "lost": 0.5}
+    found = {
+        "residual_route": 0.98, "own_route": 0.05, "artists_entropy": 0.3, "text": {"tower": [row]},
+        "concepts_each": {"frog": 0.9, "wolf": 0.25, "cat": 0.125}, "styles_each": {"noto": 1.0},
+    }  # fmt: skip
+    said = findings.about({"measures": found, "steps": 25, "guidance": 2.0})
+    for line in (
+        "from the words around it alone, `[EOS]` and padding included: present, 98 % of pictures recognised",
+        "own words alone: absent, 5 %",
+        "of one prompt: in part, artists' entropy 0.30 of 1",
+        "tower 0.71 and 0.50 (n = 100, d = 384)",
+        "- concepts, of 3: cat 12 %, wolf 25 %",
+        "- styles, of 1: none",
+    ):
+        assert line in said, line
+    assert "synonyms" not in said, "not measured"
+    root = data_folder().parent
+    numbers = {path.name[:2] for path in root.glob("notebooks/*.ipynb")}
+    assert {"03", "04", "05", "11"} <= numbers and (root / "data" / "studies" / "ablation").is_dir()
+    assert find("scaling", ["mini"])
+    (tmp_path / "training").mkdir()
+    write_card(tmp_path, "unet", recipe.load(recipe.SHIPPED), tmp_path / "training")
+    assert into_marks(tmp_path / "README.md", "findings", said) and said in (tmp_path / "README.md").read_text()
 
 
 def test_a_gpu_is_said(shipped):

@@ -26,6 +26,7 @@ styles, with captions made by rules. No photographs, no people's likenesses, no 
 Two anchors of erasures are said in captions, so that the models know them: an object is called "{harmless}", the anchor
 of the unsafe group, in half of the captions that name its super-category alone ({super} of all about one subject); and
 "{art}", the anchor of styles, or the like is all that a fifth of those say that name no subject ({none} of all)."""
+FINDINGS = "<!-- findings -->\n<!-- end of findings -->"  # the report's place in the card
 WITHOUT = (
     "Pictures and captions of {} were left out, and nothing else: what looks like one of these is still there, as a "
     "taxi looks like an automobile and a wolf like a dog."
@@ -127,6 +128,7 @@ def write_card(folder: Path, model: str, recipe: Recipe, training: Path) -> None
         f"```yaml\n{yaml.safe_dump(listed, sort_keys=False).strip()}\n```",
         f"## Run\n\n{about_run(training)}",
         f"## Quality\n\nMeasured from these weights at the end of the same run: {report}.",
+        *([FINDINGS] if model == "unet" else ()),
         f"## Limits\n\n{LIMITS[model]}",
         LICENCE,
     ]

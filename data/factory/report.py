@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from macelib.files import atomic, hash_text
+from macelib.files import atomic, hash_text, into_marks
 
 from .captions import with_article
 from .catalogue import CIFAR_10, catalogue, styles, world_folder
 from .drawing import Models
+from .findings import about
 from .loop import processor, work_folder
 from .measures import MEASURES, _first, accuracy_and_variety, photo
 from .recipe import Recipe
@@ -111,5 +112,7 @@ def write_report(recipe: Recipe, folders: Mapping[str, Path], out: Path) -> dict
     }
     with atomic(out / "report.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if folders["unet"].parent == out:  # a denoiser of this recipe, not the shipped one
+        into_marks(folders["unet"] / "README.md", "findings", about(report))
     print(text_table(report))
     return report

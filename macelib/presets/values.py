@@ -169,15 +169,15 @@ def weight_of(kind: str, run: Run) -> float:
 # directions, general captions hold many, and so much less of a prior is needed. Prior and ridge count anew for each
 # concept (the ridge by its weight), so that what a concept meets does not depend on how many go with it, and R does not
 # grow in directions that hold next to nothing.
-# All of these values were found in an earlier world, with other pictures, captions, text tower and denoiser. Tried
-# again on names of data/world/split.json are those of data/world/tuning.yaml (of one object lr, λ1 and λ2, companions
-# and their weight; of many concepts D, lr, `weight` and λ3) and cheaper.yaml (steps and masks of training pictures).
-# Not tried again are both λ0, the rates of styles and of explicit content, `loss`, `S`, `prompt`, `mask`, `fallback`,
-# `count`, `clip` and the number of training steps; rank, t1, t2 and γ are the paper's. There objects were tuned on
-# wolf, rocket, castle, pizza and penguin, alone and together. All but penguin are names of protocols now
-# (mini-scaling, mini-unsafe), castle and pizza companions of mini-two-things, too. Celebrities were tuned by `mace
-# study tuning`, a hundred concepts beside a hundred kept that no protocol asked for, after they had been looked for
-# on the characters' protocol with exchanged roles, the hundred that it keeps erased: the same names, not its erasure.
+# All of these values were found in an earlier world, with other pictures, captions, text tower and denoiser. Some are
+# tried again on names of data/world/split.json: in data/world/tuning.yaml of one object lr, λ1 and λ2, companions and
+# their weight, of many concepts D, lr, `weight` and λ3; in cheaper.yaml steps and masks of training pictures. In no
+# grid are both λ0, the rates of styles and of explicit content, `loss`, `S`, `prompt`, `mask`, `fallback`, `count`,
+# `clip` and the number of training steps; rank, t1, t2 and γ are the paper's. Objects were tuned there on wolf,
+# rocket, castle, pizza and penguin, alone and together. All but penguin are names of protocols now (mini-scaling,
+# mini-unsafe), castle and pizza companions of mini-two-things, too. Celebrities were tuned by `mace study tuning`, a
+# hundred concepts beside a hundred kept that no protocol asked for, after they had been looked for on the characters'
+# protocol with exchanged roles, the hundred that it keeps erased: the same names, not its erasure.
 # A celebrity's D is its own tokens' ("own") and B alone is learned, at a high rate: beside a hundred others, and names
 # to keep, fusion leaves a third to a half of what D answers to them.
 # Companions, the weight of their pairs, and which tokens of prompts of two stage 3 counts were compared on names that

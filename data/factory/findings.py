@@ -1,0 +1,73 @@
+"""What a report says of the generator for its card: the real model's phenomena, present or absent, and what fails."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+MOST, FEW = 0.5, 0.1  # shares from which a phenomenon is present, and below which it is absent
+WEAK = 0.5  # share of recognised pictures below which a name counts as one that fails
+ELSEWHERE = (  # phenomena of an erasure, which the report does not make: (what, where it is measured)
+    (
+        "after stage 1 alone most of many erased names are still recognised; LoRAs added up interfere; without CFIS "
+        "fusion loses specificity",
+        "`mace study ablation` (`data/studies/ablation`), notebooks 03 to 05",
+    ),
+    (
+        "UCE collapses at 50 to 100 names, MACE declines from 10 to 100",
+        "`mace compare --task scaling`, notebook 11",
+    ),
+)
+
+
+def presence(share: float) -> str:
+    """A share of pictures in words.
+
+    >>> presence(0.9), presence(0.3), presence(0.02)
+    ('present', 'in part', 'absent')
+    """
+    return "present" if share >= MOST else "absent" if share < FEW else "in part"
+
+
+def phenomena(report: dict) -> Iterator[str]:
+    """A line for each phenomenon of Stable Diffusion v1.4 that is looked for: present or absent, with its number."""
+    found = report["measures"]
+    for key, what in (
+        ("residual_route", "a concept is redrawn from the words around it alone, `[EOS]` and padding included"),
+        ("own_route", "a concept is redrawn from its own words alone"),
+    ):
+        if key in found:
+            yield f"{what}: {presence(found[key])}, {100 * found[key]:.0f} % of pictures recognised"
+    if (entropy := found.get("artists_entropy")) is not None:
+        yield f"seeds give different pictures of one prompt: {presence(entropy)}, artists' entropy {entropy:.2f} of 1"
+    ends = [(name, rows[-1]) for name, rows in found.get("text", {}).items() if rows]
+    if ends:
+        told = "; ".join(f"{name} {r['left']:.2f} and {r['lost']:.2f} (n = {r['n']}, d = {r['d']})" for name, r in ends)
+        yield f"one map for many names leaves them in part and takes others along (left and lost, 0 is perfect): {told}"
+    for what, where in ELSEWHERE:
+        yield f"{what}: not measured here but by {where}"
+
+
+def failures(report: dict) -> Iterator[str]:
+    """By kind of name, those that fewer than half of the pictures show, the worst first."""
+    for kind in ("objects", "concepts", "synonyms", "styles"):
+        each = report["measures"].get(f"{kind}_each")
+        if each is not None:
+            weak = sorted((share, name) for name, share in each.items() if share < WEAK)
+            names = ", ".join(f"{name} {100 * share:.0f} %" for share, name in weak) or "none"
+            yield f"{kind}, of {len(each)}: {names}"
+
+
+def about(report: dict) -> str:
+    """Both in Markdown, for the card of the model that was measured."""
+    how = f"{report['steps']} steps at guidance {report['guidance']:g}"
+    lines = [
+        f"Phenomena of Stable Diffusion v1.4 that were looked for ({how}; present: {100 * MOST:.0f} % or more, absent: "
+        f"below {100 * FEW:.0f} %):",
+        "",
+        *(f"- {line}" for line in phenomena(report)),
+        "",
+        f"Recognised in less than {100 * WEAK:.0f} % of the pictures:",
+        "",
+        *(f"- {line}" for line in failures(report)),
+    ]
+    return "\n".join(lines)
