@@ -157,6 +157,28 @@ def test_a_recipe_s_place_is_no_part_of_its_key(tmp_path):
         recipe.load(written(tmp_path, file="x"))
 
 
+def test_a_shipping_puts_everything_in_its_place(tmp_path, monkeypatch):
+    """Models, report and contact sheet from a recipe's folder; what the library reads of the world is as it was."""
+    made, data = tmp_path / "made", tmp_path / "data"
+    for name in run.FOLDER.values():
+        (made / name).mkdir(parents=True)
+        (made / name / "new.safetensors").write_text(name)
+        (data / name).mkdir(parents=True)
+        (data / name / "old.safetensors").write_text("old")
+    for name in ("report.json", "contact_sheet.png"):
+        (made / name).write_text(name)
+    (data / "world").mkdir()
+    monkeypatch.setattr(run, "data_folder", lambda: data)
+    monkeypatch.setattr(run, "ship_sums", lambda: None)
+    run.ship(made)
+    assert {p.name: [f.name for f in p.iterdir()] for p in data.glob("mini-*")} == {
+        name: ["new.safetensors"] for name in run.FOLDER.values()
+    }
+    for name in ("world.json", "split.json", "renderings.json"):
+        assert (data / "world" / name).read_bytes() == (recipe.SHIPPED.parents[1] / "world" / name).read_bytes(), name
+    assert (data / "world" / "report.json").is_file() and (data / "world" / "renderings.png").is_file()
+
+
 def weights(folder: Path) -> dict:
     return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 

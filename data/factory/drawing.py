@@ -34,13 +34,13 @@ class Drawing:
         return self.pipe.encode_prompt(prompts, self.pipe.device, 1, False)[0]
 
     @torch.no_grad()
-    def draw(self, context: Tensor, first_seed: int = 0) -> Tensor:
-        """Pictures (n, 3, 64, 64) in 0..1 of embeddings (n, 77, d), seeds counted from `first_seed`."""
+    def draw(self, context: Tensor) -> Tensor:
+        """Pictures (n, 3, 64, 64) in 0..1 of embeddings (n, 77, d), seeds counted from 0."""
         empty = self.embed([""])
         images = []
         for start in tqdm(range(0, len(context), self.batch), leave=False, desc="drawing", mininterval=5):
             part = context[start : start + self.batch]
-            seeds = range(first_seed + start, first_seed + start + len(part))
+            seeds = range(start, start + len(part))
             with cast(self.pipe, self.precision):
                 out = self.pipe(
                     prompt_embeds=part,

@@ -21,6 +21,7 @@ from .clip import export_clip, train_clip
 from .judge import export_judge, train_judge
 from .loop import Record, averaged, work_folder
 from .recipe import Recipe
+from .shipped import write_shipped
 from .table import into_readme
 from .unet import train_unet
 from .vae import export_vae, train_vae
@@ -141,12 +142,13 @@ def run(recipe: Recipe) -> Path:
 
 
 def ship(folder: Path) -> None:
-    """Put finished models and their report in the place of those in `data/`."""
+    """Put finished models and their report in the place of those in `data/`, and what is read of the world."""
     for name in FOLDER.values():
         assemble.replace_folder(data_folder() / name, lambda new, name=name: _copy(folder / name, new))
     for name in ("report.json", "contact_sheet.png"):
         shutil.copy(folder / name, data_folder() / "world" / name)
         usual_permissions(data_folder() / "world" / name)
+    write_shipped(data_folder() / "world")
     ship_sums()
 
 

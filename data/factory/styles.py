@@ -41,44 +41,32 @@ Filter = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ProceduralStyle:
-    """A style's name, caption phrases with `{}` for the subject, synonyms, and filter (image, alpha) -> image."""
+    """A style's name, caption phrases with `{}` for the subject, and filter (image, alpha) -> image."""
 
     name: str
     phrases: list[str]
-    synonyms: list[str]
     filter: Filter
 
 
 STYLES: dict[str, ProceduralStyle] = {}
 
 
-def apply_style(name: str, image: Tensor, alpha: Tensor | None = None) -> Tensor:
-    """Redraw `image` (N, 3, H, W) or (3, H, W) in 0..1 in style `name`; `alpha` (N, 1, H, W) or (1, H, W) in 0..1 is
-    the subject's coverage, without which all is subject; same shape, 0..1; ValueError on an unknown style or shape."""
-    if name not in STYLES:
-        raise ValueError(f"unknown style {name!r}: the styles are {', '.join(STYLES)}")
-    if image.ndim not in (3, 4) or image.shape[-3] != 3:
-        raise ValueError(f"image has shape {tuple(image.shape)}: it must be (N, 3, H, W) or (3, H, W)")
-    x = image.reshape(-1, *image.shape[-3:]).contiguous()  # (N, 3, H, W)
-    if alpha is None:
-        alpha = torch.ones_like(x[:, :1])
-    a = alpha.reshape(-1, *alpha.shape[-3:]).contiguous()  # (N, 1, H, W)
-    if a.shape != x[:, :1].shape:
-        raise ValueError(f"alpha has shape {tuple(alpha.shape)}: it must be {tuple(x[:, :1].shape)}, as the image has")
-    return STYLES[name].filter(x, a).clamp(0, 1).reshape(image.shape)
+def apply_style(name: str, image: Tensor, alpha: Tensor) -> Tensor:
+    """Redraw images (N, 3, H, W) in 0..1 in a style, the subject's coverage being alpha (N, 1, H, W) in 0..1."""
+    return STYLES[name].filter(image, alpha).clamp(0, 1)
 
 
-def _style(name: str, phrases: list[str], synonyms: list[str]) -> Callable[[Filter], Filter]:
+def _style(name: str, phrases: list[str]) -> Callable[[Filter], Filter]:
     """Enter a filter in STYLES."""
 
     def enter(function: Filter) -> Filter:
-        STYLES[name] = ProceduralStyle(name, phrases, synonyms, function)
+        STYLES[name] = ProceduralStyle(name, phrases, function)
         return function
 
     return enter
 
 
-@_style("pixel art", ["pixel art of {}", "{} in pixel art style", "{} as pixel art"], ["8-bit art", "pixelated art"])
+@_style("pixel art", ["pixel art of {}", "{} in pixel art style", "{} as pixel art"])
 def _pixel_art(x: Tensor, a: Tensor) -> Tensor:
     """Sixteen by sixteen blocks in few colours."""
     cover = F.adaptive_avg_pool2d(a, PIXELS)
@@ -89,11 +77,7 @@ def _pixel_art(x: Tensor, a: Tensor) -> Tensor:
     return F.interpolate(levels(saturate(sharp, 1.4), 5), size=x.shape[-2:], mode="nearest")
 
 
-@_style(
-    "pencil sketch",
-    ["a pencil sketch of {}", "{} in pencil sketch style", "{} in pencil"],
-    ["pencil drawing", "graphite drawing"],
-)
+@_style("pencil sketch", ["a pencil sketch of {}", "{} in pencil sketch style", "{} in pencil"])
 def _pencil_sketch(x: Tensor, a: Tensor) -> Tensor:
     """Grey outlines and slanted hatching on white paper."""
     dark = 1 - tone(x, a)
@@ -101,7 +85,7 @@ def _pencil_sketch(x: Tensor, a: Tensor) -> Tensor:
     return (0.98 - shade - 0.6 * lines(x, a)).expand_as(x)
 
 
-@_style("blueprint", ["a blueprint of {}", "{} in blueprint style", "a blueprint plan of {}"], ["blueprint plan"])
+@_style("blueprint", ["a blueprint of {}", "{} in blueprint style", "a blueprint plan of {}"])
 def _blueprint(x: Tensor, a: Tensor) -> Tensor:
     """White outlines on blue paper with a faint square grid."""
     v, u = grid(x)
@@ -109,11 +93,7 @@ def _blueprint(x: Tensor, a: Tensor) -> Tensor:
     return rgb(x, 0.08, 0.25, 0.62) + 0.13 * rules + lines(x, a) * rgb(x, 0.85, 0.7, 0.36)
 
 
-@_style(
-    "stained glass",
-    ["a stained glass window of {}", "{} in stained glass style", "{} in stained glass"],
-    ["leaded glass", "church window glass"],
-)
+@_style("stained glass", ["a stained glass window of {}", "{} in stained glass style", "{} in stained glass"])
 def _stained_glass(x: Tensor, a: Tensor) -> Tensor:
     """Irregular panes of bright colour between black leads."""
     colour, border = tiles(saturate(x, 1.8), a, 12, 0.3)
@@ -122,7 +102,7 @@ def _stained_glass(x: Tensor, a: Tensor) -> Tensor:
     return (0.12 + 0.95 * colour) * (1 - lead)
 
 
-@_style("neon", ["a neon sign of {}", "{} in neon style", "{} in glowing neon lights"], ["neon light", "neon sign"])
+@_style("neon", ["a neon sign of {}", "{} in neon style", "{} in glowing neon lights"])
 def _neon(x: Tensor, a: Tensor) -> Tensor:
     """Glowing tubes along the edges, from pink to cyan, in the dark."""
     v, u = grid(x)
@@ -131,11 +111,7 @@ def _neon(x: Tensor, a: Tensor) -> Tensor:
     return rgb(x, 0.05, 0.02, 0.1) + glow * (0.85 * tube + 0.75 * blur(tube, 3)) + 0.3 * tube * tube
 
 
-@_style(
-    "halftone",
-    ["a halftone print of {}", "{} in halftone style", "{} printed in halftone dots"],
-    ["halftone dots", "newsprint dots"],
-)
+@_style("halftone", ["a halftone print of {}", "{} in halftone style", "{} printed in halftone dots"])
 def _halftone(x: Tensor, a: Tensor) -> Tensor:
     """Black dots on white, the larger the darker."""
     screen = (stripes(x, 5, 45) + stripes(x, 5, -45)) / 2
@@ -143,33 +119,21 @@ def _halftone(x: Tensor, a: Tensor) -> Tensor:
     return (1 - 0.95 * torch.maximum(dots, lines(x, a, 0.7, 0.15, 0.4))).expand_as(x)
 
 
-@_style(
-    "sepia",
-    ["a sepia photograph of {}", "{} in sepia", "an old sepia photo of {}"],
-    ["sepia tone", "antique photograph"],
-)
+@_style("sepia", ["a sepia photograph of {}", "{} in sepia", "an old sepia photo of {}"])
 def _sepia(x: Tensor, a: Tensor) -> Tensor:
     """Faded brown tones, darker in the corners."""
     light = 0.08 + 0.88 * tone(x, a) - 0.45 * ramp(vignette(x), 0.35, 1)
     return palette(light, (0.16, 0.09, 0.04), (0.62, 0.44, 0.27), (0.97, 0.89, 0.72))
 
 
-@_style(
-    "stone carving",
-    ["a stone carving of {}", "{} carved in stone", "{} as a stone relief"],
-    ["stone relief", "carved stone"],
-)
+@_style("stone carving", ["a stone carving of {}", "{} carved in stone", "{} as a stone relief"])
 def _stone_carving(x: Tensor, a: Tensor) -> Tensor:
     """A grey relief, lit from the top left."""
     height = blur(0.8 * luma(x) + 0.8 * a, 0.7)
     return (0.36 + 0.2 * a + 0.25 * (luma(x) - 0.5) - 0.75 * relief(height)) * rgb(x, 1.0, 0.98, 0.95)
 
 
-@_style(
-    "watercolor",
-    ["a watercolor painting of {}", "{} in watercolor", "a watercolor of {}"],
-    ["watercolour", "aquarelle"],
-)
+@_style("watercolor", ["a watercolor painting of {}", "{} in watercolor", "a watercolor of {}"])
 def _watercolor(x: Tensor, a: Tensor) -> Tensor:
     """Pale washes with darker rims, fading into white paper at the border."""
     v, u = grid(x)
@@ -181,7 +145,7 @@ def _watercolor(x: Tensor, a: Tensor) -> Tensor:
     return 1 - paint * (1 - edge.clamp(0, 1))
 
 
-@_style("woodcut", ["a woodcut of {}", "{} in woodcut style", "a woodcut print of {}"], ["linocut", "block print"])
+@_style("woodcut", ["a woodcut of {}", "{} in woodcut style", "a woodcut print of {}"])
 def _woodcut(x: Tensor, a: Tensor) -> Tensor:
     """Black ink on tan paper, carved in wavy horizontal lines."""
     v, u = grid(x)
@@ -191,9 +155,7 @@ def _woodcut(x: Tensor, a: Tensor) -> Tensor:
     return rgb(x, 0.93, 0.8, 0.58).lerp(rgb(x, 0.12, 0.06, 0.04), ink)
 
 
-@_style(
-    "pop art", ["a pop art print of {}", "{} in pop art style", "pop art of {}"], ["pop art print", "pop art poster"]
-)
+@_style("pop art", ["a pop art print of {}", "{} in pop art style", "pop art of {}"])
 def _pop_art(x: Tensor, a: Tensor) -> Tensor:
     """Four quarters, each in its own four flat loud colours."""
     v, u = grid(x)
@@ -204,18 +166,14 @@ def _pop_art(x: Tensor, a: Tensor) -> Tensor:
     return torch.where(left == top, one, two) * (1 - 0.85 * ramp(slope(blur(a, 0.7)), 0.1, 0.3))
 
 
-@_style("mosaic", ["a mosaic of {}", "{} in mosaic style", "{} made of mosaic tiles"], ["tile mosaic", "tesserae"])
+@_style("mosaic", ["a mosaic of {}", "{} in mosaic style", "{} made of mosaic tiles"])
 def _mosaic(x: Tensor, a: Tensor) -> Tensor:
     """Small square tiles in pale grout."""
     colour, border = tiles(saturate(x, 1.5), a, 64 / 14, 0.05)
     return rgb(x, 0.8, 0.77, 0.7).lerp(0.95 * colour, ramp(border, 0.0, 0.75))
 
 
-@_style(
-    "comic book",
-    ["a comic book drawing of {}", "{} in comic book style", "{} in a comic book panel"],
-    ["comic art", "ink and colour comic"],
-)
+@_style("comic book", ["a comic book drawing of {}", "{} in comic book style", "{} in a comic book panel"])
 def _comic_book(x: Tensor, a: Tensor) -> Tensor:
     """Flat bright colours, bold black outlines and a panel's border."""
     flat = levels(saturate(smooth(x, 2), 1.7), 4)
@@ -224,22 +182,14 @@ def _comic_book(x: Tensor, a: Tensor) -> Tensor:
     return drawn * (1 - border) + frame(x, 3)
 
 
-@_style(
-    "thermal",
-    ["a thermal image of {}", "{} in thermal vision", "an infrared image of {}"],
-    ["heat map", "infrared"],
-)
+@_style("thermal", ["a thermal image of {}", "{} in thermal vision", "an infrared image of {}"])
 def _thermal(x: Tensor, a: Tensor) -> Tensor:
     """False colours from cold blue to hot yellow, the subject hotter than its surroundings."""
     heat = blur(luma(x) * (0.35 + 0.25 * a) + 0.4 * a, 0.9)
     return palette(heat, (0.02, 0.0, 0.25), (0.35, 0.0, 0.6), (0.85, 0.1, 0.35), (1.0, 0.55, 0.0), (1.0, 0.97, 0.5))
 
 
-@_style(
-    "risograph",
-    ["a risograph print of {}", "{} in risograph style", "{} as a two-colour riso print"],
-    ["riso print", "two-colour print"],
-)
+@_style("risograph", ["a risograph print of {}", "{} in risograph style", "{} as a two-colour riso print"])
 def _risograph(x: Tensor, a: Tensor) -> Tensor:
     """A pink and a teal ink on cream paper, one a little out of place."""
     d = max(1, round(x.shape[-2] / 64))
@@ -250,11 +200,7 @@ def _risograph(x: Tensor, a: Tensor) -> Tensor:
     return paper * (1 - pink * rgb(x, 0.0, 0.68, 0.45)) * (1 - teal * rgb(x, 0.95, 0.42, 0.35))
 
 
-@_style(
-    "chalkboard",
-    ["a chalkboard drawing of {}", "{} drawn in chalk", "{} on a chalkboard"],
-    ["chalk drawing", "blackboard drawing"],
-)
+@_style("chalkboard", ["a chalkboard drawing of {}", "{} drawn in chalk", "{} on a chalkboard"])
 def _chalkboard(x: Tensor, a: Tensor) -> Tensor:
     """White chalk on a dark green board in a wooden frame."""
     board = rgb(x, 0.1, 0.27, 0.2)
@@ -264,11 +210,7 @@ def _chalkboard(x: Tensor, a: Tensor) -> Tensor:
     return drawn.lerp(rgb(x, 0.55, 0.34, 0.16), frame(x, 3))
 
 
-@_style(
-    "oil painting",
-    ["an oil painting of {}", "{} in oil painting style", "{} painted in oils"],
-    ["oil paint", "oil on canvas"],
-)
+@_style("oil painting", ["an oil painting of {}", "{} in oil painting style", "{} painted in oils"])
 def _oil_painting(x: Tensor, a: Tensor) -> Tensor:
     """Deep colours in thick swirling strokes."""
     v, u = grid(x)
@@ -278,11 +220,7 @@ def _oil_painting(x: Tensor, a: Tensor) -> Tensor:
     return paint * (0.97 + 0.18 * stroke) * (1 + 1.2 * relief(blur(luma(paint), 0.7)))
 
 
-@_style(
-    "night vision",
-    ["a night vision image of {}", "{} in night vision", "{} through night vision goggles"],
-    ["night vision camera"],
-)
+@_style("night vision", ["a night vision image of {}", "{} in night vision", "{} through night vision goggles"])
 def _night_vision(x: Tensor, a: Tensor) -> Tensor:
     """Glowing green with scan lines in a round field of view."""
     light = (0.15 + 0.85 * tone(x, torch.ones_like(a))) * (0.4 + 0.6 * a) + 0.3 * lines(x, a)
@@ -290,7 +228,7 @@ def _night_vision(x: Tensor, a: Tensor) -> Tensor:
     return palette(light, (0.0, 0.05, 0.0), (0.05, 0.6, 0.1), (0.7, 1.0, 0.6))
 
 
-@_style("gold", ["a gold statue of {}", "{} made of gold", "a golden sculpture of {}"], ["golden", "gold sculpture"])
+@_style("gold", ["a gold statue of {}", "{} made of gold", "a golden sculpture of {}"])
 def _gold(x: Tensor, a: Tensor) -> Tensor:
     """Polished gold with highlights and dark hollows."""
     height = blur(0.6 * luma(x) + 0.6 * a, 0.9)

@@ -10,11 +10,10 @@ from transformers import CLIPTokenizer
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-VOCABULARY = 2600
 LENGTH = 77
 
 
-def train_tokenizer(captions: Iterable[str], vocabulary: int = VOCABULARY) -> CLIPTokenizer:
+def train_tokenizer(captions: Iterable[str], vocabulary: int) -> CLIPTokenizer:
     """Learn byte-pair merges from captions and return them as a stock CLIP tokenizer."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     model = Tokenizer(models.BPE(end_of_word_suffix=WORD_END, continuing_subword_prefix=""))
