@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from tiny_data import tiny_data
 
+from macelib.batch.parameters import read_notebook
 from macelib.batch.picture import picture
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +50,10 @@ def test_picture_and_code_are_on_the_first_screen():
     first = "\n".join(TEXT.splitlines()[:22])
     assert "![" in first and "```python" in first and "erasure.save(" in first
     shown = ROOT / re.search(r"!\[[^\]]+\]\(([^)]+)\)", first)[1]
-    assert shown.read_bytes() == picture(ROOT / "notebooks" / "06_erase_and_evaluate.ipynb", 4), "make picture"
+    notebook = ROOT / "notebooks" / "06_erase_and_evaluate.ipynb"
+    if not any(cell.get("outputs") for cell in read_notebook(notebook)["cells"]):
+        pytest.skip("the picture is of a notebook that was not executed yet: make notebooks")
+    assert shown.read_bytes() == picture(notebook, 4), "make picture"
 
 
 def test_files_that_it_names_are_there():
