@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import time
 
 import psutil
@@ -22,6 +23,7 @@ from macelib.bench import (
     random_concept,
     random_erasure,
     run,
+    seconds,
     streamed,
     whole,
 )
@@ -74,23 +76,39 @@ def test_random_erasure_refuses_nothing_and_toggles():
     assert any(not torch.equal(on[n], off[n]) for n in W)
 
 
-def test_drawing_is_timed_alone_and_beside_a_process_that_is_gone_afterwards():
-    children, told = len(psutil.Process().children()), []
+def timed(monkeypatch, taken: list[float]):
+    """What is timed is noted, unrounded: on a fast machine two decimals of it hold one digit."""
+    noted = lambda *args: taken.append(seconds(*args)) or taken[-1]  # noqa: E731
+    monkeypatch.setattr(sys.modules["macelib.bench.drawing"], "seconds", noted)
+
+
+def test_drawing_is_timed_alone_and_beside_a_process_that_is_gone_afterwards(monkeypatch):
+    children, told, taken = len(psutil.Process().children()), [], []
+    timed(monkeypatch, taken)
     said = drawing(tiny_pipeline("sd"), 1, 1, lambda *event: told.append(event[3]))
     assert told == ["alone", "beside a busy process"] and len(psutil.Process().children()) == children
-    alone, beside, times = map(float, re.search(r": ([\d.]+) s; .* ([\d.]+) s, ([\d.]+) times", said).groups())
-    assert times == pytest.approx(beside / alone, rel=0.3, abs=0.1)
+    alone, beside = taken
+    assert f": {alone:.2f} s; " in said and f" {beside:.2f} s, {beside / alone:.1f} times" in said
 
 
 @pytest.mark.slow
 def test_pytorch_s_own_waiting_is_measured_in_a_process_without_ours(tmp_path, monkeypatch):
     monkeypatch.setenv("MACELIB_DATA", str(tiny_data(tmp_path)))
     monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
-    ran, run_process = [], subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda *a, **kw: ran.append(kw["env"]) or run_process(*a, **kw))
+    ran, run_process, taken = [], subprocess.run, []
+
+    def noted(*args, **kwargs):
+        done = run_process(*args, **kwargs)
+        ran.append(kwargs["env"])
+        taken.append(float(done.stdout))
+        return done
+
+    monkeypatch.setattr(subprocess, "run", noted)
+    timed(monkeypatch, taken)
     said = drawing(load_pipeline("mini-sd"), 1, 1, model="mini-sd")
-    alone, times, spinning = map(float, re.search(r": ([\d.]+) s \(([\d.]+) times the ([\d.]+) s", said).groups())
-    assert times == pytest.approx(alone / spinning, rel=0.3, abs=0.1)
+    alone, _, spinning = taken
+    assert f": {alone:.2f} s ({alone / spinning:.2f} times the {spinning:.2f} s" in said
+    monkeypatch.setattr(subprocess, "run", run_process)
     assert len(ran) == 1 and not {*WAITING, *OTHERS} & ran[0].keys()
     with pytest.raises(MaceError, match=r"in another process failed: .*nowhere"):
         drawing(tiny_pipeline("sd"), 1, 1, model="nowhere")
