@@ -110,6 +110,14 @@ def test_judge():
         evaluate.Judge.load("nowhere")
 
 
+def test_clip_reads_a_name_with_one_article_or_none(monkeypatch):
+    clip, read = evaluate.ClipClassifier(*tiny_clip()), []
+    monkeypatch.setattr(clip, "text_vectors", lambda texts: read.extend(texts) or torch.eye(len(texts), 32))
+    monkeypatch.setattr(clip, "image_vectors", lambda images: torch.eye(1, 32))
+    clip.top1([None], ["ship", "the sea", "a person", "Amy Adams"])
+    assert [text.removeprefix("a photo of ") for text in read] == ["the ship", "the sea", "a person", "Amy Adams"]
+
+
 def test_clip():
     model, processor = tiny_clip()
     clip = evaluate.ClipClassifier(model, processor)

@@ -16,6 +16,7 @@ from ..errors import MaceError, first_line
 from ..files import data_folder
 from ..models.families import SHIPPED
 from ..models.pipelines import _quiet, default_device
+from ..templates import fill
 
 BATCH = 64  # pictures looked at at once
 SIZE = 64  # pixels, the side of the pictures that a judge is trained on
@@ -117,8 +118,8 @@ class ClipClassifier:
         return (self.model.logit_scale.exp().cpu() * self._cosine(images, among)).softmax(1).detach()
 
     def _cosine(self, images: Sequence[Image.Image], among: Sequence[str]) -> Tensor:
-        """Cosines of pictures and names in the template (n, names)."""
-        return self.image_vectors(images) @ self.text_vectors([self.template.format(n) for n in among]).T
+        """Cosines of pictures and names in the template (n, names); a name brings its own article, or has none."""
+        return self.image_vectors(images) @ self.text_vectors([fill(self.template, name) for name in among]).T
 
     def check(self, names: Sequence[str], kind: str = "concept") -> None:
         """Every name can be compared with."""
