@@ -227,7 +227,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
 @pytest.mark.slow
 def test_no_traceback_from_the_real_program(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "macelib.cli", "erase", "--out", str(tmp_path)], capture_output=True, text=True
+        [sys.executable, "-m", "macelib", "erase", "--out", str(tmp_path)], capture_output=True, text=True
     )
     assert run.returncode == 1 and run.stderr.count("\n") == 1 and "Traceback" not in run.stderr
 

@@ -31,7 +31,7 @@ def test_two_concepts_fit_and_the_plan_says_how_much_they_take(model, tmp_path):
     words = ["erase", "ship=sea", "frog=grass", "--captions", "builtin", "--config", str(tmp_path / "small.yaml")]
     words += ["--model", str(model), "--device", "cpu", "--out", str(tmp_path / "run")]
     with open(tmp_path / "said", "w") as said:
-        child = subprocess.Popen([sys.executable, "-m", "macelib.cli", *words], stderr=said, stdout=said)
+        child = subprocess.Popen([sys.executable, "-m", "macelib", *words], stderr=said, stdout=said)
         _, status, used = os.wait4(child.pid, 0)
     text = (tmp_path / "said").read_text()
     assert status == 0, text[-3000:]

@@ -170,7 +170,7 @@ def test_a_command_that_was_killed_goes_on(clip, tmp_path):
     rows = csv(tmp_path, "prompt,seed\n" + "".join(f"a ship,{i}\n" for i in range(120)))
     words = ["evaluate", "--model", str(tmp_path / "tiny"), "--device", "cpu", "--prompts", str(rows), "--steps", "3"]
     words += ["--scorer", str(tmp_path / "clip"), "--engine", "local", "--jobs", "2", "--out", str(tmp_path / "out")]
-    command = [sys.executable, "-m", "macelib.cli", *words, "--batch", "2"]
+    command = [sys.executable, "-m", "macelib", *words, "--batch", "2"]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     manifest = tmp_path / "out"
     while len(list(manifest.glob("*/*.png"))) < 8:

@@ -1,5 +1,0 @@
-"""`python -m macelib.cli`."""
-
-from . import main
-
-main()
