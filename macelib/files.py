@@ -29,10 +29,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
 
     The temporary name keeps the suffix, so writers that look at it still work. Works for a folder, too, where `path`
     does not exist yet. What is written gets the permissions that the umask allows, of which safetensors leaves the
-    owner's alone. Raises MaceError where the folder cannot be written or the disk is full.
+    owner's alone. Raises MaceError where the folder cannot be written, the disk is full, or `path` has no name.
     """
-    path = Path(path)
-    temporary = None
+    path, holder = check_named(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -43,8 +42,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary.parent, ignore_errors=True)
+        if holder is not None:
+            shutil.rmtree(holder, ignore_errors=True)
+
+
+def check_named(path: str | Path) -> Path:
+    """The path; MaceError for one without a name of its own: "", ".", ".." and a disk's root are never written to."""
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise MaceError(f"{str(path)!r} has no name of its own: give one for what is written, such as {path / 'out'}.")
+    return path
+
+
+def check_file(path: str | Path) -> Path:
+    """The path; MaceError for a folder, where a file is to be written."""
+    path = Path(path)
+    if path.is_dir():
+        raise MaceError(f"{path} is a folder, and a file is written: give one in it, such as {path / 'out'}.")
+    return check_named(path)
 
 
 def write_text(path: str | Path, text: str) -> Path:
@@ -124,7 +139,11 @@ def locked(path: str | Path, what: str, wait: bool = True) -> Iterator[bool]:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], about: Mapping | None = None) -> Path:
-    """Write a safetensors file atomically: tensors, what is to be said `about` them (JSON), a checksum over both."""
+    """Write a safetensors file atomically: tensors, what is to be said `about` them (JSON), a checksum over both.
+
+    MaceError where it cannot be written, or `path` is a folder.
+    """
+    path = check_file(path)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about or {})
     with atomic(path) as temporary:

@@ -5,8 +5,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from macelib.erasure.export import check_folder
 from macelib.errors import MaceError, need
-from macelib.files import atomic, cache_folder, data_folder, hash_tensors, hash_text, into_marks
+from macelib.files import (
+    atomic,
+    cache_folder,
+    data_folder,
+    hash_tensors,
+    hash_text,
+    into_marks,
+    save_tensors,
+    write_text,
+)
 
 
 def test_atomic_writes_all_or_nothing(tmp_path):
@@ -20,6 +30,25 @@ def test_atomic_writes_all_or_nothing(tmp_path):
     assert target.read_text() == "one" and list(target.parent.iterdir()) == [target]
     with pytest.raises(MaceError, match="could not be written"), atomic(target / "below" / "b.txt"):
         pass
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "./", "../.."])
+@pytest.mark.parametrize(
+    "write", [lambda p: write_text(p, "x"), lambda p: save_tensors(p, {"x": torch.ones(2)}), check_folder]
+)
+def test_a_folder_that_one_stands_in_is_never_written_over(tmp_path, monkeypatch, path, write):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "kept.txt").write_text("kept")
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(MaceError, match=r"has no name of its own|is a folder, and a file is written"):
+        write(path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")) == ["a", "a/b", "a/kept.txt"]
+
+
+def test_a_file_is_not_written_in_a_folder_s_place(tmp_path):
+    with pytest.raises(MaceError, match=r"is a folder, and a file is written: give one in it, such as .*out"):
+        save_tensors(tmp_path, {"x": torch.ones(2)})
+    assert not list(tmp_path.iterdir()) and not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")

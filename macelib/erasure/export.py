@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..concepts import sample_prompt
 from ..errors import MaceError
-from ..files import atomic
+from ..files import atomic, check_named
 from ..method.fuse import changed, less_identity
 from ..models.entrances import denoiser, part_of, pooled_columns
 from ..models.sample import check_drawing, generate
@@ -85,8 +85,8 @@ def export(
 
 
 def check_folder(folder: str | Path) -> None:
-    """MaceError for a folder that holds something, or is none."""
-    folder = Path(folder)
+    """MaceError for a folder that holds something, is none, or has no name."""
+    folder = check_named(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise MaceError(f"{folder} exists and is not empty: export to a new folder.")
 
