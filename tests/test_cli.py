@@ -96,6 +96,11 @@ def test_erase_generate_export_info(model, tmp_path, capsys):
     pictures = [Image.open(tmp_path / side / "0001.png").tobytes() for side in ("before", "after")]
     assert pictures[0] != pictures[1]
 
+    for wrong in (["a ship", "a ship " * 90, *draw[2:]], ["a ship", *draw[2:], "--steps", 5000]):
+        code, _, said = mace(capsys, "generate", *wrong, "--batch", 1, "--out", tmp_path / "none")
+        assert code == 1 and ("shorten it" in said or "steps is 5000" in said)
+        assert not [path for path in (tmp_path / "none").iterdir() if path.name != ".lock"]
+
     again = (tmp_path / "before" / "0001.png").read_bytes()
     assert mace(capsys, *draw, "--out", tmp_path / "before")[0] == 0  # the same call draws the same
     assert (tmp_path / "before" / "0001.png").read_bytes() == again

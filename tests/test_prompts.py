@@ -25,6 +25,7 @@ from macelib.evaluate.pictures import Drawing
 from macelib.evaluate.prompts import Prompt, draw_prompts
 from macelib.models.entrances import kv_weights
 from macelib.models.sample import generate
+from macelib.models.text import prompt_fits, shortened
 from macelib.models.tiny import tiny_pipeline
 
 FAST = {"steps": 1, "batch": 2}
@@ -118,6 +119,36 @@ def test_a_list_that_was_cut_short_goes_on(pipe, tmp_path, monkeypatch):
     numbers = [i for n, _, _ in draw_prompts(pipe, LIST, tmp_path, Drawing(steps=1, batch=1)) for i in n]
     assert sorted(numbers) == [0, 1, 2, 3] and len(drawn) == 2 and len(there) == 1
     assert all(path.stat().st_mtime_ns == time for path, time in there.items())
+
+
+LONG = "a ship " * 80
+
+
+def test_a_prompt_that_is_too_long_is_named_before_anything_is_drawn(pipe, clip, tmp_path, caplog):
+    rows = read_prompts(csv(tmp_path, f"prompt,seed\na frog,1\n{LONG},2\na dog,3\n"))
+    for draw in (
+        lambda: next(draw_prompts(pipe, rows, tmp_path)),
+        lambda: measure_prompts(pipe, rows, tmp_path, scorer=clip),
+    ):
+        with pytest.raises(MaceError, match=r"^1 of 3 prompts are longer .* first in .*list.csv, line 3: .*--cut"):
+            draw()
+    with pytest.raises(MaceError, match="shorten it"):
+        next(Drawing(steps=1, batch=1).pictures(pipe, [("a frog", 1), (LONG, 2)], tmp_path))
+    assert not list(tmp_path.rglob("*.png"))
+    with caplog.at_level(logging.WARNING):
+        found = measure_prompts(pipe, rows, tmp_path, scorer=clip, cut=True, **FAST)
+    assert "1 of 3 prompts are longer than the model reads: they are cut." in caplog.text
+    assert found.images.prompt[0] == "a frog" and found.images.prompt[1] in LONG and found.settings["cut"]
+    reached = Drawing(steps=1), [Prompt(found.images.prompt[1] + " a", 1)]
+    with pytest.raises(MaceError, match="1 of 1 prompts are longer"):  # not one word more
+        next(draw_prompts(pipe, reached[1], tmp_path, reached[0]))
+
+
+def test_a_cut_prompt_ends_with_a_whole_word(pipe):
+    assert shortened(pipe, "a photo of the ship") == "a photo of the ship"
+    some = shortened(pipe, LONG)
+    assert some.split() == LONG.split()[: len(some.split())] and some == some.strip()
+    assert 0 < len(shortened(pipe, "船" * 300)) < 300 and prompt_fits(pipe, shortened(pipe, "船" * 300))
 
 
 class Here:
@@ -268,6 +299,9 @@ def test_the_command(pipe, clip, tmp_path):
         (["--prompts", str(csv(tmp_path, "a,b\n1,2\n"))], "has no column for the prompt"),
         (["--features", "inception", "--prompts", "x"], "torch-fidelity"),
         (["--among", "ship"], "--among belongs to a list of prompts"),
+        (["--cut"], "--cut belongs to a list of prompts"),
+        (["--counting", "paper", "--prompts", "x"], "--counting belongs to the objects protocol"),
+        (["--images", "5", "--prompts", "x"], "--images belongs to the objects protocol"),
         ([], "There is nothing to measure"),
     ):
         result = CliRunner().invoke(cli.app, ["evaluate", "--out", str(tmp_path / "x"), *extra])

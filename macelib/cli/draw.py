@@ -51,6 +51,8 @@ def generate(
     with locked(out / ".lock", str(out), wait=False):
         _refuse_others(out, {"images": planned}, {"images"})  # before the model is loaded
         from ..models.about import about
+        from ..models.sample import check_drawing
+        from ..models.text import check_prompt
 
         pipe = pipeline(model, revision, local_files_only, device, dtype, low_memory)
         if chosen is not None:
@@ -59,6 +61,9 @@ def generate(
         made = {"given": model, **about(pipe), "steps": steps, **settings, "versions": versions()}
         made["erasure"] = chosen and {"file": str(erasure), "base": chosen.base, "strengths": chosen.strengths}
         _refuse_others(out, {**made, "images": planned}, {*made, "images"})
+        check_drawing(pipe, numbers, steps, guidance, batch)
+        for prompt in prompts:
+            check_prompt(pipe, prompt)
         _draw(pipe, out, made, planned, batch, steps=steps, **settings)
     typer.echo(f"{out}: {len(jobs)} pictures")
 

@@ -43,7 +43,12 @@ def evaluate(
             help="a folder or hub id (CLIP, an image classifier), nudenet, or module:function; the model's own"
         ),
     ] = None,
-    counting: Annotated[str, typer.Option(help="top1, or paper: the authors' way, for a table beside theirs")] = "top1",
+    counting: Annotated[
+        str | None,
+        typer.Option(
+            help="of the objects: top1, or paper, the authors' way, for a table beside theirs [default: top1]"
+        ),
+    ] = None,
     among: Annotated[
         list[str] | None, typer.Option(help="of --prompts: a name to choose among, as many as there are")
     ] = None,
@@ -55,12 +60,13 @@ def evaluate(
     features: Annotated[
         str | None, typer.Option(help="of --against: another CLIP than the scorer; inception: what that needs")
     ] = None,
+    cut: Annotated[bool, typer.Option("--cut", help="of --prompts: cut those that are too long for the model")] = False,
     engine: Engine = None,
     jobs: Jobs = None,
     threads: Threads = None,
     gpus: Gpus = None,
     address: Address = None,
-    images: Annotated[int, typer.Option(help="pictures per class", min=3)] = 50,
+    images: Annotated[int | None, typer.Option(help="of the objects: pictures per class [default: 50]", min=3)] = None,
     steps: Annotated[int, typer.Option(help="denoising steps", min=1)] = 25,
     guidance: Guidance = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 8,
@@ -82,9 +88,12 @@ def evaluate(
     from ..files import check_writable
 
     of_list = {"among": among, "wanted": wanted, "scorer": scorer, "against": against, "features": features}
-    of_list["engine"] = engine
+    of_list |= {"cut": cut, "engine": engine}
     if prompts is None and (alone := [name for name, value in of_list.items() if value]):
         raise MaceError(f"--{alone[0]} belongs to a list of prompts: give one with --prompts.")
+    of_objects = {"counting": counting, "images": images}
+    if prompts is not None and (alone := [name for name, value in of_objects.items() if value]):
+        raise MaceError(f"--{alone[0]} belongs to the objects protocol: leave it out beside --prompts.")
     if prompts is None and erasure is None:
         raise MaceError("There is nothing to measure: give an erasure file, or prompts with --prompts.")
     if features == "inception":
@@ -103,7 +112,8 @@ def evaluate(
     with Bars() as bars:
         common = {"classifier": who, "force": force, "progress": bars, **drawing}
         if rows is None:
-            result = protocols.objects(pipe, chosen, images=images, folder=out, counting=counting, **common)
+            asked = {"images": images or 50, "counting": counting or "top1"}
+            result = protocols.objects(pipe, chosen, folder=out, **asked, **common)
         else:
             result = listed.measure_prompts(pipe, rows, out, chosen, **of_list, **common)
     typer.echo(result)

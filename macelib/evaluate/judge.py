@@ -143,12 +143,16 @@ class ClipClassifier:
         """Unit vectors (n, w) of texts; each distinct one is read once."""
         return torch.stack([self._texts(text) for text in texts])
 
-    @torch.no_grad()
-    def _text(self, text: str) -> Tensor:
-        ids = self.processor(text=[text], return_tensors="pt").input_ids.to(self.model.device)
+    def check_text(self, text: str) -> Tensor:
+        """Its token ids (1, tokens); MaceError where there are more than CLIP reads."""
+        ids = self.processor(text=[text], return_tensors="pt").input_ids
         if ids.shape[1] > (longest := self.model.config.text_config.max_position_embeddings):
             raise MaceError(f"{text!r} has {ids.shape[1]} tokens, CLIP reads {longest}: shorten it.")
-        hidden = self.model.text_model(input_ids=ids).pooler_output
+        return ids
+
+    @torch.no_grad()
+    def _text(self, text: str) -> Tensor:
+        hidden = self.model.text_model(input_ids=self.check_text(text).to(self.model.device)).pooler_output
         return F.normalize(self.model.text_projection(hidden).float(), dim=-1)[0].cpu()
 
 

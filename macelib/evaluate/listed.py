@@ -18,7 +18,7 @@ from .distances import ClipFeatures, distances, vectors
 from .explicit import NudeNet
 from .made import made_with
 from .pictures import Drawing
-from .prompts import Prompt, draw_prompts
+from .prompts import Prompt, draw_prompts, readable
 from .tables import save_tables
 from .work import Progress, choices, label
 
@@ -67,6 +67,7 @@ def measure_prompts(
     scorer=None,
     against: str | Path | None = None,
     features=None,
+    cut: bool = False,
     force: bool = False,
     engine=None,
     progress: Progress | None = None,
@@ -79,7 +80,8 @@ def measure_prompts(
     wanted: the list's column with the name that a picture should show: the share in which it is seen, in percent.
     against: a folder of pictures, or "original", the original model's: FID, KID and CMMD to these, by `features` (see
     `distances`; the scorer's CLIP unless given). A row without a guidance scale takes `guidance`, else the scale of the
-    erasure's preset where that says one, else the model's own. engine: see `draw_prompts`.
+    erasure's preset where that says one, else the model's own. cut: prompts that are too long for the model are cut
+    (`readable`); else MaceError. engine: see `draw_prompts`.
     Pictures are kept in `folder`, with images.csv, summary.csv and settings.json; a call that was cut short goes on.
     """
     if against == "original" and change is None:
@@ -96,6 +98,10 @@ def measure_prompts(
         raise MaceError(f"{scorer.name} takes no CLIP score: give a CLIP.")
     module = (ClipFeatures(scorer) if features is None else features) if against is not None else None
     real = vectors(_pictures(against), module) if against not in (None, "original") else None
+    prompts = readable(pipe, prompts, cut)
+    if (check := getattr(scorer, "check_text", None)) is not None:
+        for text in dict.fromkeys(row.prompt for row in prompts):
+            check(text)
     own = Drawing(**{"guidance": _preset_guidance(pipe, change), **drawing})
     look = _Look(prompts, classifier, among, wanted, scorer, module, own.guidance)
     states = STATES if change is not None else STATES[:1]
@@ -120,7 +126,7 @@ def measure_prompts(
         about |= {"preset": "the original model" if change is None else change.title, "scorer": scorer.name}
         about |= {"erased": None if change is None else label(change.concepts), "wanted": wanted}
         about |= {"classifier": classifier and classifier.name, "among": None if among is None else list(among)}
-        about |= {"against": None if against is None else str(against), "prompts": len(prompts)}
+        about |= {"against": None if against is None else str(against), "prompts": len(prompts), "cut": cut}
         about |= {"features": None if module is None else getattr(module, "name", type(module).__name__)}
         return Listed(images, pd.DataFrame(summary), about).save(folder)
 

@@ -16,6 +16,7 @@ from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash
 from ..models.sample import generate, image_size
 from ..models.swap import applied_edit, base_hash
+from ..models.text import check_prompt
 
 Job = tuple[str, int]  # prompt, seed
 
@@ -51,6 +52,8 @@ class Drawing:
         about = self.about(pipe)
         place = self.place(pipe, folder, state) if folder else None
         known = _read(place, about) if place else {}
+        for prompt in dict.fromkeys(prompt for prompt, _ in jobs):
+            check_prompt(pipe, prompt)  # refuses one that is too long before the first picture is drawn
         for start in range(0, len(jobs), self.batch):
             some = list(jobs[start : start + self.batch])
             images = [_open(place, job, known.get(job)) for job in some]

@@ -1,5 +1,6 @@
 """Prompts with seeds from a CSV as people have them (I2P, COCO-30k, MACE's lists), drawn here or over devices."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,11 @@ from PIL import Image
 from ..errors import MaceError, explained
 from ..models.pipelines import elsewhere, load_again
 from ..models.swap import untouched
+from ..models.text import prompt_fits, shortened
 from ..reading import read_table
 from .pictures import Drawing, Job, file_of
 
+log = logging.getLogger(__name__)
 SEEDS = ("seed", "evaluation_seed", "sd_seed")
 GUIDANCE = ("guidance", "evaluation_guidance", "sd_guidance_scale")
 OWN = ("prompt", *SEEDS, *GUIDANCE)
@@ -29,6 +32,7 @@ class Prompt:
     seed: int
     guidance: float | None = None  # None: the file has none here
     columns: dict[str, str] = field(default_factory=dict)  # all other columns, as they stand there
+    where: str = field(default="a prompt", compare=False)  # the file and the line
 
 
 def read_prompts(path: str | Path) -> list[Prompt]:
@@ -57,7 +61,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
             raise MaceError(f"{where}: the prompt is empty.")
         scale = row.get(guidance, "") if guidance else ""
         others = {name: value for name, value in row.items() if name not in OWN}
-        found.append(Prompt(row["prompt"], _seed(row.get(seed, ""), where), _guidance(scale, where), others))
+        found.append(Prompt(row["prompt"], _seed(row.get(seed, ""), where), _guidance(scale, where), others, where))
     return found
 
 
@@ -93,6 +97,24 @@ def _guidance(text: str, where: str) -> float | None:
     return value
 
 
+def readable(pipe, prompts: Sequence[Prompt], cut: bool = False) -> list[Prompt]:
+    """The rows as the model reads them: with `cut`, one that is too long ends with the last word that is read.
+
+    MaceError for such a row unless `cut`: which is the first, and how many there are.
+    """
+    long = [row for row in prompts if not prompt_fits(pipe, row.prompt)]
+    if not long:
+        return list(prompts)
+    many = f"{len(long)} of {len(prompts)} prompts"
+    if not cut:
+        raise MaceError(
+            f"{many} are longer than the model reads, the first in {long[0].where}: shorten them, or have them cut at "
+            "the last word that is read (--cut)."
+        )
+    log.warning("%s are longer than the model reads: they are cut.", many)
+    return [replace(row, prompt=shortened(pipe, row.prompt)) for row in prompts]
+
+
 @dataclass(frozen=True)
 class Share:
     """A part of the pictures as a job of an engine: `call(*args)`."""
@@ -118,9 +140,10 @@ def draw_prompts(
     A row without a guidance scale takes the drawing's. Pictures that the folder has are read: a call that was cut short
     goes on. engine (`macelib.batch.make_engine`): the pictures are drawn in processes of their own, a share for each
     that runs at once; the pipeline must come from `load_pipeline`. The pipeline is left as it was.
-    MaceError: shares that failed, when the others are done.
+    MaceError: a prompt that is too long (`readable`); shares that failed, when the others are done.
     """
     drawing, state = drawing or Drawing(), "erased" if change else "original"
+    prompts = readable(pipe, prompts)
     with untouched(pipe):
         if change is not None:
             change.apply(pipe, force)

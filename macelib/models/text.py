@@ -6,6 +6,8 @@ Transformers: what the pipeline's own `encode_prompt` gives with what its `__cal
 behind the projection that stands before cross-attention.
 """
 
+import re
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +79,15 @@ def check_prompt(pipe, prompt: str) -> None:
 def prompt_fits(pipe, prompt: str) -> bool:
     """Whether the model reads the prompt to its end."""
     return all(fits(tokenizer, prompt) for tokenizer, _ in places(pipe))
+
+
+def shortened(pipe, prompt: str) -> str:
+    """The prompt up to the last word that the model reads; of a single long word its beginning."""
+    if prompt_fits(pipe, prompt):
+        return prompt
+    end = bisect_left(range(len(prompt)), True, key=lambda n: not prompt_fits(pipe, prompt[:n])) - 1  # read up to here
+    begun = re.match(r"(.*\S)\s", prompt[: end + 1], re.DOTALL)  # whole words alone
+    return begun[1] if begun else prompt[:end]
 
 
 def text_length(pipe) -> int:
