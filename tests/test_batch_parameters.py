@@ -48,6 +48,18 @@ def test_values_take_the_type_of_the_parameter(known):
     assert known["config"].default == {}
 
 
+def test_the_deepest_of_several_values_is_set_last(known):
+    for given in (
+        {"config.train.rank": 4, "config.train": {"lr": 0.5}},
+        {"config.train": {"lr": 0.5}, "config.train.rank": 4},
+    ):
+        assert check(known, given, "tiny")["config"]["train"] == {"lr": 0.5, "rank": 4}
+    with pytest.raises(
+        MaceError, match=r"config.train.rank cannot be set, for config has the value 5 for train: keep one"
+    ):
+        check(known, {"config": {"train": 5}, "config.train.rank": 4}, "tiny")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

@@ -12,11 +12,12 @@ import nbformat
 import pytest
 import typer
 from nbformat import v4
+from PIL import Image
 from typer.testing import CliRunner
 
 from macelib.batch import cli
 from macelib.batch.engines import Local
-from macelib.batch.index import collect, find
+from macelib.batch.index import collect, find, write
 from macelib.batch.lab import tidy
 from macelib.batch.launch import launch
 from macelib.batch.page import thumbnail
@@ -230,6 +231,26 @@ def test_index_orders_by_what_varies_and_names_what_is_what(tmp_path):
     assert find("t", tmp_path) == tmp_path / "t"
     with pytest.raises(MaceError, match="no runs of u; it has: t"):
         find("u", tmp_path)
+
+
+def test_a_parameter_may_be_called_as_a_column_is(tmp_path):
+    names = ("run", "status", "error")
+    fake(tmp_path / "t", [dict.fromkeys(names, v) for v in (1, 2)], done=2)
+    frame, _, _ = write(tmp_path / "t")
+    assert frame.attrs["varied"] == [f"parameter.{name}" for name in names]
+    assert frame["parameter.run"].tolist() == [1, 2] and frame["status"].tolist() == ["complete"] * 2
+
+
+@pytest.mark.parametrize("cut", [0, 60, 2000])
+def test_a_picture_that_is_damaged_is_left_out_of_the_page(tmp_path, caplog, cut):
+    fake(tmp_path / "t", [{"a": 1}, {"a": 2}], done=2)
+    for i in range(2):
+        path = tmp_path / "t" / f"{i:012x}" / "a.png"
+        Image.effect_noise((200, 200), 80).save(path)
+    path.write_bytes(path.read_bytes()[:cut])
+    write(tmp_path / "t")
+    assert [len(row["pictures"]) for row in page_data(tmp_path / "t")["rows"]] == [1, 0]
+    assert "a.png cannot be read" in caplog.text
 
 
 def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,7 +26,14 @@ def test_record_adds_and_replaces(tmp_path):
     assert results.read(tmp_path / "run") == {"model": "mini-sd", "H_o": 1, "seeds": [0, 1], "flag": True} | {
         "nothing": None
     }
-    assert os.listdir(tmp_path / "run") == ["metrics.json"]  # nothing temporary is left
+    assert {*os.listdir(tmp_path / "run")} - {".metrics.lock"} == {"metrics.json"}  # nothing temporary is left
+
+
+def test_what_others_record_meanwhile_stays(tmp_path):
+    """One of them reads, and has not written yet, when the others come."""
+    with ThreadPoolExecutor(8) as several:
+        list(several.map(lambda i: results.record(tmp_path, **{f"of {i}": i}), range(40)))
+    assert results.read(tmp_path) == {f"of {i}": i for i in range(40)}
 
 
 @pytest.mark.parametrize(
@@ -45,7 +53,7 @@ def test_record_refuses(tmp_path, value, said):
     assert results.read(tmp_path) == {"before": 1}
 
 
-@pytest.mark.parametrize("text", ["{", "[1]"])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"a":' + "[" * 10**5])
 def test_damaged_metrics(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
     with pytest.raises(MaceError, match=r"metrics\.json .*: delete it"):

@@ -15,6 +15,7 @@ from ..errors import MaceError
 from ..reading import flatten
 from .runs import ENDED, METRICS, ROOT, STATUS, read_json, state, write_text
 
+OWN = ("run", "status", "error")  # columns of every index; what has such a name is called parameter. or metric.
 ABOUT = ("config", "environment", "settings", "seconds")  # entries of metrics.json that are no results
 
 
@@ -52,10 +53,11 @@ def collect(folder: str | Path, everything: bool = False) -> pd.DataFrame:
     if everything:
         earlier = {path.parent.name: read_json(path).get("parameters", {}) for path in folder.glob("*/run.json")}
         listed = {**earlier, **listed}
-    parameters = {key: flatten(values) for key, values in listed.items()}
+    column = lambda name: f"parameter.{name}" if name in OWN else name  # noqa: E731
+    parameters = {key: {column(n): v for n, v in flatten(values).items()} for key, values in listed.items()}
     metrics = {key: _metrics(folder / key) for key in listed}
     given, measured = _names(parameters.values()), _names(metrics.values())
-    alias = {name: f"metric.{name}" if name in (*given, "run", "status", "error") else name for name in measured}
+    alias = {name: f"metric.{name}" if name in (*given, *OWN) else name for name in measured}
     rows = []
     for key in listed:
         status = state(folder / key)

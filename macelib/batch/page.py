@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import logging
 import math
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import pandas as pd
 
 from .runs import ENDED, NOTEBOOK, READABLE, STATUS, figures, read_json
 
+log = logging.getLogger(__name__)
 THUMBNAIL, PER_RUN = (360, 150), 4  # largest width and height in pixels; pictures per run
 FOLDER = Path(__file__).parent
 
@@ -58,17 +60,21 @@ def _row(folder: Path, values: dict[str, Any], attributes: dict[str, Any]) -> di
         "files": there,
         "values": [_plain(values[name]) for name in attributes["varied"]],
         "metrics": {name: _plain(values[name]) for name in attributes["metrics"]},
-        "pictures": [[p.relative_to(run).as_posix(), *thumbnail(p)] for p in pictures[:PER_RUN]],
+        "pictures": [[p.relative_to(run).as_posix(), *small] for p in pictures[:PER_RUN] if (small := thumbnail(p))],
         "more": max(0, len(pictures) - PER_RUN),
     }
 
 
-def thumbnail(path: Path) -> tuple[str, int, int]:
-    """A picture made small, as a data URI, with its width and height."""
+def thumbnail(path: Path) -> tuple[str, int, int] | None:
+    """A picture made small, as a data URI, with its width and height; None (said) for one that cannot be read."""
     from PIL import Image
 
-    with Image.open(path) as picture:
-        small = picture.convert("RGBA")
+    try:
+        with Image.open(path) as picture:
+            small = picture.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        log.warning("The picture %s cannot be read (%s): the page leaves it out.", path, error)
+        return None
     small.thumbnail(THUMBNAIL)
     white = Image.new("RGBA", small.size, "white")
     buffer = io.BytesIO()

@@ -163,13 +163,17 @@ def from_text(parameter: Parameter, text: str) -> Any:
 def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """All parameters with `given` in place of the defaults, except the run folder. MaceError names all that is wrong.
 
-    `a.b.c` is the entry b.c of a parameter `a` that is a mapping.
+    `a.b.c` is the entry b.c of a parameter `a` that is a mapping; where `a` or `a.b` is given, too, it is set there.
     """
     wrong, values = [], {name: copy.deepcopy(p.default) for name, p in parameters.items() if name != RUN_FOLDER}
-    for name, value in sorted(given.items(), key=lambda item: "." in item[0]):
+    for name, value in sorted(given.items(), key=lambda item: item[0].count(".")):
         name, _, path = name.partition(".")
         if path and isinstance(values.get(name), dict):
-            value = _nested(values[name], path.split("."), value)
+            try:
+                value = _nested(values[name], path.split("."), value)
+            except TypeError as error:
+                wrong.append(f"{name}.{path} cannot be set, for {name} has {error}: keep one of them.")
+                continue
         elif path:
             name = f"{name}.{path}"
         if name == RUN_FOLDER:
@@ -190,10 +194,12 @@ def check(parameters: Mapping[str, Parameter], given: Mapping[str, Any], where: 
 
 
 def _nested(mapping: Mapping[str, Any], path: list[str], value: Any) -> dict[str, Any]:
-    """A copy of a mapping with the entry at a path set."""
+    """A copy of a mapping with the entry at a path set; TypeError where something on the way is no mapping."""
     inner = mapping.get(path[0])
     if len(path) > 1:
-        value = _nested(inner if isinstance(inner, dict) else {}, path[1:], value)
+        if not isinstance(inner, dict | None):
+            raise TypeError(f"the value {inner!r} for {path[0]}")
+        value = _nested(inner or {}, path[1:], value)
     return {**mapping, path[0]: value}
 
 

@@ -13,7 +13,7 @@ import torch
 
 from ..erasure import versions
 from ..errors import MaceError
-from ..files import atomic, write_json, write_text
+from ..files import atomic, locked, write_json, write_text
 from . import progress
 
 
@@ -23,9 +23,9 @@ def record(run_folder: str | Path, **metrics) -> Path:
     Values: finite numbers (of NumPy and PyTorch, too), texts, true, false, null, and lists and mappings of these.
     MaceError names what cannot be recorded (NaN, infinity, other types), before anything is written.
     """
-    path = Path(run_folder) / "metrics.json"
-    merged = {**read(run_folder), **{key: _plain(value, key) for key, value in metrics.items()}}
-    return write_json(path, merged, allow_nan=False)
+    path, plain = Path(run_folder) / "metrics.json", {key: _plain(value, key) for key, value in metrics.items()}
+    with locked(path.with_name(".metrics.lock"), str(path)):  # another process adds its own meanwhile
+        return write_json(path, {**read(run_folder), **plain}, allow_nan=False)
 
 
 def read(run_folder: str | Path) -> dict:
@@ -35,7 +35,7 @@ def read(run_folder: str | Path) -> dict:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MaceError(f"{path} cannot be read ({error}): delete it and run again.") from error
     if not isinstance(found, dict):
         raise MaceError(f"{path} holds no metrics: delete it and run again.")
