@@ -56,6 +56,13 @@ def unreadable(path: str | Path, error: Exception) -> MaceError:
     return MaceError(f"{path} cannot be read ({error}): it is missing or cut short; copy or make it again.")
 
 
+def refusal(error: MaceError) -> str:
+    """A refusal in its words; the disk's fault is raised."""
+    if isinstance(error.__cause__, OSError):
+        raise error
+    return str(error)
+
+
 def first_line(error: object) -> str:
     """The first line of what an exception says, 200 characters at most; of one that says nothing, its class.
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import MaceError, unreadable, unwritable
+from .errors import MaceError, first_line, unreadable, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,28 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, values, indent: int | None = 1, **options) -> Path:
     """Write JSON, atomically; options: of `json.dumps`."""
     return write_text(path, json.dumps(values, indent=indent, ensure_ascii=False, **options) + "\n")
+
+
+def write_checked(path: str | Path, values) -> Path:
+    """Write what is to be gone on from as JSON, atomically, with a checksum."""
+    return write_json(path, {"sha256": _checksum(values), "values": values})
+
+
+def read_checked(path: str | Path):
+    """What `write_checked` wrote; None where nothing was. MaceError for a file that is damaged or was edited."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        if found["sha256"] != _checksum(found["values"]):
+            raise ValueError("its checksum is another")
+        return found["values"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise MaceError(f"{path} is damaged ({first_line(error)}): delete it, and it is made anew.") from error
+
+
+def _checksum(values) -> str:
+    return hash_text(json.dumps(values, ensure_ascii=False))
 
 
 def usual_permissions(written: Path) -> None:

@@ -162,6 +162,10 @@ def test_a_run_that_was_cut_short_goes_on(pipe, uce, tmp_path):
     assert attack(pipe, uce, SHIP, "noise", judge=judge, **options) == result and not judge.shown
     attack(pipe, uce, SHIP, "noise", judge=judge, **{**options, "steps": 2})
     assert judge.shown  # other settings: other rows
+    for path in tmp_path.glob("*.json"):
+        path.write_text(path.read_text().replace('"success": true', '"success": false'))
+    with pytest.raises(MaceError, match="damaged"):
+        attack(pipe, uce, SHIP, "noise", judge=judge, **options)
 
 
 def test_another_judge_looks_itself(pipe, uce, tmp_path):

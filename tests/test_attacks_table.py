@@ -9,7 +9,7 @@ from PIL import Image
 from test_attacks import SHIP
 
 from macelib import cli
-from macelib.attacks import CONTROLS, Result, attacks
+from macelib.attacks import CONTROLS, LEVELS, Result, attacks
 from macelib.baselines import build
 from macelib.evaluate.attacked import table
 from macelib.evaluate.metrics import wilson
@@ -140,6 +140,20 @@ def test_the_command_writes_its_rows_and_goes_on_from_them(folder, tmp_path, cap
     assert json.loads((tmp_path / "attacks.json").read_text()) == found and seen(folder) == count
 
 
+def test_of_several_attacks_one_that_refuses_a_concept_is_not_measured(folder, tmp_path, capsys):
+    levels = {level: ["a cat" if level in ("name", "modifiers") else "a pet"] for level in LEVELS}
+    (tmp_path / "cat.yaml").write_text(json.dumps({"cat": levels}))
+    (tmp_path / "settings.yaml").write_text(QUICK.replace("levels: [name]", f"file: {tmp_path / 'cat.yaml'}"))
+    options = ["--settings", tmp_path / "settings.yaml", "--control", "none", "-a", "wording"]
+    assert mace(folder, tmp_path, *options, "-a", "noise") == 0
+    found = json.loads((tmp_path / "attacks.json").read_text())
+    assert {row["attack"] for row in found["rows"]} == {"noise"}
+    (missing,) = found["not_measured"]
+    assert missing["attack"] == "wording" and "no wordings of 'ship', only of cat" in missing["why"]
+    assert mace(folder, tmp_path / "alone", *options) == 1
+    assert "no wordings of 'ship'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_another_classifier_or_other_names_look_themselves(folder, tmp_path):
     """The table says who judged: rows of another judge are none of its own."""
@@ -168,10 +182,12 @@ def test_a_folder_of_a_whole_task_is_refused(folder, tmp_path, capsys):
         (["--concept", "frog"], "it holds ship"),
         (["--foreign", "nowhere"], "holds no pictures"),
         (["--classifier", "nobody:look", "--model", "nowhere"], "cannot be imported"),
+        (["--settings", "{folder}/without.yaml"], "none.yaml"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(folder, tmp_path, capsys, more, words):
-    assert mace(folder, tmp_path, "--model", "nowhere", *more) == 1
+    (folder / "without.yaml").write_text("wording: {file: none.yaml}")
+    assert mace(folder, tmp_path, "--model", "nowhere", *(text.format(folder=folder) for text in more)) == 1
     assert words in capsys.readouterr().err and not (tmp_path / "attacks.json").exists()
 
 

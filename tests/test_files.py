@@ -14,7 +14,9 @@ from macelib.files import (
     hash_tensors,
     hash_text,
     into_marks,
+    read_checked,
     save_tensors,
+    write_checked,
     write_text,
 )
 
@@ -49,6 +51,18 @@ def test_a_file_is_not_written_in_a_folder_s_place(tmp_path):
     with pytest.raises(MaceError, match=r"is a folder, and a file is written: give one in it, such as .*out"):
         save_tensors(tmp_path, {"x": torch.ones(2)})
     assert not list(tmp_path.iterdir()) and not list(tmp_path.parent.glob(f".{tmp_path.name}.*"))
+
+
+def test_what_was_edited_or_damaged_is_not_gone_on_from(tmp_path):
+    path = tmp_path / "rows.json"
+    assert read_checked(path) is None
+    write_checked(path, [{"é": 1.5, "b": None}])
+    assert read_checked(path) == [{"é": 1.5, "b": None}]
+    whole = path.read_text(encoding="utf-8")
+    for text in (whole.replace("1.5", "1e9"), whole[:-9], "[]", "", '{"sha256": ' + "[" * 10**5, '{"values": []}'):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(MaceError, match=r"rows.json is damaged .*: delete it, and it is made anew"):
+            read_checked(path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX permissions")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
-from ..files import hash_tensors, hash_text, locked, name_of, write_json
+from ..files import hash_tensors, hash_text, locked, name_of, read_checked, write_checked
 from ..models.entrances import denoiser, text_weights
 from ..models.sample import check_drawing, encode_images
 from ..models.swap import applied, applied_edit, base_hash, untouched
@@ -214,14 +214,8 @@ class _Store:
     def __init__(self, folder, name: str, key: str):
         self.path = None if folder is None else Path(folder) / f"{name}-{key[:12]}.json"
         self.done: dict[tuple[str, int], list[dict]] = {}
-        if self.path is not None and self.path.is_file():
-            try:
-                kept = json.loads(self.path.read_text(encoding="utf-8"))
-                self.done = {(entry["prompt"], entry["seed"]): entry["rows"] for entry in kept["jobs"]}
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                raise MaceError(
-                    f"{self.path} is damaged ({error!r}): delete it, and its rows are made anew."
-                ) from error
+        if self.path is not None:
+            self.done = {(job["prompt"], job["seed"]): job["rows"] for job in read_checked(self.path) or ()}
 
     def alone(self):
         if self.path is None:
@@ -231,5 +225,4 @@ class _Store:
     def add(self, prompt: str, seed: int, rows: list[dict]) -> None:
         self.done[prompt, seed] = rows
         if self.path is not None:
-            jobs = [{"prompt": p, "seed": s, "rows": found} for (p, s), found in self.done.items()]
-            write_json(self.path, {"jobs": jobs})
+            write_checked(self.path, [{"prompt": p, "seed": s, "rows": found} for (p, s), found in self.done.items()])

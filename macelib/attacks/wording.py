@@ -28,6 +28,7 @@ class Wording(Settings):
         super().__post_init__()
         if unknown := [level for level in self.levels if level not in LEVELS]:
             raise MaceError(f"There is no level {unknown[0]!r}; allowed: {', '.join(LEVELS)}.")
+        wordings(self.file)
 
 
 @cache

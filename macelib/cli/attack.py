@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import MaceError
+from ..errors import MaceError, refusal
 from ..show.progress import Bars
 from .options import Device, Dtype, Guidance, Local, LowMemory, Model, Revision, example, pipeline
 
@@ -188,20 +188,31 @@ def _one(pipe, change, concepts: list, about: dict, *, attacks, controls, settin
 
     change.check(pipe)
     judge, seeds, result = asked.pop("judge"), asked["seeds"], Result()
+
+    def tried(one, name: str, control: str, **how) -> Result:
+        """The rows of an attack; of several, one that refuses is not measured, in its words."""
+        try:
+            return run(pipe, change, one, name, control=control, **how)
+        except MaceError as error:
+            if len(attacks) == 1:
+                raise
+            missing = {"attack": name, "control": control, "method": change.title, "concept": one.name}
+            return Result(not_measured=[missing | {"metric": "ASR", "why": refusal(error)}])
+
     with locked(folder / ".lock", str(folder), wait=False), Bars() as bars:
         for name in attacks:
             common = {**asked, "folder": folder, "settings": settings.get(name), "progress": bars}
             for kind in controls:
                 if kind != "foreign":
                     for one in concepts:
-                        result += run(pipe, change, one, name, judge=judge, control=kind, **common)
+                        result += tried(one, name, kind, judge=judge, **common)
                     continue
                 if foreign is None:
                     missing = {"attack": name, "control": kind, "method": change.title, "metric": "ASR"}
                     result += Result(not_measured=[missing | {"why": lacking(pipe, kind)}])
                 for word, shown in foreign[0].items() if foreign else ():
-                    strange, told = Concept(word, "a thing", concepts[0].kind), {"control": kind, "pictures": shown}
-                    result += run(pipe, change, strange, name, judge=foreign[1], **told, **common)
+                    strange = Concept(word, "a thing", concepts[0].kind)
+                    result += tried(strange, name, kind, judge=foreign[1], pictures=shown, **common)
         drawn = Drawing(asked["steps"], asked["guidance"], batch=asked["batch"]).about(pipe)
         about = {"given": about.pop("model"), **about, **drawn, **made_with(pipe, [change], judge)}
         about |= {"device": str(pipe.device), "seeds": len(seeds), "settings": settings}

@@ -18,7 +18,7 @@ from typing import Any
 from ..attacks import CONTROLS, Result, attack, named
 from ..attacks.never import COMMAND
 from ..concepts import Concept
-from ..errors import MaceError, unknown
+from ..errors import MaceError, refusal, unknown
 from ..evaluate.attacked import write_table
 from ..evaluate.made import made_with
 from ..evaluate.pictures import Drawing
@@ -147,7 +147,7 @@ class Attacking:
                 try:
                     edit = None if way == ORIGINAL else self._built(pipe, way, target, tell)
                 except MaceError as error:
-                    failed[way] = _told(error)
+                    failed[way] = refusal(error)
             if way in failed or time.monotonic() > ends:
                 whys |= dict.fromkeys(todo, failed.get(way, LATER))
                 break
@@ -188,11 +188,4 @@ class Attacking:
         try:
             return attack(pipe, edit, concept, name, **options)
         except MaceError as error:
-            return Result(not_measured=[{"metric": "ASR", "why": _told(error)}])
-
-
-def _told(error: MaceError) -> str:
-    """A refusal in its words; the disk's fault is raised."""
-    if isinstance(error.__cause__, OSError):
-        raise error
-    return str(error)
+            return Result(not_measured=[{"metric": "ASR", "why": refusal(error)}])

@@ -21,7 +21,7 @@ from ..baselines import Edit, build, method, tunable
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..files import hash_text, name_of, write_json
+from ..files import hash_text, name_of, read_checked, write_checked
 from ..models.families import family_of
 from ..models.swap import base_hash
 from ..reading import build_settings, read_data
@@ -164,7 +164,7 @@ def tune(
         if (found := _read(place, key)) is None:
             found = {"key": key, **_measured(pipe, make, how, lists, told, kept, point, label, progress, common)}
             if "settings" in found:
-                write_json(place, found, None, default=str)
+                write_checked(place, json.loads(json.dumps(found, default=str)))
         settings = found.get("settings", settings)
         spent[how] += found["row"].get("seconds", 0.0)
         rows.append({"erased": how, "point": number, "settings": json.dumps(point), **found["row"]})
@@ -235,9 +235,9 @@ def edits(pipe, folder: str | Path, name: str, progress: Progress | None = None)
 def _read(place: Path, key: str) -> dict[str, Any] | None:
     """A point that was measured; None where it is missing, damaged, or of something else."""
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = read_checked(place)
         return found if found["key"] == key and found["row"]["H_c"] is not None else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (MaceError, LookupError, TypeError):
         return None
 
 
