@@ -210,6 +210,8 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["bench", "--products", "fp8"], "fp64, mixed, both"),
         (["bench", "--layout", "SD v9"], "There is no layout 'SD v9' to fill with random weights; choose from SD v1.4"),
         (["bench", "--layout", "SD v1.4", "--model", "m"], "--layout takes the place of --model m"),
+        (["bench", "--device", "abacus"], "--device is 'abacus', which is not there"),
+        (["bench", "--model", "nowhere"], "nowhere"),
         (["bench", "--dtype", "float8"], "--dtype is 'float8'; choose from float32, float16, bfloat16"),
         (["evaluate", "--prompts", "list.csv", "--jobs", "2", "--out", "x"], "belong to an engine"),
     ],

@@ -22,6 +22,7 @@ from .options import (
     Model,
     Revision,
     Threads,
+    check_device,
     engine_of,
     example,
     pipeline,
@@ -248,22 +249,26 @@ def bench(
     from ..bench.layouts import check_layout
 
     kind = precision(dtype)  # what is not there is refused before minutes have gone
+    check_device(device)
     if layout is not None:
         check_layout(layout)
     if layout is not None and model != "mini-sd":
         raise MaceError(f"--layout takes the place of --model {model}: give one of them.")
-    with Bars() as bars:
-        lines = bench.run(concepts, products, reference, toggle, progress=bars)
-        if baselines:
-            lines += bench.closed_forms(concepts, progress=bars)
-        if drawing:
-            lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars, model="mini-sd"))
-        if whole and layout is None:
-            lines += bench.whole(pipeline(model, None, True, device, dtype), progress=bars)
-        elif whole:
-            lines += bench.at_size(layout, device, progress=bars, dtype=kind)
-    for line in lines:
-        typer.echo(line)
+    pipe, lines = pipeline(model, None, True, device, dtype) if whole and layout is None else None, []
+    try:
+        with Bars() as bars:
+            lines += bench.run(concepts, products, reference, toggle, progress=bars)
+            if baselines:
+                lines += bench.closed_forms(concepts, progress=bars)
+            if drawing:
+                lines.append(bench.drawing(pipeline("mini-sd", None, True, None, None), progress=bars, model="mini-sd"))
+            if pipe is not None:
+                lines += bench.whole(pipe, progress=bars)
+            elif whole:
+                lines += bench.at_size(layout, device, progress=bars, dtype=kind)
+    finally:  # what has been measured is said, whatever comes after it
+        for line in lines:
+            typer.echo(line)
 
 
 def register(app: typer.Typer) -> None:

@@ -71,19 +71,24 @@ def precision(dtype: str | None):
     return known[dtype]
 
 
-def pipeline(model, revision, local_files_only, device, dtype, low_memory=False):
-    """The pipeline that a command's options ask for; MaceError for a dtype that there is not."""
+def check_device(device: str | None) -> None:
+    """MaceError for a device that is not there."""
     import torch
 
-    from ..models.pipelines import load_pipeline
-
-    kind = precision(dtype)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise MaceError(
             f"--device is {device!r}, which is not there ({first_line(error)}): give cuda, mps or cpu."
         ) from error
+
+
+def pipeline(model, revision, local_files_only, device, dtype, low_memory=False):
+    """The pipeline that a command's options ask for; MaceError for a dtype or a device that there is not."""
+    from ..models.pipelines import load_pipeline
+
+    kind = precision(dtype)
+    check_device(device)
     extra = {"revision": revision, "local_files_only": local_files_only, "device": device}
     extra |= {"low_memory": True} if low_memory else {}
     return load_pipeline(model, dtype=kind, **extra)
