@@ -222,6 +222,7 @@ def test_pictures_are_kept_and_read_again(pipe, ship, tmp_path, monkeypatch):
     places = sorted(p for p in tmp_path.iterdir() if p.is_dir())
     assert [p.name.split("-")[0] for p in places] == ["erased", "original"]
     manifest = json.loads((places[1] / "manifest.json").read_text())
+    assert {"model_name", "precision", "scheduler", "versions"} <= set(manifest["made"])
     assert len(manifest["images"]) == 18 and manifest["model"] == model_hash(pipe) and manifest["steps"] == 1
     assert (tmp_path / "metrics.csv").is_file() and (tmp_path / "settings.json").is_file()
     lost, broken = (places[0] / entry["file"] for entry in manifest["images"][:2])

@@ -86,6 +86,8 @@ def test_training_images_have_a_manifest_and_resume(pipe, tmp_path, monkeypatch)
     images, entries = read_images(tmp_path)
     assert [e["seed"] for e in entries] == [7, 8, 9, 10] and entries[0]["prompt"] == "a photo of the ship"
     assert {"model", "steps", "guidance", "size", "scheduler"} <= set(entries[0])
+    whole = json.loads((tmp_path / "manifest.json").read_text())
+    assert {"model_name", "precision", "scheduler", "versions"} <= set(whole["made"])
     expected = generate(pipe, "a photo of the ship", [7, 8, 9, 10], steps=2)
     assert np.abs(pixels(images) - pixels(expected)).max() <= 1
     drawn.clear()

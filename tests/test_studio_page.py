@@ -259,6 +259,7 @@ def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F
     place = tmp_path / "kept" / "001"
     about = json.loads((place / "settings.json").read_text())
     assert about["strengths"] == {"frog": 0.5} and about["seeds"] == [0, 1] and about["versions"]["torch"]
+    assert {"config", "model", "judge", "scheduler", "guidance", "precision", "drawn_by"} <= set(about)
     kept = Erasure.load(place / "erasure.safetensors")
     with untouched(pipe):
         kept.apply(pipe)
@@ -269,6 +270,14 @@ def test_what_is_saved_draws_the_same_again(pipe, erasure, tmp_path):  # noqa: F
     names = {f"{kind}-seed-{seed}.png" for kind in ("original", "erased") for seed in SEEDS}
     assert {p.name for p in place.glob("*.png")} == {"page.png", *names, *(f"beside-{name}" for name in names)}
     shown.close()
+
+
+def test_what_an_erasure_or_a_caller_asks_for_is_not_cut(pipe, erasure):  # noqa: F811
+    shown = Studio(Easel(pipe, erasure.scaled({"frog": 1.6}), steps=2, guidance=150.0), PROMPT, SEEDS)
+    assert shown.strengths["frog"] == 1.6 and shown.guidance.value == 150
+    shown.close()
+    with pytest.raises(MaceError, match="str has no UNet"):
+        Easel("mini-sd", erasure)
 
 
 def test_without_a_folder_nothing_can_be_saved(page):  # noqa: F811

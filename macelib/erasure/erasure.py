@@ -7,7 +7,6 @@ or scaling a concept needs no model pass. Where the model reads a pooled text, a
 
 import dataclasses
 import logging
-import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError
-from ..models.about import model_name
+from ..models.about import versions  # noqa: F401 (one of this package's names)
 from ..models.entrances import denoiser, text_weights
 from ..models.swap import base_hash, originals, remove, take_back, write
 from . import store
@@ -236,16 +234,3 @@ def _norm(weights: Mapping[str, Tensor]) -> float:
 def _same(P: Tensor | None, Q: Tensor | None) -> bool:
     """Whether two priors are one, but for what another machine rounds otherwise."""
     return P is Q if P is None or Q is None else bool((P - Q).norm() <= 1e-6 * P.norm())
-
-
-def versions(pipe=None) -> dict[str, str]:
-    """Versions of the libraries that an erasure is made with; of a pipeline, too, the name of its model."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "macelib": __version__}
-    for name in ("torch", "diffusers", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found | ({"model": name} if pipe is not None and (name := model_name(pipe)) else {})

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from ..erasure import versions
 from ..files import hash_tensors
-from ..models.about import about
+from ..models.about import made
 
 
 def made_with(pipe, erasures: Sequence, judge) -> dict:
@@ -13,11 +12,9 @@ def made_with(pipe, erasures: Sequence, judge) -> dict:
     Of a concept's templates, synonyms and companions, those it holds; templates that the settings name are written
     into it by `erase`, the settings' companions are not repeated.
     """
-    known = about(pipe)
     return {
-        **{name: known[name] for name in ("model_name", "revision", "precision", "scheduler")},
+        **made(pipe),
         "judge": {"name": judge.name, "weights": _weights(judge)},
-        "versions": versions(),
         "config": [_settings(erasure) for erasure in erasures],
     }
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..errors import MaceError
 from ..files import atomic, hash_file, hash_tensors, hash_text, write_json
+from ..models.about import made
 from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import AUTOCAST, cast, default_guidance, drawing_hash
 from ..models.sample import generate, image_size
@@ -46,8 +47,8 @@ class Drawing:
         """Jobs and their pictures, batch by batch, by the pipeline as it is now.
 
         With a folder they are kept in a sub-folder of this state of the model, with manifest.json (model, weights,
-        settings; prompt and seed of each); pictures that are there already are read. around: entered while so many are
-        drawn.
+        settings, what they were made with; prompt and seed of each); pictures that are there already are read. around:
+        entered while so many are drawn.
         """
         about = self.about(pipe)
         place = self.place(pipe, folder, state) if folder else None
@@ -67,7 +68,7 @@ class Drawing:
                     images[i] = image
                 if place:
                     known |= {some[i]: _save(place, some[i], images[i]) for i in missing}
-                    _write(place, about, known)
+                    _write(place, about | {"made": made(pipe)}, known)
             yield some, images
 
     def place(self, pipe, folder: str | Path, state: str = "pictures") -> Path:
@@ -114,7 +115,8 @@ def _read(place: Path, about: dict) -> dict[Job, str]:
     """Checksum by job from manifest.json; none where it is missing, damaged or of another state of the model."""
     try:
         found = json.loads((place / "manifest.json").read_text(encoding="utf-8"))
-        if {**found, "images": None} != {**json.loads(json.dumps(about)), "images": None}:
+        theirs, ours = ({**values, "images": None, "made": None} for values in (found, json.loads(json.dumps(about))))
+        if theirs != ours:
             return {}
         return {(entry["prompt"], entry["seed"]): entry["sha256"] for entry in found["images"]}
     except (OSError, ValueError, LookupError, TypeError, RecursionError):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..files import atomic, hash_file, hash_tensors, locked, read_tensors, save_tensors, write_json
+from ..models.about import made
 from ..models.denoise import is_flow
 from ..models.entrances import denoiser, text_weights
 from ..models.pipelines import cast, default_guidance, drawing_hash, model_hash
@@ -90,12 +91,12 @@ def draw_together(
         for folder in sorted({one.folder for one in asked}):  # in one order, so that no two processes block each other
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(locked(folder / ".lock", f"the pictures in {folder}"))
-        books = [_Book(one, n, made_by, maps) for one in asked]
+        books = [_Book(one, n, made_by, maps, made(pipe)) for one in asked]
         todo = [(book, entry) for book in books for entry in book.missing]
         for start in range(0, len(todo), batch):
             some = todo[start : start + batch]
-            for (book, entry), *made in zip(some, *_drawn(pipe, some, maps), strict=True):
-                book.keep(entry, *made)
+            for (book, entry), *drawn in zip(some, *_drawn(pipe, some, maps), strict=True):
+                book.keep(entry, *drawn)
             for book in {id(book): book for book, _ in some}.values():
                 book.write()
             if callback is not None:
@@ -118,8 +119,8 @@ def _made_by(pipe, steps: int, guidance, size, model: str | None, autocast: str 
 class _Book:
     """The pictures that a folder has of those that are asked for, and those that are missing."""
 
-    def __init__(self, asked: Asked, n: int, made_by: dict, maps: bool):
-        self.folder = asked.folder
+    def __init__(self, asked: Asked, n: int, made_by: dict, maps: bool, made: dict):
+        self.folder, self.made = asked.folder, made
         about = made_by | ({"map_of": asked.concept.name} if maps else {})
         wanted = [{"file": f"{i:04d}.png", "prompt": asked.text, "seed": asked.seed + i, **about} for i in range(n)]
         kept = {entry["file"]: entry for entry in read_manifest(self.folder)}
@@ -147,7 +148,7 @@ class _Book:
     def write(self) -> None:
         """The manifest of what is there."""
         entries = sorted(self.entries, key=lambda entry: entry["file"])
-        write_json(self.folder / "manifest.json", {"images": entries})
+        write_json(self.folder / "manifest.json", {"made": self.made, "images": entries})
 
 
 def _drawn(pipe, some: Sequence[tuple[_Book, dict]], maps: bool) -> tuple[list[Image.Image], list[Tensor | None]]:

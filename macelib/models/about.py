@@ -2,8 +2,11 @@
 
 import json
 import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .. import __version__
 from ..files import hash_tensors
 from .entrances import denoiser, text_weights
 from .pipelines import default_guidance, drawing_hash, model_hash
@@ -14,6 +17,28 @@ def model_name(pipe) -> str | None:
     """What a pipeline was loaded by: of a folder its name alone; None for one that was made otherwise."""
     source = pipe.__dict__.get("_macelib_source", (None, {}))[0]
     return Path(source).name if source and Path(source).is_absolute() else source
+
+
+def versions(pipe=None) -> dict[str, str]:
+    """Versions of the libraries that an erasure is made with; of a pipeline, too, the name of its model."""
+    found = {"python": platform.python_version(), "macelib": __version__}
+    for name in ("torch", "diffusers", "transformers"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found | ({"model": name} if pipe is not None and (name := model_name(pipe)) else {})
+
+
+def made(pipe) -> dict:
+    """What is to be known besides settings to draw a pipeline's pictures again: model, scheduler, precision, versions.
+
+    A manifest's pictures are told from others by its other entries.
+    """
+    known = about(pipe)
+    return {name: known[name] for name in ("model_name", "revision", "precision", "scheduler")} | {
+        "versions": versions()
+    }
 
 
 def about(pipe) -> dict:

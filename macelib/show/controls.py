@@ -30,7 +30,8 @@ class Controls:
         self.steps = widgets.BoundedIntText(
             steps, 1, 1000, description="steps", tooltip="denoising steps", **SHORT, **_wide("8em"), **LAZY
         )
-        bounds, scale = {"min": 0, "max": 100, "step": 0.5}, "classifier-free guidance scale"
+        bounds = {"min": min(0, guidance), "max": max(100, guidance), "step": 0.5}
+        scale = "classifier-free guidance scale"
         self.guidance = widgets.BoundedFloatText(
             guidance, **bounds, description="guidance", tooltip=scale, **SHORT, **_wide("10em"), **LAZY
         )
@@ -89,9 +90,10 @@ class Controls:
             return self.ticks[name], self.sliders[name]
         half = {"width": "auto", "min_width": "8em", "max_width": "24em"}
         self.ticks[name] = widgets.Checkbox(True, description=label, indent=False, layout={**half, "flex": "1 1 8em"})
-        scale = {"min": 0.0, "max": 1.0, "step": 0.05, "description": "strength", "tooltip": f"strength of {name}"}
+        scale = {"min": 0.0, "max": max(1.0, strength), "step": 0.05}
+        said = {"description": "strength", "tooltip": f"strength of {name}"}
         self.sliders[name] = widgets.FloatSlider(
-            min(strength, 1.0), **scale, **LAZY, **SHORT, layout={**half, "flex": "1 1 14em"}
+            strength, **scale, **said, **LAZY, **SHORT, layout={**half, "flex": "1 1 14em"}
         )
         line = widgets.HBox([self.ticks[name], self.sliders[name]], layout={"align_items": "center"})
         self.lines.children += (line,)

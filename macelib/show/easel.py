@@ -30,7 +30,7 @@ from ..errors import MaceError
 from ..files import cache_folder, hash_text
 from ..job import erase
 from ..models.attention import trace
-from ..models.pipelines import AUTOCAST, cast, default_guidance, fast_precision, model_hash
+from ..models.pipelines import AUTOCAST, cast, check_pipeline, default_guidance, fast_precision, model_hash
 from ..models.sample import generate
 from ..models.swap import untouched
 from ..models.text import tokenizers
@@ -100,6 +100,7 @@ class Easel:
     ):
         if autocast not in (None, "auto", *AUTOCAST):
             raise MaceError(f"autocast is {autocast!r}; allowed: None, auto, {', '.join(AUTOCAST)}.")
+        check_pipeline(pipe)
         self.autocast = fast_precision(pipe) if autocast == "auto" else autocast
         erasure.check(pipe)
         guidance = own_guidance(pipe) if guidance is None else guidance

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..erasure import Erasure, versions
+from ..erasure import Erasure
 from ..errors import MaceError
 from ..files import atomic, write_json
+from ..models.about import made
 from ..models.pipelines import drawing_hash, model_hash
 from .easel import alone, drawn
 from .results import save_figure
@@ -20,8 +21,8 @@ def keep(
 ) -> Path:
     """Write everything into a new folder 001, 002, ... in `folder`, and return it; MaceError where it cannot be made.
 
-    settings: what the page says ("prompt", "seeds", "steps", "guidance", "strengths", ...); model and versions are
-    added. The erasure holds the concepts of settings["strengths"], at these strengths.
+    settings: what the page says ("prompt", "seeds", "steps", "guidance", "strengths", ...); what else the
+    pictures depend on is added. The erasure holds the concepts of settings["strengths"], at these strengths.
     """
     place = _new(folder)
     for row in drawn(rows):
@@ -34,9 +35,8 @@ def keep(
     if strengths:
         erasure.only(list(strengths)).scaled(strengths).save(place / "erasure.safetensors")
     with alone():
-        about = {"hash": model_hash(pipe), "drawn_by": drawing_hash(pipe), "scheduler": type(pipe.scheduler).__name__}
-    model = {"model": str(pipe.config.get("_name_or_path", "")), **about}
-    write_json(place / "settings.json", {**settings, **model, "versions": versions()})
+        about = {"model": model_hash(pipe), "drawn_by": drawing_hash(pipe), **made(pipe)}
+    write_json(place / "settings.json", {**settings, **about, "config": erasure.config.to_dict()})
     return place
 
 

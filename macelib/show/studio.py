@@ -201,7 +201,7 @@ class Studio(Doing):
     def _save(self, _) -> None:
         def work(stop: threading.Event | None) -> str:
             rows = self._rows(partial(self._tell, stop))
-            settings = {**self.settings, "verdicts": self._verdicts(rows)}
+            settings = {**self.settings, "judge": _called(self.judge), "verdicts": self._verdicts(rows)}
             place = keep(self.folder, self.easel.pipe, self.easel.erasure, rows, self.figure(), settings)
             return f"saved in {place}"
 
@@ -232,3 +232,9 @@ class Studio(Doing):
             self._learning = self.learn.disabled = self.save.disabled = False
         if self.easel.erasure is not before:
             self.update(stop)
+
+
+def _called(judge: Judge | None) -> str | None:
+    """The name of a judge, or of the classifier that it asks."""
+    of = judge.args[0] if isinstance(judge, partial) and judge.args else judge
+    return None if judge is None else getattr(of, "name", getattr(of, "__name__", type(of).__name__))
