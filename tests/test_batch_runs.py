@@ -253,6 +253,34 @@ def test_a_picture_that_is_damaged_is_left_out_of_the_page(tmp_path, caplog, cut
     assert "a.png cannot be read" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"runs": 5}',
+        '{"runs": ["a"]}',
+        '{"runs": [{"id": 1, "parameters": {}}]}',
+        "[" * 10**5,
+        '{"runs": [{"id": "../x", "parameters": {}}]}',
+        '{"runs": [{"id": "a", "parameters": []}]}',
+    ],  # fmt: skip
+)
+def test_a_damaged_list_of_runs_is_named_and_its_index_stays(tmp_path, mace, text, caplog):
+    for name in ("t", "u"):
+        fake(tmp_path / name, [{"a": 1}, {"a": 2}], done=2)
+        write(tmp_path / name)
+    before = (tmp_path / "t" / "index.csv").read_text()
+    (tmp_path / "t" / "sweep.json").write_text(text)
+    with pytest.raises(MaceError, match=r"sweep.json is damaged: delete it and launch the sweep again"):
+        write(tmp_path / "t")
+    assert (tmp_path / "t" / "index.csv").read_text() == before
+    said = mace("runs", "--root", tmp_path)
+    assert "u: 2 complete" in said.output and "sweep.json is damaged" in caplog.text
+    assert "has no runs" in mace("runs", "--root", tmp_path / "nothere").output
+
+
 def test_page_holds_all_it_needs_and_cannot_be_broken_by_values(tmp_path, mace):
     from PIL import Image
 

@@ -118,7 +118,9 @@ def runs(
 
     if sweep is not None:
         return _index(find(sweep, root), everything)
-    for name, states in sweeps(root).items():
+    if not (found := sweeps(root)):
+        typer.echo(f"{root} has no runs.")
+    for name, states in found.items():
         typer.echo(f"{name}: " + ", ".join(f"{number} {state}" for state, number in sorted(states.items())))
 
 

@@ -5,6 +5,7 @@ killed and resumed has the same index as one that was not.
 """
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pandas as pd
 
 from ..errors import MaceError
 from ..reading import flatten
-from .runs import ENDED, METRICS, ROOT, STATUS, read_json, state, write_text
+from .runs import ENDED, METRICS, ROOT, STATUS, SWEEP, read_json, read_runs, state, write_text
 
+log = logging.getLogger(__name__)
 OWN = ("run", "status", "error")  # columns of every index; what has such a name is called parameter. or metric.
 ABOUT = ("config", "environment", "settings", "seconds")  # entries of metrics.json that are no results
 
@@ -27,18 +29,21 @@ def find(name: str | Path, root: str | Path = ROOT) -> Path:
 
         path = Path(read_sweep(path).name)
     for folder in (path, root / path):
-        if (folder / "sweep.json").exists():
+        if (folder / SWEEP).exists():
             return folder
     there = ", ".join(sweeps(root))
     raise MaceError(f"{root} has no runs of {name}; " + (f"it has: {there}." if there else "it has no runs at all."))
 
 
 def sweeps(root: str | Path = ROOT) -> dict[str, Counter]:
-    """The sweeps in a folder, by name: how many runs are in which state."""
+    """The sweeps in a folder, by name: how many runs are in which state; a damaged one has none (said)."""
     found = {}
-    for path in sorted(Path(root).glob("*/sweep.json")):
-        listed = read_json(path).get("runs", ())
-        found[path.parent.name] = Counter(state(path.parent / run["id"]) for run in listed)
+    for path in sorted(Path(root).glob(f"*/{SWEEP}")):
+        found[path.parent.name] = Counter()
+        try:
+            found[path.parent.name].update(state(path.parent / run["id"]) for run in read_runs(path.parent))
+        except MaceError as error:
+            log.warning("%s", error)
     return found
 
 
@@ -46,13 +51,14 @@ def collect(folder: str | Path, everything: bool = False) -> pd.DataFrame:
     """The runs of a sweep: run, status, parameters, metrics, error; a failed run has what it recorded before.
 
     `everything`: also runs of earlier versions of notebook, code or sweep file. `frame.attrs` says which columns are
-    parameters ("parameters"), which of these vary ("varied"), and which are metrics ("metrics").
+    parameters ("parameters"), which of these vary ("varied"), and which are metrics ("metrics"). MaceError: a damaged
+    sweep.json.
     """
     folder = Path(folder)
-    listed = {run["id"]: run["parameters"] for run in read_json(folder / "sweep.json").get("runs", ())}
+    listed = {run["id"]: run["parameters"] for run in read_runs(folder)}
     if everything:
-        earlier = {path.parent.name: read_json(path).get("parameters", {}) for path in folder.glob("*/run.json")}
-        listed = {**earlier, **listed}
+        earlier = {path.parent.name: read_json(path).get("parameters") for path in folder.glob("*/run.json")}
+        listed = {**{key: values for key, values in earlier.items() if isinstance(values, dict)}, **listed}
     column = lambda name: f"parameter.{name}" if name in OWN else name  # noqa: E731
     parameters = {key: {column(n): v for n, v in flatten(values).items()} for key, values in listed.items()}
     metrics = {key: _metrics(folder / key) for key in listed}

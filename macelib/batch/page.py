@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from .runs import ENDED, NOTEBOOK, READABLE, STATUS, figures, read_json
+from .runs import ENDED, NOTEBOOK, READABLE, STATUS, SWEEP, figures, read_json
 
 log = logging.getLogger(__name__)
 THUMBNAIL, PER_RUN = (360, 150), 4  # largest width and height in pixels; pictures per run
@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent
 
 def page(folder: Path, frame: pd.DataFrame) -> str:
     """HTML of a sweep's index; links to notebooks, logs and figures are relative to its folder."""
-    sweep = read_json(folder / "sweep.json")
+    sweep = read_json(folder / SWEEP)
     attributes = frame.attrs
     data = {
         "parameters": attributes["varied"],

@@ -38,6 +38,7 @@ SETTINGS = "config"  # parameter that holds fields of EraseConfig
 ROOT = Path("papermill_runs")  # default folder of all sweeps
 NOTEBOOK, READABLE, METRICS, FIGURES = "notebook.ipynb", "notebook.html", "metrics.json", "figures"
 SUMMARY, STATUS, SUCCESS = "summary.txt", "status.json", "SUCCESS"
+SWEEP = "sweep.json"  # in a sweep's folder: the runs that make it up
 ENDED = ("complete", "failed")  # states in which a run's metrics and figures are shown
 
 
@@ -133,13 +134,13 @@ def remember(folder: Path, name: str, runs: Sequence[Run], add: bool = False) ->
     """Write sweep.json, the runs that make up a sweep; `add` keeps those that were there, of the same versions."""
     make_folder(folder)
     with FileLock(folder / ".sweep.lock"):  # `mace run` may be called many times at once
-        before = read_json(folder / "sweep.json").get("runs", []) if add else []
+        before = read_runs(folder) if add else []
         kept = ("id", "parameters", "versions")
         now = [{key: value for key, value in asdict(run).items() if key in kept} for run in runs]
         ids = {run["id"] for run in now}
         same = [run for run in before if run["id"] not in ids and run.get("versions") == now[0]["versions"]]
         rows = {"name": name, "notebook": Path(runs[0].notebook).name, "runs": same + now}
-        write_json(folder / "sweep.json", rows)
+        write_json(folder / SWEEP, rows)
 
 
 def make_folder(folder: Path) -> None:
@@ -185,9 +186,27 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file is missing or damaged."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+def read_runs(folder: Path) -> list[dict[str, Any]]:
+    """The runs that sweep.json says make up a sweep: `id` and `parameters` of each; none where there is no such file.
+
+    MaceError for a damaged one.
+    """
+    if not (path := folder / SWEEP).exists():
+        return []
+    found = read_json(path).get("runs")
+    if not isinstance(found, list) or not all(map(_is_run, found)):
+        raise MaceError(f"{path} is damaged: delete it and launch the sweep again; what is complete stays so.")
+    return found
+
+
+def _is_run(entry: Any) -> bool:
+    named = isinstance(entry, dict) and isinstance(entry.get("id"), str) and Path(entry["id"]).name == entry["id"]
+    return bool(named and isinstance(entry.get("parameters"), dict))
 
 
 def write_json(path: Path, values: Any) -> None:

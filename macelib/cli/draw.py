@@ -97,7 +97,7 @@ def _refuse_others(out: Path, manifest: dict, fields: set[str]) -> None:
         found = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
         same = all(found[name] == manifest[name] for name in fields - {"images"})
         same = same and found["images"] == manifest["images"][: len(found["images"])]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         same = False
     if not same:
         raise MaceError(f"{out} holds pictures that this call did not draw: choose a new folder, or empty this one.")
