@@ -265,7 +265,7 @@ def test_a_picture_that_is_damaged_is_left_out_of_the_page(tmp_path, caplog, cut
         "[" * 10**5,
         '{"runs": [{"id": "../x", "parameters": {}}]}',
         '{"runs": [{"id": "a", "parameters": []}]}',
-    ],  # fmt: skip
+    ],
 )
 def test_a_damaged_list_of_runs_is_named_and_its_index_stays(tmp_path, mace, text, caplog):
     for name in ("t", "u"):

@@ -82,6 +82,10 @@ def test_a_function_and_an_object_of_the_user_s(pictures, tmp_path, monkeypatch)
         assert plugged(source).top1(pictures, ["a"]) == [None] * 5
     with pytest.raises(MaceError, match="cannot be imported"):
         plugged("mine:nothing")
+    for text in ("def look(", "1 / 0", "raise RuntimeError('no GPU')"):
+        (tmp_path / "broken.py").write_text(text)
+        with pytest.raises(MaceError, match="cannot be imported: its module raises (Syntax|ZeroDivision|Runtime)Error"):
+            plugged("broken.py:look")
     with pytest.raises(MaceError, match="gave 1 names for 5 pictures"):
         plugged(lambda pictures, among: ["a"]).top1(pictures)
     with pytest.raises(MaceError, match="gave 3 for a picture"):

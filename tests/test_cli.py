@@ -145,7 +145,9 @@ def test_version_and_concepts(capsys):
     assert mace(capsys, "--version")[1] == f"macelib {__version__}\n"
     whole = mace(capsys, "concepts")[1]
     assert all(entry.name in whole for entry in catalogue()) and "watercolor" in whole
-    assert "ship (vehicle): shown in its place, the sea; also called" in mace(capsys, "concepts", "SHIP")[1]
+    for word in ("SHIP", " ship\t"):
+        assert "ship (vehicle): shown in its place, the sea; also called" in mace(capsys, "concepts", word)[1]
+    assert "The word is empty" in mace(capsys, "concepts", " ")[2]
     code, _, said = mace(capsys, "concepts", "quxfroog")
     assert code == 1 and "frog" in said
 

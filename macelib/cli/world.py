@@ -25,7 +25,9 @@ def concepts(
             typer.echo(f"{group} ({len(names)}): {', '.join(names)}\n")
         typer.echo(f"style ({len(styles)}): {', '.join(styles)}")
         return
-    sought = word.casefold()
+    sought = " ".join(word.casefold().split())
+    if not sought:
+        raise MaceError("The word is empty: give a part of a name, or none for all of them.")
     found = [e for e in catalogue() if any(sought in t.casefold() for t in (e.name, e.group, e.anchor, *e.synonyms))]
     for entry in found:
         also = f"; also called {', '.join(entry.synonyms)}" if entry.synonyms else ""

@@ -193,6 +193,9 @@ def _function(source: str) -> Any:
         return getattr(found, name)
     except (ImportError, OSError, AttributeError) as error:
         raise MaceError(f"The classifier {source!r} cannot be imported ({error}): give module:function.") from error
+    except Exception as error:  # whatever a person's own module raises
+        said = f"{type(error).__name__}: {first_line(error)}"
+        raise MaceError(f"The classifier {source!r} cannot be imported: its module raises {said}.") from error
 
 
 def _nothing(source: str, error) -> MaceError:
