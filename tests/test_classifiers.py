@@ -84,7 +84,7 @@ def test_a_function_and_an_object_of_the_user_s(pictures, tmp_path, monkeypatch)
         plugged("mine:nothing")
     for text in ("def look(", "1 / 0", "raise RuntimeError('no GPU')"):
         (tmp_path / "broken.py").write_text(text)
-        with pytest.raises(MaceError, match=r"cannot be imported: its module raises (Syntax|ZeroDivision|Runtime)Error"):
+        with pytest.raises(MaceError, match=r"imported: its module raises (Syntax|ZeroDivision|Runtime)Error"):
             plugged("broken.py:look")
     with pytest.raises(MaceError, match="gave 1 names for 5 pictures"):
         plugged(lambda pictures, among: ["a"]).top1(pictures)
