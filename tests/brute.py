@@ -50,6 +50,32 @@ def _least_squares(rows, targets, towards, ridge):
     return torch.linalg.lstsq(torch.cat(rows), torch.cat(targets), driver="gels").solution.T
 
 
+class DDIM:
+    """DDIM of latents by its equation, in float64, for a scheduler's config; its timesteps are n."""
+
+    def __init__(self, config, n):
+        T, root = config["num_train_timesteps"], (config["beta_start"] ** 0.5, config["beta_end"] ** 0.5)
+        self.abar = (1 - torch.linspace(*root, T, dtype=torch.float64) ** 2).cumprod(0)
+        self.v = config["prediction_type"] == "v_prediction"
+        self.last = self.abar[0] if config.get("set_alpha_to_one") is False else torch.ones((), dtype=torch.float64)
+        if config["timestep_spacing"] == "leading":
+            self.timesteps = [i * (T // n) + config["steps_offset"] for i in reversed(range(n))]
+        else:
+            self.timesteps = [round(T - i * T / n) - 1 for i in range(n)]
+
+    def eps(self, x, t, said):
+        """ε of x_t, from what the denoiser says of it."""
+        a = self.abar[t]
+        return a.sqrt() * said.double() + (1 - a).sqrt() * x.double() if self.v else said.double()
+
+    def step(self, x, i, said):
+        """From the i-th timestep to the next one."""
+        a, b = (self.abar[t] for t in (self.timesteps[i], self.timesteps[min(i + 1, len(self.timesteps) - 1)]))
+        b = b if i + 1 < len(self.timesteps) else self.last
+        eps = self.eps(x, self.timesteps[i], said)
+        return (b.sqrt() * (x.double() - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b).sqrt() * eps).to(x.dtype)
+
+
 def relative(a, b):
     """Largest absolute difference over the largest absolute value."""
     return float((a.double() - b.double()).abs().max() / b.double().abs().max())

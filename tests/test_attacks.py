@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from brute import DDIM
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 
 from macelib.attacks import LEVELS, Nearest, attack, attacks, judge_key, read_pictures, wordings
@@ -302,31 +303,35 @@ def test_noise_beyond_one_follows_its_equation(pipe):
 # --- completion ---------------------------------------------------------------------------------------------------
 
 
-def stepwise(pipe, edit, switch: int, steps: int = 4):
+def stepwise(pipe, edit, switch: int, spacing: str, steps: int = 4):
     """DDIM by hand: the original model before step `switch`, the edited one from it on."""
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(steps)
+    ddim = DDIM(dict(pipe.scheduler.config) | {"timestep_spacing": spacing}, steps)
     x = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(2))
     both = encode(pipe, ["", PROMPT])
-    for i, t in enumerate(scheduler.timesteps):
+    for i, t in enumerate(ddim.timesteps):
         if i == switch:
             edit.apply(pipe)
         with torch.no_grad():
             u, c = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=both).sample.chunk(2)
-        x = scheduler.step(u + 5.0 * (c - u), t, x).prev_sample
+        x = ddim.step(x, i, u + 5.0 * (c - u))
     edit.remove(pipe)
     with torch.no_grad():
         image = pipe.vae.decode(x / pipe.vae.config.scaling_factor).sample
     return pipe.image_processor.postprocess(image, output_type="pil")
 
 
+@pytest.mark.parametrize("scheduler", ["own", "of mini-SD"])
 @pytest.mark.parametrize("switch", [0, 2, 4])
-def test_a_completed_picture_is_one_whose_model_is_exchanged_on_the_way(pipe, uce, switch):
-    original = scene(pipe, guidance=5.0)
-    said = begun(original, PROMPT, 2, switch)
+def test_a_completed_picture_is_one_whose_model_is_exchanged_on_the_way(switch, scheduler):
+    pipe = tiny_pipeline("sd" if scheduler == "own" else "sd2")
+    if scheduler != "own":
+        pipe.scheduler = DPMSolverMultistepScheduler.from_pretrained(data_folder() / "mini-sd" / "scheduler")
+    uce = build(pipe, [SHIP], "uce", kept=["frog"])
+    said = begun(scene(pipe, guidance=5.0), PROMPT, 2, switch)
     with applied(pipe, uce):
         drawn = completed(scene(pipe, guidance=5.0), PROMPT, 2, said)
-    assert np.abs(pixels(drawn) - pixels(stepwise(pipe, uce, switch))).max() <= 1
+    wanted = stepwise(pipe, uce, switch, "leading" if scheduler == "own" else "trailing")
+    assert np.abs(pixels(drawn) - pixels(wanted)).max() <= 1
 
 
 # --- wording ------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from brute import relative
-from diffusers import DiffusionPipeline
+from brute import DDIM, relative
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
 from macelib import Concept, EraseConfig, Erasure, MaceError
@@ -17,7 +17,7 @@ from macelib.baselines.esd import ESD, esd_target, train, trained
 from macelib.baselines.registry import _METHODS
 from macelib.config import ImagesConfig, TrainOptions
 from macelib.evaluate import characters
-from macelib.files import read_tensors, save_tensors
+from macelib.files import data_folder, read_tensors, save_tensors
 from macelib.method.refine import gram
 from macelib.models.pipelines import kv_weights, model_hash
 from macelib.models.sample import generate
@@ -367,38 +367,36 @@ def test_mean_over_the_captions_tokens(pipe):
 # --- ESD ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["sd", "sd2"])
-def test_esd_trains_by_its_loss(kind):
+@pytest.mark.parametrize(("kind", "scheduler"), [("sd", "own"), ("sd2", "own"), ("sd2", "of mini-SD")])
+def test_esd_trains_by_its_loss(kind, scheduler):
     """Loss and gradient of the first step by hand: x_t by DDIM from the same noise, ε by the model's own prediction."""
     pipe = tiny_pipeline(kind)
+    if scheduler != "own":
+        pipe.scheduler = DPMSolverMultistepScheduler.from_pretrained(data_folder() / "mini-sd" / "scheduler")
     settings = ESD(steps=1, lr=1e-3, denoising=4, eta=2.0)
-    request, student = Request(pipe, (CONCEPTS[0],), seed=3), tiny_pipeline(kind).unet
+    request, student = Request(pipe, (CONCEPTS[0],), seed=4), tiny_pipeline(kind).unet
     before = {n: p.detach().clone() for n, p in parameters(student).items()}
     (record,) = train(request, settings, student)
 
-    from diffusers import DDIMScheduler
-
-    g, unet = torch.Generator().manual_seed(3), tiny_pipeline(kind).unet
+    g, unet = torch.Generator().manual_seed(4), tiny_pipeline(kind).unet
     torch.randint(1, (), generator=g)
     stop = int(torch.randint(4, (), generator=g))
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
-    scheduler.set_timesteps(4)
+    spacing = "leading" if scheduler == "own" else "trailing"
+    ddim = DDIM(dict(pipe.scheduler.config) | {"timestep_spacing": spacing}, 4)
     x = torch.randn(1, 4, 16, 16, generator=g)
     e_0, e_c = encode(pipe, [""]), encode(pipe, ["ship"])
 
-    def predict(model, x, t, e, in_eps=True):
-        out, abar = model(x, t, encoder_hidden_states=e).sample, scheduler.alphas_cumprod[int(t)]
-        v = kind == "sd2" and in_eps
-        return abar.sqrt() * out + (1 - abar).sqrt() * x if v else out
+    def predict(model, x, t, e):
+        return ddim.eps(x, t, model(x, t, encoder_hidden_states=e).sample)
 
     with torch.no_grad():
-        for t in scheduler.timesteps[:stop]:
-            u, c = (predict(unet, x, t, e, in_eps=False) for e in (e_0, e_c))
-            x = scheduler.step(u + 3 * (c - u), t, x).prev_sample
-        t = scheduler.timesteps[stop]
+        for i, t in enumerate(ddim.timesteps[:stop]):
+            u, c = (unet(x, t, encoder_hidden_states=e).sample for e in (e_0, e_c))
+            x = ddim.step(x, i, u + 3 * (c - u))
+        t = ddim.timesteps[stop]
         target = predict(pipe.unet, x, t, e_0) - 2 * (predict(pipe.unet, x, t, e_c) - predict(pipe.unet, x, t, e_0))
     loss = (predict(unet, x, t, e_c) - target).square().mean()
-    assert record.timestep == int(t) and record.concept == "ship"
+    assert stop and record.timestep == t and record.concept == "ship"
     assert abs(record.loss - float(loss.detach())) < 1e-4 * record.loss
     loss.backward()
     for name, p in parameters(student).items():

@@ -1,17 +1,22 @@
 """Pictures from seeds: the same whatever the batch; training images that are kept, resumed and redone."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from brute import DDIM, relative
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from PIL import Image
 
+from macelib.attacks.noise import NoisyDDIM
 from macelib.concepts import Concept
 from macelib.errors import MaceError
+from macelib.files import data_folder
 from macelib.method import images
 from macelib.method.images import Asked, draw_together, read_images, read_manifest, read_maps, training_images
-from macelib.models.sample import encode_images, generate, image_size
+from macelib.models.sample import ddim, encode_images, generate, image_size
 from macelib.models.tiny import KINDS, tiny_pipeline
 
 SHIP = Concept("ship", "sea")
@@ -24,6 +29,33 @@ def pipe():
 
 def pixels(images):
     return np.stack([np.asarray(image).astype(int) for image in images])
+
+
+def schedulers():
+    """mini-SD's own, and that of SD v1.4."""
+    sd = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+    return [
+        DPMSolverMultistepScheduler.from_pretrained(data_folder() / "mini-sd" / "scheduler"),
+        PNDMScheduler(**sd, skip_prk_steps=True, set_alpha_to_one=False),
+    ]
+
+
+@pytest.mark.parametrize("own", schedulers(), ids=lambda own: type(own).__name__)
+@pytest.mark.parametrize(("kind", "steps"), [(DDIMScheduler, 8), (DDIMScheduler, 50), (NoisyDDIM, 25)])
+def test_ddim_of_any_pipeline_is_its_equation(own, kind, steps):
+    """Latents far beyond ±1, and a denoiser that is told the timestep."""
+    found = ddim(SimpleNamespace(scheduler=own), kind)
+    assert type(found) is kind and found.config.prediction_type == own.config.prediction_type
+    found.set_timesteps(steps)
+    config = dict(own.config) | {"timestep_spacing": "leading" if type(own) is PNDMScheduler else "trailing"}
+    wanted = DDIM(config, steps)
+    assert found.timesteps.tolist() == wanted.timesteps
+    x = y = 2 * torch.randn(1, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    for i, t in enumerate(found.timesteps):
+        x = found.step(torch.sin(2 * x + 0.01 * t), t, x).prev_sample
+        y = wanted.step(y, i, torch.sin(2 * y + 0.01 * t))
+        assert relative(x, y) < 1e-3
+    assert y.abs().max() > 1.5
 
 
 @pytest.mark.parametrize("kind", KINDS)

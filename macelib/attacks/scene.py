@@ -14,7 +14,7 @@ from ..baselines import Hook, Run
 from ..baselines.hooks import check_text, noise_scale
 from ..concepts import Concept
 from ..errors import MaceError
-from ..models.sample import generate
+from ..models.sample import ddim, generate
 from ..models.swap import applied_edit
 from ..models.text import encode
 from ..models.tokens import tokenize
@@ -155,9 +155,9 @@ def embeddings(pipe, ids: Tensor, words: Tensor | None = None, at: Sequence[int]
 
 @contextmanager
 def plain_ddim(pipe, kind: type = DDIMScheduler, **values) -> Iterator[Any]:
-    """The pipeline with DDIM (or a scheduler of its kind) on its own noise schedule."""
+    """The pipeline with DDIM (or a scheduler of its kind) on its own noise schedule: see `ddim`."""
     own = pipe.scheduler
-    pipe.scheduler = kind.from_config(own.config)
+    pipe.scheduler = ddim(pipe, kind)
     for name, value in values.items():
         setattr(pipe.scheduler, name, value)
     try:

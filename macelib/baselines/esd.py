@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from ..models.entrances import kv_names
+from ..models.sample import ddim
 from ..models.text import encode
 from .changes import WeightDelta, parameters
 from .hooks import check_text, noise_scale
@@ -73,7 +73,7 @@ def train(request: Request, settings: ESD, student) -> Iterator[Step]:
     """
     pipe, teacher = request.pipe, request.pipe.unet
     generator = torch.Generator().manual_seed(request.seed)
-    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler = ddim(pipe)
     scheduler.set_timesteps(settings.denoising)
     e = encode(pipe, ["", *(concept.name for concept in request.concepts)])  # (1 + n, T, d)
     weights = list(trained(student, settings.variant).values())

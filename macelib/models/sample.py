@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -57,6 +58,20 @@ def generate(
         if callback is not None:
             callback(len(images), len(prompts))
     return images
+
+
+def ddim(pipe, kind: type = DDIMScheduler):
+    """DDIM, or a scheduler of its kind, on the pipeline's own noise schedule; the pipeline keeps its own.
+
+    Latents are not pixels, so that x0 is not clipped. A step goes back by T // n timesteps, whatever the next one is:
+    where the own spacing is "linspace", whose steps are longer, it is "trailing" here, else the denoiser would be told
+    another timestep than that of x_t. The last ᾱ is 1 or ᾱ_0, as the own scheduler has it.
+    """
+    own = pipe.scheduler.config
+    spacing = own.get("timestep_spacing", "leading")
+    one = own.get("set_alpha_to_one", own.get("final_sigmas_type") != "sigma_min")
+    options = {"timestep_spacing": "trailing" if spacing == "linspace" else spacing, "set_alpha_to_one": one}
+    return kind.from_config(own, clip_sample=False, **options)
 
 
 def check_drawing(pipe, seeds: Sequence[int], steps: int, guidance: float | None = None, batch: int = 1) -> None:
