@@ -12,6 +12,8 @@ from .columns import token_mean, tokens
 from .registry import Request, Settings, register
 from .uce import target_columns
 
+UNDETERMINED = 1e-8  # ridge of M towards I, relative to ‖M‖: far above rounding, far below what determines Q
+
 
 @dataclass(frozen=True)
 class OCE(Settings):
@@ -63,10 +65,12 @@ def vector_objective(W: Tensor, C: Tensor, A: Tensor, P0: Tensor) -> Tensor:
 def rotation(M: Tensor, reflection: Literal["leave", "flip_u", "flip_q"] = "leave") -> Tensor:
     """Q = U Zᵀ of M = U Σ Zᵀ: the orthogonal Q with the largest trace of Qᵀ M; (o, o).
 
+    M gets UNDETERMINED ‖M‖ I first: where M says nothing, Q is near I, and not whatever rounding makes of it.
     reflection, where det Q < 0: "leave" (a reflection is orthogonal, too), "flip_u" (the best rotation), "flip_q" (the
     last column of Q itself, which is not the best).
     """
-    U, _, Zh = torch.linalg.svd(M)
+    ridge = UNDETERMINED * torch.linalg.matrix_norm(M) * torch.eye(len(M)).to(M)
+    U, _, Zh = torch.linalg.svd(M + ridge)
     Q = U @ Zh
     if reflection == "leave" or torch.linalg.slogdet(Q).sign > 0:
         return Q
