@@ -1,6 +1,6 @@
 """The one interface of all methods: registered, built, applied and removed, saved, loaded, exported, refused."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pytest
@@ -199,6 +199,16 @@ def test_an_erasure_and_an_edit_replace_each_other(pipe, edits):
     assert torch.equal(draw(pipe), drawn)
     erasure.remove(pipe)
     assert same(everything(pipe), before)
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINING_FREE if name != "original"])
+def test_published_settings_where_no_names_are_told(pipe, name):
+    """There are more general captions than directions."""
+    edit = build(pipe, CONCEPTS[:1], name)
+    assert edit.settings == asdict(method(name).settings())
+    with applied(pipe, edit):
+        assert bool(draw(pipe).isfinite().all())
+    assert name != "dp" or ("No names to keep are told" in edit.notes[0] and edit.report["distance"] > 0.1)
 
 
 def test_keys_tell_edits_apart(pipe, edits):

@@ -314,6 +314,15 @@ def test_dp_with_k_leaves_the_first_directions():
     first = torch.linalg.svd(P0).U[:, :5]
     assert (R @ first - first).abs().max() < 1e-12 and relative(R @ C, A) < 1e-9
     assert (R @ P0 - P0).abs().max() > 0.01
+    few = columns(3, 4)
+    assert relative(dp_map(C, A, few, k=5)[0], dp_map(C, A, few)[0]) < 1e-12  # it has no more than three
+
+
+def test_dp_of_many_columns_takes_no_more_room_than_they_do():
+    C, A, many = columns(2, 1), columns(2, 2), columns(20_000, 3)
+    first = torch.linalg.eigh(many @ many.T).eigenvectors[:, -5:]
+    R, _ = dp_map(C, A, many, k=5)  # a factor of 20,000 x 20,000 would be 3 GB
+    assert (R @ first - first).abs().max() < 1e-9
 
 
 def test_safe_anchors_are_the_nearest_points_of_the_safe_span():

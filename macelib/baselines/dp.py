@@ -40,9 +40,10 @@ def dp_map(C: Tensor, A: Tensor, P0: Tensor, k: int = 0, rho: float = 1e-6) -> t
     C, A: (d, n). P0: (d, m). MaceError where what is preserved leaves no direction free.
     """
     C, A, P0 = C.double(), A.double(), P0.double()
-    U, s, _ = torch.linalg.svd(P0, full_matrices=True)
+    U, s, _ = torch.linalg.svd(P0, full_matrices=P0.shape[1] < len(P0))  # U whole, the other side never larger
     tolerance = max(P0.shape) * torch.finfo(s.dtype).eps * (float(s[0]) if len(s) else 0.0)
-    U2 = U[:, k or int((s > tolerance).sum()) :]
+    rank = int((s > tolerance).sum())
+    U2 = U[:, min(k or rank, rank) :]
     if not U2.shape[1]:
         raise MaceError(f"{P0.shape[1]} preserved columns span all {len(P0)} directions: keep fewer, or set dp's k.")
     X = U2.T @ C  # (q, n)
@@ -61,9 +62,14 @@ def _ridge_inverse(X: Tensor, ridge: Tensor) -> Tensor:
 
 @register("dp", DP, grid=GRID)
 def dp(request: Request, settings: DP) -> TextMap:
-    """One text map that leaves the last tokens of what is preserved as they are, and moves those of the targets."""
+    """One text map that leaves the last tokens of what is preserved as they are, and moves those of the targets.
+
+    Preserved are the names to keep; where none are told, "", or with k the first directions of general captions.
+    """
     C, A = target_columns(request, "last", settings.anchor, False)
-    P0 = tokens(request.pipe, preserved(request), "last")
+    if alone := not request.kept and not settings.k:
+        request.note('No names to keep are told: "" alone is preserved; general captions span all directions, set k.')
+    P0 = tokens(request.pipe, [""] if alone else preserved(request), "last")
     A = safe_anchors(C, P0) if settings.safe else A
     R, condition = dp_map(C, A, P0, settings.k, settings.rho)
     request.report.update({"columns": C.shape[1], "condition": condition})
