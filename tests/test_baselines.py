@@ -211,6 +211,13 @@ def test_published_settings_where_no_names_are_told(pipe, name):
     assert name != "dp" or ("No names to keep are told" in edit.notes[0] and edit.report["distance"] > 0.1)
 
 
+def test_speed_of_unsafe_content_preserves_the_empty_prompt(pipe):
+    """All tokens but [SOS], as of the targets; the names to keep are then none of it, which is said."""
+    empty, told = (build(pipe, CONCEPTS[:1], "speed", task="unsafe", kept=kept) for kept in ((), KEPT))
+    assert empty.report["kept_columns"] == 76 and not empty.notes and "not the names to keep" in told.notes[0]
+    assert empty.key == told.key != build(pipe, CONCEPTS[:1], "speed", {"keep": "names"}, task="unsafe", kept=KEPT).key
+
+
 def test_keys_tell_edits_apart(pipe, edits):
     assert len({e.key for e in edits.values()}) == len(edits)
     again = build(pipe, CONCEPTS, "uce", kept=KEPT)

@@ -20,7 +20,8 @@ class SPEED(Settings):
     """The paper's values for one to three objects or styles."""
 
     anchor: str | None = ""  # text that every concept becomes; None: each concept's own anchor
-    tokens: Literal["last", "words"] = "last"  # columns of a target: last subject token, or all but [SOS]
+    tokens: Literal["last", "words"] = "last"  # columns of a target, of "" too: last subject token, or all but [SOS]
+    keep: Literal["names", "empty"] = "names"  # P0: names to keep, or general captions where none are told; or ""
     theta: float = 0.1  # eigenvalues of S below it are its null space
     relative: bool = False  # theta is a share of S's largest eigenvalue: for encoders of another scale than CLIP-L's
     rho: float = 1.0  # ridge towards the original weights
@@ -35,7 +36,7 @@ class SPEED(Settings):
 PUBLISHED = {
     "style": SPEED(anchor="art"),
     "celebrity": SPEED(anchor="person", theta=1e-4, rho=0.05, ipf=False),
-    "unsafe": SPEED(tokens="words", rho=0.7, mu=0.5),
+    "unsafe": SPEED(tokens="words", keep="empty", rho=0.7, mu=0.5),
 }
 GRID = {"theta": (1e-4, 1e-3, 1e-2, 0.1), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
 
@@ -127,7 +128,7 @@ def k_means(rows: Tensor, k: int, seed: int = 0, rounds: int = 50) -> Tensor:
 def speed(request: Request, settings: SPEED) -> TextMap | WeightDelta:
     """One map for all layers, or a weight delta where IPF and DPA go by layer."""
     C, A = _targets(request, settings)
-    P0 = tokens(request.pipe, preserved(request), "last")
+    P0 = _kept(request, settings)
     T, B = C @ C.T / C.shape[1], A @ C.T / C.shape[1]
     step = plain_step(T, B)
     K = invariant(states(request.pipe, [""])[0], request.seed) if settings.iec else None
@@ -157,8 +158,21 @@ def speed(request: Request, settings: SPEED) -> TextMap | WeightDelta:
 
 def _targets(request: Request, settings: SPEED) -> tuple[Tensor, Tensor]:
     """C and A (d, n)."""
-    pairs = [(c.name, *anchors(c, settings.anchor, 1, False)) for c in request.concepts]
-    names, becomes = [name for name, _ in pairs], [anchor for _, anchor in pairs]
+    becomes = [anchor for c in request.concepts for anchor in anchors(c, settings.anchor, 1, False)]
+    return tuple(_columns(request, settings, texts) for texts in ([c.name for c in request.concepts], becomes))
+
+
+def _kept(request: Request, settings: SPEED) -> Tensor:
+    """P0 (d, m)."""
+    if settings.keep == "names":
+        return tokens(request.pipe, preserved(request), "last")
+    if request.kept:
+        request.note('What is preserved is "" alone, not the names to keep: set keep to "names" for these.')
+    return _columns(request, settings, [""])
+
+
+def _columns(request: Request, settings: SPEED, texts: list[str]) -> Tensor:
+    """The columns of texts (d, n)."""
     if settings.tokens == "last":
-        return tokens(request.pipe, names, "last"), tokens(request.pipe, becomes, "last")
-    return tuple(states(request.pipe, texts)[:, 1:].flatten(0, 1).double().T for texts in (names, becomes))
+        return tokens(request.pipe, texts, "last")
+    return states(request.pipe, texts)[:, 1:].flatten(0, 1).double().T
