@@ -14,7 +14,7 @@ from macelib.baselines import Edit, Hook, Request, Settings, TextMap, build, met
 from macelib.baselines.changes import parameters
 from macelib.baselines.columns import expand, joined, last_position, preserved, token_mean, tokens
 from macelib.baselines.esd import ESD, esd_target, train, trained
-from macelib.baselines.registry import _METHODS
+from macelib.baselines.registry import _METHODS, source
 from macelib.config import ImagesConfig, TrainOptions
 from macelib.evaluate import characters
 from macelib.files import data_folder, read_tensors, save_tensors
@@ -216,6 +216,37 @@ def test_speed_of_unsafe_content_preserves_the_empty_prompt(pipe):
     empty, told = (build(pipe, CONCEPTS[:1], "speed", task="unsafe", kept=kept) for kept in ((), KEPT))
     assert empty.report["kept_columns"] == 76 and not empty.notes and "not the names to keep" in told.notes[0]
     assert empty.key == told.key != build(pipe, CONCEPTS[:1], "speed", {"keep": "names"}, task="unsafe", kept=KEPT).key
+
+
+MODULE = """
+from dataclasses import dataclass
+from macelib.baselines import Hook, Settings, register
+
+@dataclass(frozen=True, eq=False)
+class Zero(Hook):
+    def embed(self, run, e):
+        return e * {factor}
+
+@register("zero", Settings)
+def zero(request, settings):
+    return Zero()
+"""
+
+
+def test_keys_follow_the_code_of_one_s_own_hook(pipe, tmp_path):
+    """Edited and imported anew, in the same file; of a method of ours, the source of its module counts."""
+    found, place = [], tmp_path / "mine.py"
+    try:
+        for factor in (1, 0, 0):
+            place.write_text(MODULE.format(factor=factor))
+            exec(compile(place.read_text(), place, "exec"), {"__name__": "mine"})
+            found.append((method("zero").code, build(pipe, CONCEPTS, "zero").key))
+    finally:
+        _METHODS.pop("zero", None)
+    assert found[0][0] != found[1][0] == found[2][0] and found[0][1] != found[1][1] == found[2][1]
+    assert "def uce_map" in method("uce").code and method("esd-u").code == method("esd-x").code
+    assert source(Quiet).count("def embed") == source(type("Own", (Quiet,), {})).count("def embed") > 1
+    assert source(print) == source(int) == ""
 
 
 def test_keys_tell_edits_apart(pipe, edits):

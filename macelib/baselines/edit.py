@@ -20,7 +20,7 @@ from ..files import hash_tensors, hash_text, read_tensors, save_tensors
 from ..models.pipelines import model_hash
 from ..models.swap import base_hash, remove, untouched
 from .changes import Change, TextMap, WeightChange, original_parameters
-from .registry import Request
+from .registry import Request, source
 
 log = logging.getLogger(__name__)
 FORMAT = "macelib-edit-1"
@@ -66,9 +66,9 @@ class Edit:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the change: two edits with the same key draw the same pictures."""
-        tensors, plain = _taken_apart(self.change)
-        return hash_text(type(self.change).__name__, hash_tensors(tensors), json.dumps(plain, sort_keys=True))
+        """Hash of the change and of the source of its kind: two edits with the same key draw the same pictures."""
+        (tensors, plain), kind = _taken_apart(self.change), type(self.change)
+        return hash_text(kind.__name__, hash_tensors(tensors), json.dumps(plain, sort_keys=True), source(kind))
 
     # --- in the model ---------------------------------------------------------------------------------------------
 

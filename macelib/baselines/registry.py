@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import itertools
+import linecache
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,13 +59,8 @@ class Method:
 
     @property
     def code(self) -> str:
-        """The source of a method from outside macelib, which may be edited under the same name; else empty."""
-        if self.make.__module__.partition(".")[0] == __name__.partition(".")[0]:
-            return ""
-        try:
-            return inspect.getsource(self.make)
-        except (OSError, TypeError):  # typed at a prompt, or no function
-            return ""
+        """The source of the method, which may be edited under the same name: see `source`."""
+        return source(self.make)
 
     def settings_for(self, task: str = "object") -> Any:
         """The published settings for "object", "celebrity", "style", "unsafe" or what else the method names."""
@@ -86,6 +82,19 @@ class Method:
             far = [sorted(_differing(point, other) for other in chosen) for point in left]
             chosen.append(left.pop(max(range(len(left)), key=lambda i: (far[i][0], sum(far[i])))))
         return chosen[:most]
+
+
+def source(of: type | Callable) -> str:
+    """The text of the file that a function is written in, or the methods of a class and of those it derives from.
+
+    A cell of a notebook is a file here. Empty for what is typed at a prompt, or written in no Python.
+    """
+    parts = [part for c in of.__mro__ for part in vars(c).values()] if isinstance(of, type) else [of]
+    code = [inspect.unwrap(part).__code__ for part in parts if inspect.isfunction(part)]
+    files = dict.fromkeys(part.co_filename for part in code)
+    for file in files:
+        linecache.checkcache(file)  # it may have been edited and loaded anew
+    return "".join(line for file in files for line in linecache.getlines(file))
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:
