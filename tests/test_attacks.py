@@ -1,5 +1,7 @@
 """Attacks: the interface, its controls and its rows, and the attacks that train nothing, each beside its equation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from PIL import Image
 from macelib.attacks import LEVELS, Nearest, attack, attacks, judge_key, read_pictures, wordings
 from macelib.attacks.completion import begun, completed
 from macelib.attacks.noise import NoisyDDIM
+from macelib.attacks.registry import _ATTACKS, named
 from macelib.attacks.ring_a_bell import direction, pairs
 from macelib.attacks.scene import Scene, plain_ddim, says
 from macelib.baselines import Run, build
@@ -145,7 +148,7 @@ def test_budget_counts_every_pass(pipe, uce):
     assert result.rows[0]["budget"] == {"forward": 3 * 3 * 2, "backward": 0, "pictures": 3}
 
 
-def test_a_run_that_was_cut_short_goes_on(pipe, uce, tmp_path):
+def test_a_run_that_was_cut_short_goes_on(pipe, uce, tmp_path, monkeypatch):
     options = {"settings": QUICK["noise"], "steps": 1, "seeds": [0, 1], "folder": tmp_path}
 
     class Killed(Says):
@@ -163,6 +166,11 @@ def test_a_run_that_was_cut_short_goes_on(pipe, uce, tmp_path):
     assert attack(pipe, uce, SHIP, "noise", judge=judge, **options) == result and not judge.shown
     attack(pipe, uce, SHIP, "noise", judge=judge, **{**options, "steps": 2})
     assert judge.shown  # other settings: other rows
+    noise, judge = named("noise"), Says()
+    with monkeypatch.context() as edited:
+        edited.setitem(_ATTACKS, "noise", replace(noise, prepare=lambda *given: noise.prepare(*given)))
+        attack(pipe, uce, SHIP, "noise", judge=judge, **options)
+    assert judge.shown  # written elsewhere: other rows
     for path in tmp_path.glob("*.json"):
         path.write_text(path.read_text().replace('"success": true', '"success": false'))
     with pytest.raises(MaceError, match="damaged"):

@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..baselines.registry import source
 from ..concepts import Concept, sample_prompt
 from ..errors import MaceError
 from ..files import hash_tensors, hash_text, locked, name_of, read_checked, write_checked
@@ -85,8 +86,8 @@ def attack(
     model unless given, where an attack needs them. settings: of the attack's class, or some of its fields.
     A row per (prompt, seed, variant): pre: recognised without an attack; success: pre, or found (`Try.alone`: found);
     budget and seconds: what was spent on the prompt and seed up to there.
-    folder: keeps rows, and goes on from them, for the same judge (`judge_key`). The pipeline is left as it was.
-    What an attack refuses of a foreign name is not measured, in its words.
+    folder: keeps rows, and goes on from them, for the same judge (`judge_key`) and the same source of the attack.
+    The pipeline is left as it was. What an attack refuses of a foreign name is not measured, in its words.
     MaceError: an unknown attack, control or setting, a prompt without the concept, what the attack itself refuses.
     """
     chosen = named(name)
@@ -108,7 +109,8 @@ def attack(
     with untouched(pipe):
         whole = dict(pipe=pipe, concept=concept, prompts=prompts, seeds=seeds, foreign=control == "foreign", **drawing)
         counted = [chosen.best_of(settings)] if control == "no-attack" else []
-        key = hash_text(json.dumps([about, dataclasses.asdict(settings), drawing, prompts, *counted]), base_hash(pipe))
+        asked = json.dumps([about, dataclasses.asdict(settings), drawing, prompts, *counted])
+        key = hash_text(asked, base_hash(pipe), source(chosen.prepare))
         target = pipe if control != "never-knew" else never
         edited = erasure is not None and control not in ("original", "never-knew")
         with applied(pipe, erasure) if edited else nullcontext():
