@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import errno
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def refusal(error: MaceError) -> str:
     if isinstance(error.__cause__, OSError):
         raise error
     return str(error)
+
+
+def check_path(path: object, what: str) -> None:
+    """MaceError for what is no path at all. what: a noun."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise MaceError(f"The {what} is {path!r}: give the path of a file.")
 
 
 def first_line(error: object) -> str:

@@ -235,7 +235,10 @@ def test_templates_that_name_the_concept_or_double_an_article():
         ({"templates": ["a photo"]}, "where the name goes"),
         ({"templates": []}, "empty"),
         ({"templates": ["a ship, {}"]}, "names 'ship' itself"),
-        ({"synonyms": "boat"}, "must be a list"),
+        ({"synonyms": "boat"}, r"must be a list of texts, not 'boat': write \['boat'\]"),
+        ({"synonyms": 5}, "'ship': synonyms must be a list of texts, not 5"),
+        ({"companions": None}, "companions must be a list of texts, not None"),
+        ({"templates": {"a {}": 1}}, "templates must be a list of texts"),
     ],
 )
 def test_bad_concepts(fields, message):

@@ -140,6 +140,23 @@ def test_comments_of_a_list(place):
         read_entries(written(place, "d.txt", "a\nroom #5=pier\n"), "list")
 
 
+@pytest.mark.parametrize("mark", ["- ", "* ", "• ", "•", "– ", "1. ", "12) ", "(3) ", "// "])
+@pytest.mark.parametrize(
+    ("reader", "entry"), [(read_concepts, "ship=sea"), (read_names, "ship"), (read_templates, "{}")]
+)
+def test_marks_of_a_list_are_no_part_of_its_entries(place, mark, reader, entry):
+    with pytest.raises(MaceError, match=r"m.txt, line 2: .* begins with .*: leave that out"):
+        reader(written(place, "m.txt", f"# mine\n{mark}{entry}\n"))
+    assert read_entries(written(place, "m.txt", '*NSYNC\n"1. cat"\n-ed\n3.5 mm\n'), "list")
+
+
+def test_every_break_of_lines_is_one(place):
+    for sign in "\f\v\x85\u2028\u2029":
+        assert read_names(written(place, "b.txt", f"cat{sign}dog{sign}")) == ["cat", "dog"]
+        with pytest.raises(MaceError, match="holds a line break: write the parts one by one"):
+            read_names(written(place, "b.csv", f"name\ncat{sign}dog\n"))
+
+
 # --- names to keep
 
 
@@ -166,6 +183,8 @@ def test_names_of_the_command_line(place, monkeypatch):
     for given_, message in (
         ("dog,cat", "comma"),
         ("a=b", "names alone"),
+        ("ship → the sea", "an arrow in it: names alone"),
+        ("ship -> the sea", "an arrow in it: names alone"),
         ("names", "give a .txt"),
         ("x.csv", "no such"),
         ("lists/keep.xlsx", "give a .txt"),
@@ -189,6 +208,11 @@ def test_yaml_names_are_the_texts_that_were_written(place):
     ):
         with pytest.raises(MaceError, match=message):
             read_concepts(written(place, "u.yaml", text))
+    with pytest.raises(MaceError, match=r'holds no list: write \[...\], alone or as \{"concepts": \[...\]\}'):
+        read_concepts(written(place, "u.json", '{"ship": "sea"}'))
+    for value in ("5", "false", 'null, "companions": 5'):
+        with pytest.raises(MaceError, match=r"w.json, entry 1: 'ship': \w+ must be a list of texts, not (5|False)"):
+            read_concepts(written(place, "w.json", f'[{{"name": "ship", "anchor": "sea", "synonyms": {value}}}]'))
     with pytest.raises(MaceError, match=r"7 \(a number or a truth value is text in quotes\)"):
         read_concepts(written(place, "v.json", '[{"name": 7, "anchor": "sea"}]'))
 
@@ -212,10 +236,18 @@ def test_templates_from_a_file(place):
     for encoding in ("utf-8-sig", "utf-16"):
         path = written(place, "t.txt", text.encode(encoding))
         assert with_templates(ship, str(path)).templates == ("a photo of {}", "a {}, at night")
+    for name, text in (
+        ("t.yaml", "- a photo of {}\n- a {}, at night\n"),
+        ("t.csv", 'template\na photo of {}\n"a {}, at night"\n'),
+        ("t.json", '{"templates": ["a photo of {}", "a {}, at night"]}'),
+    ):
+        assert read_templates(written(place, name, text)) == ["a photo of {}", "a {}, at night"]
+    with pytest.raises(MaceError, match=r"t.yaml, line 2, entry 2: A template must be"):
+        read_templates(written(place, "t.yaml", "- a {}\n- [a]\n"))
     for data, message in (
         ("a {}\nno place\n", r"t.txt, line 2: The template 'no place' has no"),
         ("a {}\ncafé {}".encode("latin-1"), "line 2 has the byte e9"),
-        ("# none\n", "t.txt are empty"),
+        ("# none\n", "t.txt is empty"),
         ("a ship near {}\n", "t.txt name 'ship' themselves"),
     ):
         with pytest.raises(MaceError, match=message):
@@ -231,7 +263,13 @@ def test_templates_from_a_file(place):
 def test_fields_of_csv(place):
     rows = read_table(written(place, "a.csv", 'Name;anchor;\n"polar\r\nbear";snow;\n;;\n'), "list", ("name", "anchor"))
     assert [row.value for row in rows] == [{"name": "polar bear", "anchor": "snow"}]
+    for above in ("\n", " \n\n", "\nsep=,\n\n"):
+        (row,) = read_table(written(place, "a.csv", f"{above}name\ncat\n"), "list", ("name",))
+        assert row.value == {"name": "cat"} and row.where.endswith(f"line {above.count(chr(10)) + 2}")
+    with pytest.raises(MaceError, match=r"a\.csv, line 1 looks like a comment"):
+        read_prompts(written(place, "a.csv", "# mine\nprompt,seed\na ship,1\n"))
     for text, message in (
+        ("\n# mine\nname,anchor\nship,sea\n", "line 2 looks like a comment, which CSV has not"),
         ('name,anchor\nship,sea\n"frog,grass\n' + "x,y\n" * 5, "line 3: a quote"),
         ("name,anchor\n" + '"a' + "\nb,c" * 30 + '",x\n', "line 2: a quote"),
         ('name,anchor\n"a"b,c\n', "line 2: a quote"),
@@ -374,6 +412,9 @@ def test_what_a_run_writes_has_the_usual_permissions_and_says_what_is_wrong(plac
 
 def test_seeds():
     assert seeds("0, 1,5-7", 8) == [0, 1, 5, 6, 7]
+    for text in ("1 000", "1,000", "2 500", "007"):
+        with pytest.raises(MaceError, match="allowed: 1 to 9 different whole numbers"):
+            seeds(text, 9)
     for text in ("²", "99999999999999999999", "0-999999999999", "3-1", "0,0", "", "-1", "1-", "a", "9" * 5000):
         with pytest.raises(MaceError, match=r"seeds|allowed"):
             seeds(text, 8, "The seeds are")
@@ -416,7 +457,7 @@ READERS = {
     "captions": (read_captions, (".txt", ".csv", ".json"), lambda v: all(c and c == c.strip() for c in v)),
     "settings": (EraseConfig.load, (".yaml", ".json"), lambda v: isinstance(v, EraseConfig)),
     "prompts": (read_prompts, (".csv", ".tsv"), lambda v: all(p.prompt and 0 <= p.seed < 2**63 for p in v)),
-    "templates": (read_templates, (".txt",), lambda v: all("{}" in template for template in v)),
+    "templates": (read_templates, (".txt", ".csv", ".yaml", ".json"), lambda v: all("{}" in text for text in v)),
     "grid": (Grid.load, (".yaml",), lambda v: isinstance(v, Grid)),
     "sweep": (read_sweep, (".yaml",), lambda v: all(isinstance(run, dict) for run in v.runs)),
     "parameters": (read_parameters, (".ipynb",), lambda v: all(isinstance(p, Parameter) for p in v.values())),

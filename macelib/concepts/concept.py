@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import MaceError
 from ..models.families import known_entries
 from ..models.tokens import occurrences
-from ..reading import EQUALS, SEPARATORS, located, outside, phrase, read_entries, unquoted
+from ..reading import EQUALS, SEPARATORS, located, outside, phrase, phrases, read_items, unquoted
 from ..templates import PAIRS, PAPER_LIKE, SAMPLE_TEMPLATE, TEMPLATES, beside, fill
 from .protocol import protocol
 
@@ -39,12 +39,8 @@ class Concept:
         if self.kind not in KINDS:
             raise MaceError(f"The kind of {self.name!r} is {self.kind!r}: it must be one of {', '.join(KINDS)}.")
         for field in ("synonyms", "templates", "companions"):
-            value = getattr(self, field)
-            if isinstance(value, str):
-                raise MaceError(f"The {field} of {self.name!r} must be a list of texts, not the text {value!r}.")
-            if value is not None:
-                texts = tuple(phrase(text, f"{field}[{i}] of {self.name!r}") for i, text in enumerate(value))
-                object.__setattr__(self, field, texts)
+            if (value := getattr(self, field)) is not None or field != "templates":
+                object.__setattr__(self, field, phrases(value, f"{self.name!r}: {field}", empty=True))
         if self.templates == ():
             raise MaceError(f"The list of templates of {self.name!r} is empty: leave it out for the built-in ones.")
         for template in self.templates or ():
@@ -87,18 +83,21 @@ def with_templates(concept: Concept, choice: str) -> Concept:
 
 
 def read_templates(path: str | Path) -> list[str]:
-    """Templates from a text file, one with "{}" a line; # begins a comment. MaceError names file, line and cure."""
-    found = []
+    """Templates with "{}" from .txt (one a line, # begins a comment), .csv (column template), .yaml or .json (a list).
+
+    MaceError names file, line and cure.
+    """
     if not (os.path.splitext(path)[1] or os.path.exists(path)):
         raise MaceError(f"There are no templates {str(path)!r}: give ours, paper-like, or a text file with one a line.")
-    for where, line in read_entries(path, "templates"):
+    found = []
+    for where, entry in read_items(path, "list of templates", "templates", ("template",), '"a photo of the {}"'):
         with located(where):
-            template = phrase(unquoted(line)[0], "A template")
+            text = unquoted(entry)[0] if isinstance(entry, str) else entry
+            text = text.get("template") if isinstance(text, dict) else text
+            template = phrase(text, "A template")
             if "{}" not in template:
                 raise MaceError(f'The template {template!r} has no "{{}}" where the name goes.')
         found.append(template)
-    if not found:
-        raise MaceError(f"The templates {path} are empty: give at least one, such as a photo of the {{}}.")
     return found
 
 

@@ -14,16 +14,13 @@ from ..reading import (
     EQUALS,
     QUOTES,
     SEPARATORS,
-    Item,
-    Texts,
+    SUFFIXES,
     located,
     name_in,
     outside,
     pair,
     phrase,
-    read_data,
-    read_entries,
-    read_table,
+    read_items,
     unquoted,
 )
 from ..templates import OBJECT_ANCHORS
@@ -31,9 +28,7 @@ from .concept import Concept, folded
 from .protocol import protocol
 
 log = logging.getLogger(__name__)
-SUFFIXES = (".txt", ".csv", ".tsv", ".yaml", ".yml", ".json")  # of lists that people write
 OTHERS = (".xlsx", ".xls", ".ods", ".docx", ".jsonl", ".md")  # of files that are no lists, and no names either
-EXAMPLES = {"concepts": '"ship=sea"', "names": '"cat"'}
 PAPER_KINDS = {"celebrities": "celebrity", "styles": "style", "explicit": "explicit"}  # list of the paper -> kind
 
 
@@ -102,7 +97,7 @@ def read_concepts(path: str | Path) -> list[Concept]:
     MaceError names the file and the line of what cannot be used.
     """
     found = []
-    for where, entry in _items(path, "concept list", "concepts", ("name", "anchor")):
+    for where, entry in read_items(path, "concept list", "concepts", ("name", "anchor"), '"ship=sea"'):
         with located(where):
             found.append(_entry(entry))
     return found
@@ -114,7 +109,7 @@ def read_names(path: str | Path) -> list[str]:
     MaceError names the file and the line of what cannot be used.
     """
     found = []
-    for where, entry in _items(path, "list of names", "names", ("name",)):
+    for where, entry in read_items(path, "list of names", "names", ("name",), '"cat"'):
         with located(where):
             found.append(phrase(_bare(entry.get("name")), "A name") if isinstance(entry, dict) else name_in(entry))
     return list(dict.fromkeys(found))
@@ -133,31 +128,6 @@ def _is_file(text: str) -> bool:
     place = os.path.expanduser(text)  # os.path asks for names of any length
     is_folder = os.path.dirname(text) and os.path.isdir(place)
     return os.path.splitext(text)[1].lower() in (*SUFFIXES, *OTHERS) or os.path.isfile(place) or bool(is_folder)
-
-
-def _items(path: str | Path, what: str, key: str, columns: tuple[str, ...]) -> list[Item]:
-    """The entries of a list in any of the formats; MaceError for another format, and for none."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".txt":
-        items = read_entries(path, what)
-    elif suffix in (".csv", ".tsv"):
-        items = read_table(path, what, columns)
-        if marked := next((item for item in items if item.value["name"].startswith("#")), None):
-            raise MaceError(
-                f"{marked.where}: {marked.value['name']!r} looks like a comment, which CSV has not: take the line out "
-                "(a name that begins with # goes into a .yaml list)."
-            )
-    elif suffix in (".yaml", ".yml", ".json"):
-        values, where = read_data(path, what, Texts)
-        values, prefix = (values[key], key) if isinstance(values, dict) and set(values) == {key} else (values, "")
-        if values is not None and not isinstance(values, list):
-            raise MaceError(f'The {what} {path} holds no list: begin each entry with "- ", alone or below "{key}:".')
-        items = [Item(f"{where(f'{prefix}[{i}]')}, entry {i + 1}", value) for i, value in enumerate(values or ())]
-    else:
-        raise MaceError(f"{path} is no {what}: give a .txt, .csv, .yaml or .json file.")
-    if not items:
-        raise MaceError(f"The {what} {path} is empty: give at least one entry, such as {EXAMPLES[key]}.")
-    return items
 
 
 def _entry(entry: Any) -> Concept:

@@ -1,11 +1,12 @@
 """Reading what people write, as they mean it; or a MaceError that names file, line and cure.
 
-`text` has encodings, lines, quotes and comments, `tables` CSV, `structure` YAML and JSON, `settings`
-dataclasses from any of them. May import `errors` alone.
+`text` has encodings, lines, quotes and comments, `tables` CSV, `structure` YAML and JSON, `lists` lists in any of
+these, `settings` dataclasses. May import `errors` alone.
 """
 
+from .lists import SUFFIXES, read_items
 from .settings import build_settings, check_ranges, check_settings
-from .structure import FAILURES, Texts, Values, Where, flatten, parse, read_data, read_json
+from .structure import FAILURES, Texts, Values, Where, flatten, parse, placed, read_data, read_json
 from .tables import read_table
 from .text import (
     EQUALS,
@@ -29,6 +30,7 @@ __all__ = [
     "FAILURES",
     "QUOTES",
     "SEPARATORS",
+    "SUFFIXES",
     "Item",
     "Texts",
     "Values",
@@ -44,8 +46,10 @@ __all__ = [
     "parse",
     "phrase",
     "phrases",
+    "placed",
     "read_data",
     "read_entries",
+    "read_items",
     "read_json",
     "read_table",
     "read_text",

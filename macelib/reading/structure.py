@@ -1,8 +1,9 @@
 """YAML and JSON as people mean them: nothing twice, no octal numbers, no times of day, text where text is asked for."""
 
+import contextlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def read_data(path: str | Path, what: str, loader: type[Values] = Values) -> tup
 
     MaceError names file and line of what is not YAML or JSON, or stands twice.
     """
-    if Path(path).suffix.lower() == ".json":
+    if Path(str(path)).suffix.lower() == ".json":
         return read_json(path, what), lambda _: str(path)
     text = read_text(path, what)
     try:
@@ -105,6 +106,17 @@ def read_data(path: str | Path, what: str, loader: type[Values] = Values) -> tup
     except (*FAILURES, RecursionError) as error:
         raise MaceError(_say(path, what, text, error)) from error
     return value, lambda field: f"{path}{_line(node, field)}"
+
+
+@contextlib.contextmanager
+def placed(where: Where, above: str = "") -> Iterator[None]:
+    """A MaceError of the block, whose sentence begins with a field of `above`, gets file and line before it."""
+    try:
+        yield
+    except MaceError as error:
+        field = str(error).partition(" ")[0].rstrip(":")
+        place = where(f"{above}.{field}" if above else field)
+        raise MaceError(f"{place}: {above}{above and ': '}{error}") from error
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,7 +14,7 @@ BREAKS = 20  # line breaks in one field from which on a quote must have been lef
 
 
 def read_table(path: str | Path, what: str, *columns: tuple[str, ...]) -> list[Item]:
-    """Rows as mappings from column (lower case) to text; a line break in a field is a space, blank rows are left out.
+    """Rows as mappings from column (lower case) to text; a line break in a field is a space, blank lines are left out.
 
     A first column without a name, in which pandas writes row numbers, is left out.
 
@@ -22,9 +22,13 @@ def read_table(path: str | Path, what: str, *columns: tuple[str, ...]) -> list[I
     tells what separates the fields. MaceError: other columns, one twice, more fields than columns, an open quote.
     """
     text = read_text(path, what)
-    declared = re.match(r'"?sep=(.)"?\n', text)  # Excel's own first line
-    above, text = (1, text[declared.end() :]) if declared else (0, text)
+    declared = re.match(r'\s*"?sep=(.)"?\n', text)  # Excel's own first line
+    begin = re.match(r"(?:[^\S\n]*\n)*", text[declared.end() if declared else 0 :])[0]  # blank lines
+    head = (declared[0] if declared else "") + begin
+    above, text = head.count("\n"), text[len(head) :]
     delimiter, header = _header(text, declared[1] if declared else DELIMITERS, columns)
+    if not delimiter and text.startswith("#"):
+        raise MaceError(f"{path}, line {1 + above} looks like a comment, which CSV has not: take the line out.")
     if not delimiter:
         needed = " or ".join(" and ".join(names) for names in columns)
         seen = text.partition("\n")[0][:80]

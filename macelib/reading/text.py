@@ -4,11 +4,11 @@ import codecs
 import contextlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import MaceError
+from ..errors import MaceError, check_path
 
 MARKS = (  # a mark at the beginning of a file, and its encoding; the longer one first
     (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
@@ -18,6 +18,9 @@ QUOTES = {'"': '"', "“": "”", "„": "“”", "«": "»", "'": "'", "‘": 
 EQUALS = "=＝"  # between a name and its anchor
 SEPARATORS = ",;\t，、；،"  # between entries: a name that holds one is quoted
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")  # traces of copying
+ARROW = re.compile("→|⇒|->")
+LISTED = re.compile(r"[-*+–—]\s|[•‣◦▪●○·]|\(?\d{1,4}[.)]\s|//")  # what a list's entry begins with elsewhere
+BREAKS = re.compile("[\v\f\x1c-\x1e\x85\u2028\u2029]")  # line breaks beside those of files
 BROKEN = re.compile("[\ud800-\udfff\ufffd]")  # what is left of a text that was read in another encoding
 
 
@@ -33,6 +36,7 @@ def read_text(path: str | Path, what: str) -> str:
 
     what: for the messages, "concept list". MaceError: no such file, another encoding (with the line), no text at all.
     """
+    check_path(path, what)
     try:
         data = Path(path).expanduser().read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
@@ -69,6 +73,8 @@ def phrase(value: Any, what: str) -> str:
     if not isinstance(value, str):
         hint = " (a number or a truth value is text in quotes)" if isinstance(value, (bool, int, float)) else ""
         raise MaceError(f"{what} must be a word or a phrase, not {value!r}{hint}.")
+    if BREAKS.search(value.strip()):
+        raise MaceError(f"{what} is {value!r}, which holds a line break: write the parts one by one.")
     text = " ".join(INVISIBLE.sub("", value).split())
     if not text:
         raise MaceError(f"{what} must be a word or a phrase, not {value!r}.")
@@ -79,12 +85,13 @@ def phrase(value: Any, what: str) -> str:
     return text
 
 
-def phrases(values: Any, what: str) -> tuple[str, ...]:
-    """Distinct phrases; MaceError for one text where a list belongs, for none, and for what is no phrase."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise MaceError(f"{what} must be a list of texts, not {values!r}: write [{values!r}].")
+def phrases(values: Any, what: str, empty: bool = False) -> tuple[str, ...]:
+    """Distinct phrases; MaceError for one text where a list belongs, for none unless `empty`, and for no phrase."""
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        hint = f": write [{values!r}]" if isinstance(values, str) else ""
+        raise MaceError(f"{what} must be a list of texts, not {values!r}{hint}.")
     found = tuple(dict.fromkeys(phrase(value, f"{what}[{i}]") for i, value in enumerate(values)))
-    if not found:
+    if not found and not empty:
         raise MaceError(f"{what} must be a list of texts, and this one is empty: give at least one.")
     return found
 
@@ -143,9 +150,9 @@ def pair(text: str) -> tuple[str, str]:
 def name_in(text: Any) -> str:
     """The one name of an entry, its quotes taken away; MaceError for several in one entry, and for "name=anchor"."""
     value, quoted = unquoted(text) if isinstance(text, str) else (text, True)
-    if not quoted and outside(value, EQUALS):
+    if not quoted and (outside(value, EQUALS) or ARROW.search(value)):
         raise MaceError(
-            f'{text!r} has an "=" in it: names alone are wanted here; a name that holds one goes in quotes.'
+            f'{text!r} has an "=" or an arrow in it: names alone are wanted here; a name that holds one goes in quotes.'
         )
     return phrase(value if quoted else _one(value, "give them one by one", '"a name, with a comma"'), "A name")
 
@@ -154,10 +161,10 @@ def read_entries(path: str | Path, what: str) -> list[Item]:
     """The lines of a text file without comments and blank ones.
 
     A comment begins with "#" at the start of a line, or with " # " behind an entry; a "#" in a word or in quotes is
-    part of it. MaceError for " #word", which may be either.
+    part of it. MaceError for " #word", which may be either, and for the mark of a list, as in "- ship" or "1. ship".
     """
     found = []
-    for number, line in enumerate(read_text(path, what).split("\n"), 1):
+    for number, line in enumerate(read_text(path, what).splitlines(), 1):
         line, where = INVISIBLE.sub("", line).strip(), f"{path}, line {number}"
         for i in outside(line, "#") if not line.startswith("#") else [0]:
             if i and not line[i - 1].isspace():
@@ -169,19 +176,29 @@ def read_entries(path: str | Path, what: str) -> list[Item]:
                 )
             line = line[:i].strip()
             break
+        if mark := LISTED.match(line):
+            raise MaceError(
+                f"{where}: {line!r} begins with {mark[0].strip()!r}: leave that out, begin a comment with #, or put a "
+                "name that begins so in quotes."
+            )
         if line:
             found.append(Item(where, line))
     return found
 
 
 def seeds(text: str, most: int, what: str = "The seeds are") -> list[int]:
-    """ "0, 1, 5-7" as [0, 1, 5, 6, 7]; MaceError for anything else, a seed twice, and for more than `most`."""
+    """ "0, 1, 5-7" as [0, 1, 5, 6, 7]; MaceError for anything else, a seed twice, and for more than `most`.
+
+    "1 000" and "1,000" are refused, which may be a thousand: three digits come after a comma, and 0 begins no number.
+    """
     allowed = f"{what} {text!r}; allowed: 1 to {most:,} different whole numbers up to 2^63 - 1, such as 0-3 or 0,5,7."
     found: list[int] = []
+    if re.search(r"\d\s\d{3}(?!\d)", text):
+        raise MaceError(f"{allowed} Write a comma between two seeds, and a thousand as 1000.")
     for part in text.replace(",", " ").split():
         first, dash, last = part.partition("-")
         ends = [first, last] if dash else [first, first]
-        if not all(end.isdecimal() and len(end) < 20 and int(end) < 2**63 for end in ends):
+        if not all(len(end) < 20 and end.isdecimal() and str(int(end)) == end and int(end) < 2**63 for end in ends):
             raise MaceError(allowed)
         low, high = map(int, ends)
         if high < low:
