@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from . import presets
 from .errors import MaceError
-from .reading import build_settings, check_ranges, check_settings, phrases, read_data
+from .reading import build_settings, check_ranges, check_settings, phrases, placed, read_data
 from .templates import KEPT_TEMPLATES, PAPER_LIKE, fill
 
 
@@ -115,8 +115,7 @@ class EraseConfig:
     marks: tuple[str, ...] = ()  # as filled: what sets the run apart from its preset; said wherever it is shown
 
     def __post_init__(self):
-        object.__setattr__(self, "stages", str(self.stages))  # YAML and papermill read 1 as a number
-        check_settings(self)
+        check_settings(self)  # YAML and papermill read stages 1 as a number
         check_ranges(self, presets.RANGES)
         if self.preset_name == "best" and self.rows is None:
             presets.check_best()
@@ -142,10 +141,10 @@ class EraseConfig:
         config = cls(preset_name=name, **fields)
         if task is None:
             return config
-        if task not in presets.TASKS:
+        if task not in [*presets.TASKS]:
             raise MaceError(f"There is no task {task!r}; choose from {', '.join(presets.TASKS)}.")
-        if count is not None and not count >= 1:
-            raise MaceError(f"count is {count!r}; allowed: 1 or more.")
+        if count is not None and not (isinstance(count, int) and count >= 1):
+            raise MaceError(f"count is {count!r}; allowed: a whole number, 1 or more.")
         kind = presets.TASKS[task]
         config = dataclasses.replace(config, defaults=kind)
         if name == "best":
@@ -275,8 +274,5 @@ class EraseConfig:
     def load(cls, path: str | Path) -> "EraseConfig":
         """Read a YAML or JSON file of the shape of `to_dict`; MaceError names file and line."""
         values, where = read_data(path, "settings file")
-        try:
+        with placed(where):
             return cls.from_dict({} if values is None else values)
-        except MaceError as error:
-            field = str(error).partition(" ")[0]  # the message begins with it
-            raise MaceError(f"{where(field)}: {error}") from error

@@ -73,6 +73,8 @@ def test_yaml_round_trip(tmp_path):
         ({"images": {"count": 0}}, "images.count is 0; allowed: 1 or more"),
         ({"images": {"fallback": ["full", "alpha"]}}, "images.fallback[1] is 'alpha'; allowed: attention, drawing"),
         ({"images": {"fallback": "full"}}, "images.fallback is 'full'; allowed: a list of attention, drawing"),
+        ({"train": {"t1": 5000, "t2": 6000}}, "train.t1 is 5000; allowed: 0 to 999"),
+        ({"train": {"gamma": 1e-20}}, "train.gamma is 1e-20; allowed: 1e-06 or more"),
         ({"prior": {"use": "no"}}, "prior.use is 'no'; allowed: true or false"),
         ({"prior": {"domain": "Ana"}}, "prior.domain is 'Ana'; allowed: a list of text"),
         ([1], "The settings is"),
@@ -82,6 +84,30 @@ def test_what_is_not_valid_is_named(values, sentence):
     with pytest.raises(MaceError) as error:
         EraseConfig.from_dict(values)
     assert sentence in str(error.value)
+
+
+def test_what_is_written_in_python_is_read_as_from_a_file():
+    rows = {"train": {"lr": "1e-3", "rank": 4}, "images": {"guidance": "7.5"}, "prior": {"domain": ["a cat"]}}
+    config = EraseConfig(train=rows["train"], images=ImagesConfig(guidance="7.5"), prior={"domain": ["a cat"]})
+    assert config == EraseConfig.from_dict(rows) == EraseConfig(**rows)
+    assert (config.train.lr, config.images.guidance, config.prior.domain) == (1e-3, 7.5, ("a cat",))
+    assert isinstance(config.train, TrainOptions)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: EraseConfig(train={"stepz": 1}), "train.stepz is not a setting"),
+        (lambda: EraseConfig(train=ImagesConfig()), "train is ImagesConfig.*; allowed: a mapping of fields"),
+        (lambda: EraseConfig(train=TrainOptions(lr="fast")), "train.lr is 'fast'; allowed: a number"),
+        (lambda: EraseConfig.preset("paper", task="objects", count="1"), "count is '1'; allowed: a whole number"),
+        (lambda: EraseConfig.preset("paper", task=["objects"]), "There is no task"),
+        (lambda: EraseConfig.load(None), "The settings file is None: give the path of a file"),
+    ],
+)
+def test_other_types_are_named_in_python_too(make, sentence):
+    with pytest.raises(MaceError, match=sentence):
+        make()
 
 
 def test_every_value_of_a_row_is_a_setting(monkeypatch):

@@ -29,7 +29,7 @@ RANGES = {  # the least of a number; or the least and the largest; or the least 
     "refine.weight": 0, "refine.rounds": 0, "refine.gamma": 0, "fuse.lambda0": 0, "fuse.lambda2": 0,
     "fuse.null_space": (0, 1), "images.count": 1, "images.steps": 1, "images.batch": 1, "seed": 0, "train.rank": 1,
     "train.steps": 1, "train.lr": 0, "train.until": (0, 1, "below"), "train.concepts_per_pass": 1, "train.clip": 0,
-    "train.t1": 0, "train.t2": 0, "train.gamma": 0,
+    "train.t1": (0, 999), "train.t2": (0, 999), "train.gamma": 1e-6,
 }  # fmt: skip
 
 

@@ -10,8 +10,12 @@ from ..errors import MaceError
 
 
 def check_settings(config) -> None:
-    """MaceError for a field of a dataclass of settings that its annotation does not allow, at any depth."""
-    _check(config, "")
+    """Make every field of a frozen dataclass of settings what its annotation says: a section from a mapping, too.
+
+    MaceError for a value that it does not allow, at any depth.
+    """
+    for name, value in _values(config, "").items():
+        object.__setattr__(config, name, value)
 
 
 def check_ranges(config, ranges: Mapping[str, float | tuple]) -> None:
@@ -47,14 +51,10 @@ def _build(cls, values: Any, prefix: str):
     return cls(**{name: _value(hints[name], value, prefix + name) for name, value in values.items()})
 
 
-def _check(config, prefix: str) -> None:
-    """MaceError for a field that its annotation does not allow, at any depth."""
-    for name, hint in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
-            _check(value, f"{prefix}{name}.")
-        else:
-            _value(hint, value, prefix + name)
+def _values(config, prefix: str) -> dict[str, Any]:
+    """The fields of a dataclass, each as its annotation says; MaceError for one that it does not allow."""
+    hints = typing.get_type_hints(type(config))
+    return {name: _value(hint, getattr(config, name), prefix + name) for name, hint in hints.items()}
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
@@ -62,6 +62,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the second where a Literal is part of it
     options = typing.get_args(hint) if union else (hint,)
     for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, option):
+            return dataclasses.replace(value, **_values(value, name + "."))
         if dataclasses.is_dataclass(option):
             return _build(option, value, name + ".")
         is_word = isinstance(value, (str, int)) and not isinstance(value, bool)

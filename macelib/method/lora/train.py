@@ -57,8 +57,8 @@ class TrainConfig:
         check_settings(self)
         ranges = {name.removeprefix("train."): limits for name, limits in RANGES.items()}
         check_ranges(self, {name: limits for name, limits in ranges.items() if name in vars(self)})
-        if not (self.t1 < self.t2 and self.gamma > 0):
-            raise MaceError(f"t1 = {self.t1}, t2 = {self.t2}, gamma = {self.gamma}: t1 < t2 and gamma > 0 are needed.")
+        if not self.t1 < self.t2:
+            raise MaceError(f"t1 = {self.t1}, t2 = {self.t2}: t1 < t2 is needed.")
 
 
 def cfis(T: int, t1: float = 200, t2: float = 400, gamma: float = 0.05) -> Tensor:
