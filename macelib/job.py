@@ -10,11 +10,10 @@ from typing import Literal
 
 import torch
 
+from .checks import check, check_kinds
 from .concepts import (
     Concept,
     anchored,
-    check_concepts,
-    check_kept,
     listed,
     prompts,
     with_companions,
@@ -24,7 +23,6 @@ from .concepts import (
 from .config import EraseConfig
 from .erasure import Erasure, Part, versions
 from .errors import MaceError, explained
-from .files import cache_folder, check_writable
 from .groups import Progress, grouped, train_by, train_here
 from .method import prior as priors
 from .method.fuse import null_space
@@ -32,10 +30,9 @@ from .method.influence import step_gram
 from .method.masks import check_grounding
 from .method.refine import compress, concept_sums, concept_texts, difference, stored_rank
 from .method.rounds import layers_gram
-from .models.entrances import denoiser, is_joint, kv_weights, pooled_weights
+from .models.entrances import denoiser, kv_weights, pooled_weights
 from .models.families import Entry, family_of
 from .models.pipelines import check_pipeline, model_hash
-from .models.sample import check_drawing
 from .models.swap import untouched
 from .models.text import check_prompt, embedding_size, missing_text, pooled_size
 from .show.progress import Bars, say, watched
@@ -68,13 +65,11 @@ def erase(
     The pipeline is left exactly as it was; `Erasure.apply` writes the result into it. MaceError says what is wrong.
     """
     config, concepts = config or EraseConfig(), listed(concepts, lambda: _suggestions(pipe))
-    if not isinstance(config, EraseConfig):
-        raise MaceError(f"config is {config!r}: give an EraseConfig, such as EraseConfig.from_dict({{...}}).")
-    for note in check(concepts, config, folder, prior):
+    for note in check(concepts, config, folder, prior, progress, engine):
         log.warning(note)
     check_pipeline(pipe)
     config = _filled(pipe, concepts, config, prior is not None)
-    check_kinds(pipe, concepts, config)  # before captions are read, which may take hours
+    check_kinds(pipe, concepts, config, engine)  # before captions are read, which may take hours
     concepts = [with_companions(with_templates(c, config.templates), config.companions) for c in concepts]
     for text in (text for concept in concepts for text in (*prompts(concept), *anchored(concept))):
         check_prompt(pipe, text)  # refuses one that is too long before the first is read
@@ -111,53 +106,6 @@ def _suggestions(pipe) -> Sequence[Entry]:
     check_pipeline(pipe)
     catalogue = family_of(pipe).catalogue
     return catalogue() if catalogue else ()
-
-
-def check(
-    concepts: Sequence[Concept],
-    config: EraseConfig,
-    folder: str | Path | None = None,
-    prior: priors.Prior | None = None,
-) -> list[str]:
-    """Everything about an erasure that can be known without a model; notes about what deserves a look.
-
-    MaceError: what cannot be erased together or kept beside it, captions or templates that cannot be read, values
-    of Eq. 5 that do not fit, a folder or a cache that cannot be written.
-    """
-    notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names)]
-    notes += _unprotected(concepts, config, prior)
-    for kind in dict.fromkeys(concept.kind for concept in concepts):
-        config.training(kind)
-    for concept in concepts if config.templates else ():
-        with_templates(concept, config.templates)
-    if config.prior.use and config.prior.captions not in (None, "builtin", "coco"):
-        priors.read_captions(config.prior.captions)
-    for place in (folder, cache_folder()):
-        if place is not None:
-            check_writable(place)
-    return notes
-
-
-def check_kinds(pipe, concepts: Sequence[Concept], config: EraseConfig) -> None:
-    """MaceError for filled settings that the model cannot do: what is written, steps of the training pictures."""
-    own = [config.of(kind) for kind in {concept.kind for concept in concepts}]
-    if is_joint(denoiser(pipe)) and any(c.written == "v" for c in own):
-        raise MaceError(f"{type(pipe).__name__} reads keys and values by one matrix: leave the setting written at kv.")
-    for images in (c.images for c in own if config.stages != "1"):
-        check_drawing(pipe, (), images.steps)
-
-
-def _unprotected(concepts: Sequence[Concept], config: EraseConfig, prior: priors.Prior | None) -> list[str]:
-    """A note where the settings leave out what holds other content in place."""
-    known = config if config.rows is not None else config.filled(config.preset_name or "mini", concepts)
-    own = [known.of(concept.kind) for concept in concepts]
-    weights = {"refine.lambda1": max(c.refine.lambda1 for c in own)} if config.stages != "2" else {}
-    weights |= {"fuse.lambda2": max(c.fuse.lambda2 for c in own)} if config.stages == "all" else {}
-    unused = weights and prior is None and not config.prior.use
-    off = " and ".join(["prior.use"] if unused else [name for name, weight in weights.items() if not weight])
-    return (
-        [f"Without a prior nothing holds other content in place, and most of it may go: {off} is off."] if off else []
-    )
 
 
 def _filled(pipe, concepts: Sequence[Concept], config: EraseConfig, has_prior: bool) -> EraseConfig:

@@ -230,8 +230,9 @@ def test_what_can_be_known_at_once_ends_before_any_work(
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"templates": "none.txt"}, "The templates none.txt cannot be read"),
-        ({"images": ImagesConfig(steps=5000)}, "steps is 5000; allowed: 1 to 1000"),
+        ({"templates": "none.txt"}, "The list of templates none.txt cannot be read"),
+        ({"images": ImagesConfig(steps=5000)}, "steps is 5000; allowed: 1 to 999"),
+        ({"train": TrainOptions(rank=10**9)}, "train.rank is 1000000000; allowed: 1 to 32, the width"),
     ],
 )
 def test_limits_are_looked_at_before_any_work(pipe, config, change, sentence, monkeypatch):
@@ -240,6 +241,23 @@ def test_limits_are_looked_at_before_any_work(pipe, config, change, sentence, mo
     with pytest.raises(MaceError, match=sentence):
         erase(pipe, [Concept("ship", "sea")], dataclasses.replace(config, **change))
     assert not begun
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"progress": True}, r"progress is True: give a function of \(stage, done, total, detail\)"),
+        ({"folder": 5}, "folder is 5: give a path"),
+        ({"prior": "x"}, "prior is 'x': give what"),
+        ({"engine": "local"}, r"engine is 'local': give macelib.batch.make_engine\(.local.\)"),
+        ({"engine": make_engine("local")}, "load it with macelib.load_pipeline"),
+        ({"config": {"seed": 1}}, "give an EraseConfig"),
+    ],
+)
+def test_arguments_are_looked_at_before_any_work(pipe, config, given, sentence, monkeypatch):
+    monkeypatch.setattr("macelib.job.prior_of", lambda *_: pytest.fail("captions are read"))
+    with pytest.raises(MaceError, match=sentence):
+        erase(pipe, [Concept("ship", "sea")], **{"config": config} | given)
 
 
 def test_overlapping_concepts_are_said_and_erased(pipe, config, caplog):

@@ -13,8 +13,8 @@ import macelib
 
 ROOT = Path(macelib.__file__).parent
 ABOVE = (
-    "baselines", "attacks", "job", "groups", "erasure", "plan", "show", "evaluate", "batch", "lessons", "cli", "bench",
-    "compare",
+    "baselines", "attacks", "job", "checks", "groups", "erasure", "plan", "show", "evaluate", "batch", "lessons", "cli",
+    "bench", "compare",
 )  # fmt: skip
 FORBIDDEN = {
     "reading": ("models", "method", "concepts", "config", "files", *ABOVE),

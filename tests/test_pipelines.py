@@ -57,7 +57,7 @@ def test_model_hash_sees_the_base_and_not_the_erasure():
 
 
 def test_unknown_models_are_refused(tmp_path, monkeypatch):
-    for bad in ("nosuch", "a/b/c", "./nosuch"):
+    for bad in ("nosuch", "a/b/c", "./nosuch", None, 5):
         with pytest.raises(MaceError, match=r"is no model here: give mini-sd, a pipeline's folder, or a hub id"):
             load_pipeline(bad)
     with pytest.raises(MaceError, match="is no model here"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..concepts import Concept
 from ..erasure import versions
 from ..erasure.export import check_folder, check_format, new_folder
-from ..errors import MaceError
+from ..errors import MaceError, check_path
 from ..files import hash_tensors, hash_text, read_tensors, save_tensors
 from ..models.pipelines import model_hash
 from ..models.swap import base_hash, remove, untouched
@@ -116,6 +116,7 @@ class Edit:
     @classmethod
     def load(cls, path: str | Path) -> "Edit":
         """Read a file that `save` wrote; MaceError for one that is missing, cut short, damaged or of another kind."""
+        check_path(path, "edit")
         about, tensors, checked = read_tensors(path)
         if about.get("format") != FORMAT:
             raise MaceError(f"{path} is not an edit that this version reads ({FORMAT}): make one with `build`.")

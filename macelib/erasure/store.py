@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..concepts import Concept
 from ..config import EraseConfig
-from ..errors import MaceError
+from ..errors import MaceError, check_path
 from ..files import read_tensors, save_tensors
 from ..method.refine import ConceptStatistics, symmetric
 from .header import FORMAT
@@ -75,6 +75,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
     MaceError for one that is missing, cut short, damaged or of another kind.
     """
+    check_path(path, "erasure")
     about, tensors, checked = read_tensors(path)
     if about.get("format") != FORMAT:
         raise MaceError(f"{path} is not an erasure that this version reads ({FORMAT}): make one with `mace erase`.")

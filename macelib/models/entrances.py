@@ -10,14 +10,18 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
+from ..errors import MaceError
+
 POOLED = "add_embedding.linear_1"  # SDXL: reads the pooled text and the time ids, side by side
 ENTRANCE, POOLED_JOINT = "context_embedder", "time_text_embed.text_embedder.linear_1"  # SD3 and FLUX
 JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
 
 def denoiser(pipe) -> nn.Module:
-    """The part of a pipeline that denoises: its UNet or its transformer."""
-    return getattr(pipe, part_of(pipe))
+    """The part of a pipeline that denoises: its UNet or its transformer; MaceError for what has neither."""
+    if (model := getattr(pipe, part_of(pipe), None)) is None:
+        raise MaceError(f"{pipe!r:.80} is no pipeline: give one as macelib.load_pipeline returns it.")
+    return model
 
 
 def part_of(pipe) -> str:

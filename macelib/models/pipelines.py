@@ -172,7 +172,7 @@ def _locate(model: str | Path) -> tuple[str, bool]:
                 "`make world`."
             )
         return str(folder), False
-    if Path(model).expanduser().is_dir():
+    if isinstance(model, (str, Path)) and Path(model).expanduser().is_dir():
         return str(Path(model).expanduser()), False
     parts = str(model).split("/")
     if len(parts) != 2 or not all(parts) or parts[0] in (".", "..", "~"):

@@ -44,7 +44,7 @@ def keep(unet, W: Mapping[str, Tensor], others: Iterable[str] = ()) -> None:
 
 def applied_edit(pipe):
     """The edit of `macelib.baselines` that is applied; None where none is."""
-    return pipe.__dict__.get("_macelib_edit", (None,))[0]
+    return getattr(pipe, "__dict__", {}).get("_macelib_edit", (None,))[0]
 
 
 def take_back(pipe) -> None:
@@ -58,7 +58,7 @@ def take_back(pipe) -> None:
 
 
 def _undo(pipe) -> None:
-    _, undo = pipe.__dict__.get("_macelib_edit", (None, None))
+    _, undo = getattr(pipe, "__dict__", {}).get("_macelib_edit", (None, None))
     if undo is not None:
         undo()
         del pipe._macelib_edit
