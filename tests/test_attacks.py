@@ -366,6 +366,8 @@ def test_shipped_wordings_are_of_the_ten_objects_and_fit(pipe):
         ("ship: {name: [a frog], modifiers: [a ship], synonyms: [a], short: [a], long: [a]}", "must name"),
         ("ship: {name: [a ship], modifiers: [a ship], synonyms: [a], short: [a], long: [the ship]}", "must not name"),
         ("[ship]", "mapping"),
+        ("~: {name: [a ship]}", "wording.yaml: The name of a concept must be a word or a phrase, not None"),
+        ("ship: {~: [a ship]}", "line 1: 'ship' must have the levels"),
     ],
 )
 def test_wordings_that_miss_their_point_are_refused(tmp_path, text, words):

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import yaml
 
+from macelib.compare.plan import planned
 from macelib.concepts import paper_list, retained
 from macelib.errors import MaceError
 from macelib.evaluate import Judge
@@ -117,23 +118,29 @@ def test_a_task_of_ones_own_is_one_file(tmp_path):
         pets.check(Judge.load())
 
 
+def test_a_name_is_one_phrase_wherever_it_stands(tmp_path):
+    pets = task(write(tmp_path / "pets.yaml", erased=changed(OWN["erased"][0], name=" Old  Rex "), counts=[]))
+    plan = planned(pets, seeds=1)
+    assert plan.rows["Old Rex"].name == pets.concepts()[0].name == plan.erasures[0][0].name
+
+
 def changed(entry, **values):
     return [{k: v for k, v in {**entry, **values}.items() if v is not None}]
 
 
 @pytest.mark.parametrize(("values", "text"), [
     ({"title": None}, "title is missing"),
-    ({"metric": "H_x"}, "metric is 'H_x'; allowed: H_o, H_c, H_a, nudenet"),
+    ({"metric": "H_x"}, r"pets.yaml, line \d+: metric is 'H_x'; allowed: H_o, H_c, H_a, nudenet"),
     ({"colour": "red"}, "colour is not a setting; choose from title"),
     ({"erased": []}, "nothing to erase"),
     ({"erased": {"Rex": 1}}, "erased must be a list"),
-    ({"erased": ["Rex"]}, "erased, entry 1: 'Rex' must have name, anchor, super, group, synonyms"),
-    ({"erased": changed(OWN["erased"][0], anchor=None)}, "entry 1: .* must have name, anchor"),
-    ({"erased": changed(OWN["erased"][0], name=7)}, "entry 1: name is 7; allowed: text"),
+    ({"erased": ["Rex"]}, r"pets.yaml, line \d+: erased\[0\]: 'Rex' must have name, anchor, super, group, synonyms"),
+    ({"erased": changed(OWN["erased"][0], anchor=None)}, r"erased\[0\]: .* must have name, anchor"),
+    ({"erased": changed(OWN["erased"][0], name=7)}, r"line \d+: erased\[0\]: name is 7; allowed: text"),
     ({"erased": changed(OWN["erased"][0], synonyms="dog")}, "synonyms is 'dog'; allowed: a list of text"),
-    ({"erased": changed(OWN["erased"][0], group=" ")}, "entry 1: group is empty"),
+    ({"erased": changed(OWN["erased"][0], group=" ")}, r"erased\[0\]: group must be a word or a phrase, not ' '"),
     ({"erased": changed(OWN["erased"][0], anchor="rex"), "counts": []}, "anchor of 'Rex' is the name itself"),
-    ({"erased": OWN["erased"] * 2}, "Rex, Tom is listed twice"),
+    ({"erased": OWN["erased"] * 2}, r"erased\[2\]: name is 'Rex', which is listed twice"),
     ({"kept": OWN["erased"]}, "Rex, Tom: to be erased and to be kept"),
     ({"kept": []}, "H_c needs names that are kept"),
     ({"metric": "H_o"}, "H_o measures synonyms, and Rex has none"),

@@ -12,7 +12,7 @@ import typer
 from test_evaluate import FAST, QUICK, ByPixel
 
 from macelib import EraseConfig, MaceError, evaluate, load_pipeline
-from macelib.cli import app
+from macelib.cli import app, tuned
 from macelib.evaluate import pictures, record, studies, tuning
 from macelib.files import data_folder
 from macelib.models.families import MINI
@@ -35,8 +35,8 @@ GRID = {
         ({"alone": [], "together": [], "cheaper": []}, "A grid has 1 to 24 points, not 0"),
         ({"alone": [{"seed": i} for i in range(25)]}, "A grid has 1 to 24 points, not 27"),
         ({"alone": []}, "cheaper is MACE's, and compared with the first point of alone"),
-        ({"alone": [{}, {}]}, r"alone has the point \{\} twice"),
-        ({"alone": [{"train": {"lrr": 1}}]}, "train.lrr is not a setting"),
+        ({"alone": [{}, {}]}, r"alone\[1\]: the point \{\} stands there twice"),
+        ({"alone": [{"train": {"lrr": 1}}]}, r"alone\[0\]: train.lrr is not a setting"),
         ({"alone": [3]}, r"alone\[0\] is 3; allowed: a mapping"),
         ({"alone": 3}, "alone is 3; allowed: a list of mappings"),
         ({"many": 1}, "many is 1"),
@@ -47,6 +47,19 @@ def test_a_grid_that_cannot_be_run_is_refused(tmp_path, change, said):
     with pytest.raises(MaceError, match=said) as error:
         evaluate.Grid.load(tmp_path / "grid.yaml")
     assert "grid.yaml" in str(error.value)
+
+
+def test_a_point_is_refused_with_its_line(tmp_path):
+    (tmp_path / "grid.yaml").write_text("alone:\n- {}\n- train:\n    lr: fast\n")
+    with pytest.raises(MaceError, match=r"grid.yaml, line 3: alone\[1\]: train.lr is 'fast'; allowed: a number"):
+        evaluate.Grid.load(tmp_path / "grid.yaml")
+
+
+def test_less_time_than_none_is_refused_before_any_work(tmp_path):
+    with pytest.raises(MaceError, match="minutes is -1; allowed: 0 or more"):
+        tuning.tune(None, tmp_path, evaluate.Grid(alone=({},)), None, None, minutes=-1)
+    with pytest.raises(MaceError, match="--minutes is -1; allowed: 0 or more"):
+        tuned.check("tuning", "uce", None, -1.0, None, None)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from ..baselines import Settings
 from ..errors import MaceError
 from ..files import data_folder
 from ..models.tokens import occurrences
-from ..reading import Texts, phrases, read_data
+from ..reading import Texts, phrase, phrases, read_data
 from .registry import Run, Try, register
 from .scene import Scene
 
@@ -41,7 +41,8 @@ def wordings(file: str = "") -> dict[str, dict[str, tuple[str, ...]]]:
     value, where = read_data(path, "list of wordings", Texts)
     if not isinstance(value, Mapping) or not value:
         raise MaceError(f"{path} must hold a mapping from concepts to their levels.")
-    return {name: _levels(name, levels, where) for name, levels in value.items()}
+    what = f"{path}: The name of a concept"
+    return {phrase(name, what): _levels(name, levels, where) for name, levels in value.items()}
 
 
 def _levels(name: str, levels, where) -> dict[str, tuple[str, ...]]:

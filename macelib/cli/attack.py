@@ -79,7 +79,7 @@ def attack(
     from ..files import check_writable, data_folder
     from ..models.families import family_of
     from ..models.sample import check_drawing
-    from ..reading import build_settings, located, read_data
+    from ..reading import build_settings, placed, read_data
     from .judged import Among, gallery
 
     if (erasure is None) == (task is None):
@@ -98,11 +98,11 @@ def attack(
         named(name)
     if unknown := [name for name in controls if name not in CONTROLS]:
         raise MaceError(f"There is no control {unknown[0]!r}: choose from {', '.join(CONTROLS)}.")
-    values = read_data(settings, "settings of attacks")[0] if settings else {}
+    values, where = read_data(settings, "settings of attacks") if settings else ({}, str)
     if not isinstance(values, dict):
         raise MaceError(f"{settings} must hold a mapping from attacks to their settings.")
     for name, fields in values.items():
-        with located(f"{settings}, {name}"):
+        with placed(where, str(name)):
             build_settings(named(name).settings, fields or {})
 
     def settled(order, family=None):

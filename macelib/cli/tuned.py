@@ -81,7 +81,9 @@ def check(
     protocol: str, method: str | None, task: str | None, minutes: float | None, count: int | None, config
 ) -> None:
     """MaceError for options that do not go together."""
-    if method is None and (task or minutes):
+    if minutes is not None and not minutes >= 0:
+        raise MaceError(f"--minutes is {minutes:g}; allowed: 0 or more.")
+    if method is None and (task or minutes is not None):
         raise MaceError(f"--{'task' if task else 'minutes'} is for tuning with --method.")
     if method is not None and protocol != "tuning":
         raise MaceError(f"--method is for tuning: the study {protocol} is of MACE.")

@@ -12,7 +12,7 @@ from typing import Literal
 from ..concepts import Concept, refuse_both
 from ..errors import MaceError, unknown
 from ..files import data_folder
-from ..reading import build_settings, read_data
+from ..reading import Where, build_settings, phrase, phrases, placed, read_data
 
 OWN = "Or give a file.yaml of your own."
 ROW = ("name", "anchor", "super", "group", "synonyms")
@@ -20,13 +20,18 @@ ROW = ("name", "anchor", "super", "group", "synonyms")
 
 @dataclass(frozen=True)
 class Row:
-    """One name that is erased or kept."""
+    """One name that is erased or kept; MaceError for a text that is no phrase."""
 
     name: str
     anchor: str  # what it becomes where it is erased
     super: str  # its super-category: what an erased prompt may show beside the anchor
     group: str  # names of one group are near each other
     synonyms: tuple[str, ...]  # generality is measured on them
+
+    def __post_init__(self):
+        for field in ROW[:4]:
+            object.__setattr__(self, field, phrase(getattr(self, field), field))
+        object.__setattr__(self, "synonyms", phrases(self.synonyms, "synonyms", empty=True))
 
 
 @dataclass(frozen=True)
@@ -94,42 +99,37 @@ def _folder(folder: str | Path | None) -> Path:
 
 
 def read_task(path: str | Path) -> Task:
-    """Read one file; MaceError names the file, the entry and what is wrong with it."""
+    """Read one file; MaceError names the file, the line, the entry and what is wrong with it."""
     path = Path(path)
-    values, _ = read_data(path, "task")
-    try:
-        if not isinstance(values, dict):
-            raise MaceError("it must be a mapping with title, model, metric and a list of erased names.")
-        values = dict(values)
-        erased, kept = (_rows(values.pop(key, []) or [], key) for key in ("erased", "kept"))
+    values, where = read_data(path, "task")
+    if not isinstance(values, dict):
+        raise MaceError(f"The task {path} must be a mapping with title, model, metric and a list of erased names.")
+    values = dict(values)
+    erased, kept = (_rows(values.pop(key, []) or [], key, where) for key in ("erased", "kept"))
+    with placed(where):
         if not erased:
-            raise MaceError("there is nothing to erase: list some names under erased.")
+            raise MaceError("erased is empty, so there is nothing to erase: list some names there.")
         counts = values.pop("counts", []) or []
         if missing := [key for key in ("title", "model", "metric") if key not in values]:
             raise MaceError(f"{', '.join(missing)} is missing.")
         found = Task(path.stem, build_settings(About, values), erased, kept, tuple(_counts(counts, len(erased))))
         _check(found)
         return found
-    except MaceError as error:
-        raise MaceError(f"The task {path}: {error}") from error
 
 
-def _rows(entries, key: str) -> tuple[Row, ...]:
-    if not isinstance(entries, list):
-        raise MaceError(f"{key} must be a list of names, each with {', '.join(ROW)}.")
-    rows = []
-    for number, entry in enumerate(entries, 1):
-        if not isinstance(entry, dict) or set(entry) != set(ROW):
-            raise MaceError(f"{key}, entry {number}: {entry!r} must have {', '.join(ROW)}, and nothing beside them.")
-        try:
+def _rows(entries, key: str, where: Where) -> tuple[Row, ...]:
+    rows: list[Row] = []
+    with placed(where):
+        if not isinstance(entries, list):
+            raise MaceError(f"{key} must be a list of names, each with {', '.join(ROW)}.")
+    for i, entry in enumerate(entries):
+        with placed(where, f"{key}[{i}]"):
+            if not isinstance(entry, dict) or set(entry) != set(ROW):
+                raise MaceError(f"{entry!r} must have {', '.join(ROW)}, and nothing beside them.")
             row = build_settings(Row, entry)
-        except MaceError as error:
-            raise MaceError(f"{key}, entry {number}: {error}") from error
-        if empty := [field for field in ROW[:4] if not getattr(row, field).strip()]:
-            raise MaceError(f"{key}, entry {number}: {', '.join(empty)} is empty.")
+            if row.name in (other.name for other in rows):
+                raise MaceError(f"name is {row.name!r}, which is listed twice: keep one.")
         rows.append(row)
-    if twice := sorted({r.name for r in rows if sum(r.name == other.name for other in rows) > 1}):
-        raise MaceError(f"{key}: {', '.join(twice)} is listed twice.")
     return tuple(rows)
 
 

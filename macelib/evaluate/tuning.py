@@ -24,7 +24,7 @@ from ..errors import MaceError
 from ..files import hash_text, name_of, read_checked, write_checked
 from ..models.families import family_of
 from ..models.swap import base_hash
-from ..reading import build_settings, read_data
+from ..reading import build_settings, located, placed, read_data
 from . import protocols
 from .classifiers import classifier_for, plugged
 from .lists import tuning_lists
@@ -66,8 +66,9 @@ class Grid:
             raise MaceError(f"method is {self.method!r}, whose settings are MACE's: tune mace.")
         for how, number, point in self.points():
             if point in getattr(self, how)[: number - 1]:
-                raise MaceError(f"{how} has the point {json.dumps(point)} twice.")
-            EraseConfig.from_dict(point) if settings is EraseConfig else build_settings(settings, point)
+                raise MaceError(f"{how}[{number - 1}]: the point {json.dumps(point)} stands there twice: keep one.")
+            with located(f"{how}[{number - 1}]"):
+                EraseConfig.from_dict(point) if settings is EraseConfig else build_settings(settings, point)
 
     def points(self) -> list[tuple[str, int, dict[str, Any]]]:
         """(alone, together or cheaper, number from 1, settings) of every point."""
@@ -80,12 +81,10 @@ class Grid:
 
     @classmethod
     def load(cls, path: str | Path) -> "Grid":
-        """Read a YAML or JSON file; MaceError names file, field and what is allowed."""
+        """Read a YAML or JSON file; MaceError names file, line, point or field, and what is allowed."""
         values, where = read_data(path, "grid")
-        try:
+        with placed(where):
             return build_settings(cls, {} if values is None else values)
-        except MaceError as error:
-            raise MaceError(f"{where(str(error).partition(' ')[0])}: {error}") from error
 
 
 def trials(name: str, like: Grid, lists: Sequence[str] = tuple(KINDS)) -> Grid:
@@ -134,10 +133,11 @@ def tune(
     pictures, too.
 
     make: erases by a point. asked: all settings that it does so with, as JSON: a point is measured anew where they
-    changed. minutes: no further point of a list begins when making those before it took so long. options: of
-    `characters`.
+    changed. minutes: no further point of a list begins when making those before it took so long; 0 or more. options:
+    of `characters`.
     """
     check_seeds(len(seeds))
+    check_minutes(minutes)
     folder, family = Path(folder), family_of(pipe)
     concepts, kept = tuning_lists(grid.many, family)
     if grid.few > len(concepts):
@@ -176,6 +176,12 @@ def tune(
     about["grid"] |= {name: [*getattr(grid, name)] for name in ("alone", "together", "cheaper")}
     names = {"erased_names": [c.name for c in concepts], "kept_names": kept, "method": grid.method}
     return Tuning(metrics, settings | about | names)
+
+
+def check_minutes(minutes: float | None) -> None:
+    """MaceError for less time than none."""
+    if minutes is not None and not minutes >= 0:
+        raise MaceError(f"minutes is {minutes!r}; allowed: 0 or more.")
 
 
 def _best(metrics: pd.DataFrame) -> list[int]:
