@@ -264,6 +264,13 @@ def test_mistakes_are_said(pipe):
     for wrong, text in [
         (lambda: erasure.without("boat"), "boat is not in this erasure; it holds ship, frog, noto"),
         (lambda: erasure.scaled({"ship": -1}), "strength of 'ship' is -1"),
+        (lambda: erasure.scaled("0.5"), "strength of 'ship' is '0.5'; allowed: 0"),
+        (lambda: erasure.scaled(None), "strength of 'ship' is None"),
+        (lambda: erasure.without(CONCEPTS[0]), r"Concept\(.* is no name: give names .*; it holds ship, frog, noto"),
+        (lambda: erasure.only(["ship"], 5), "5 is no name"),
+        (lambda: erasure.apply("x"), "'x' is no pipeline: give one as macelib.load_pipeline"),
+        (lambda: erasure.remove("x"), "'x' is no pipeline"),
+        (lambda: Erasure.load(5), "The erasure is 5: give the path of a file"),
         (lambda: erasure + erasure, "Both erasures hold frog, noto, ship"),
         (lambda: erasure + dataclasses.replace(make(pipe, CONCEPTS[:1]), base="x"), "different models"),
         (lambda: erasure.export(pipe, "nowhere", "ckpt"), "no export format 'ckpt'"),

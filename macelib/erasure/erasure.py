@@ -9,6 +9,7 @@ import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import torch
@@ -65,12 +66,16 @@ class Erasure(Fused):
         return self.of([p for p in self.parts if p.concept.name in chosen])
 
     def scaled(self, strengths: Mapping[str, float] | float) -> "Erasure":
-        """The erasure with other strengths, by name or one for all: 0 draws the concept as before, 1 erases it."""
+        """The erasure with other strengths, by name or one for all: 0 draws the concept as before, 1 erases it.
+
+        MaceError for a name that it does not hold, and for a strength that is no number from 0 to `STRONGEST`.
+        """
         if not isinstance(strengths, Mapping):
             strengths = dict.fromkeys(self.strengths, strengths)
         self._names(strengths)
         for name, strength in strengths.items():
-            if not 0 <= strength <= STRONGEST:
+            is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+            if not (is_number and 0 <= strength <= STRONGEST):
                 limits = f"0 (as before) to {STRONGEST:g} (1: erased)"
                 raise MaceError(f"The strength of {name!r} is {strength!r}; allowed: {limits}.")
         new = [dataclasses.replace(p, strength=float(strengths.get(p.concept.name, p.strength))) for p in self.parts]
@@ -127,11 +132,13 @@ class Erasure(Fused):
             )
 
     def _names(self, names: Iterable) -> set[str]:
-        flat = {n for name in names for n in ([name] if isinstance(name, str) else name)}
+        held, flat = ", ".join(self.strengths) or "none", set()
+        for name in names:
+            flat |= {*name} if isinstance(name, Iterable) and not isinstance(name, str) else {name}
+        if wrong := [name for name in flat if not isinstance(name, str)]:
+            raise MaceError(f"{wrong[0]!r} is no name: give names of this erasure's concepts; it holds {held}.")
         if missing := sorted(flat - set(self.strengths)):
-            raise MaceError(
-                f"{', '.join(missing)} is not in this erasure; it holds {', '.join(self.strengths) or 'none'}."
-            )
+            raise MaceError(f"{', '.join(missing)} is not in this erasure; it holds {held}.")
         return flat
 
     def of(self, parts: Iterable[Part]) -> "Erasure":
