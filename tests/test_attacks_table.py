@@ -193,7 +193,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(folder, tmp_path, capsy
 
 def test_more_steps_than_timesteps_are_refused_at_once(folder, tmp_path, capsys):
     assert mace(folder, tmp_path, "--steps", "1001") == 1
-    assert "steps is 1001; allowed: 1 to 1000" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
+    assert "steps is 1001; allowed: 1 to 999" in capsys.readouterr().err and not list(tmp_path.glob("*.json"))
 
 
 def test_foreign_pictures_need_a_catalogue(folder, tmp_path, capsys):

@@ -149,7 +149,7 @@ def test_what_is_missing_is_said_and_refused(pipe, tmp_path, monkeypatch):
 @pytest.mark.parametrize("call", [plan, erase])
 def test_more_steps_than_the_scheduler_has_are_refused_in_the_plan_too(pipe, call):
     config = replace(CONFIG, images=replace(CONFIG.images, steps=5000), prior=PriorConfig(use=False))
-    with pytest.raises(MaceError, match="steps is 5000; allowed: 1 to 1000"):
+    with pytest.raises(MaceError, match="steps is 5000; allowed: 1 to 999"):
         call(pipe, CONCEPTS, config)
     joint = tiny_transformer("flux")
     with pytest.raises(MaceError, match="leave the setting written at kv"):

@@ -16,7 +16,7 @@ from macelib.errors import MaceError
 from macelib.files import data_folder
 from macelib.method import images
 from macelib.method.images import Asked, draw_together, read_images, read_manifest, read_maps, training_images
-from macelib.models.sample import ddim, encode_images, generate, image_size
+from macelib.models.sample import check_drawing, ddim, encode_images, generate, image_size
 from macelib.models.tiny import KINDS, tiny_pipeline
 
 SHIP = Concept("ship", "sea")
@@ -79,6 +79,20 @@ def test_generate_refuses(pipe):
         generate(pipe, "ship", [1], size=62)
     assert image_size(pipe, (32, 48)) == (32, 48) and image_size(pipe, 32) == (32, 32)
     assert generate(pipe, "ship", [1], steps=1, size=(32, 48))[0].size == (48, 32)
+
+
+@pytest.mark.parametrize("make", [DDIMScheduler, PNDMScheduler])
+@pytest.mark.parametrize(
+    ("spacing", "offset", "most"), [("leading", 1, 999), ("leading", 0, 1000), ("trailing", 1, 1000)]
+)
+def test_as_many_steps_as_the_scheduler_has_timesteps(make, spacing, offset, most):
+    scheduler = make(timestep_spacing=spacing, steps_offset=offset)
+    check_drawing(SimpleNamespace(scheduler=scheduler), [0], most)
+    scheduler.set_timesteps(most)
+    assert scheduler.timesteps.max() == 999
+    for steps in (most + 1, "5", 0):
+        with pytest.raises(MaceError, match=f"steps is {steps!r}; allowed: 1 to {most}, the timesteps"):
+            check_drawing(SimpleNamespace(scheduler=scheduler), [0], steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)

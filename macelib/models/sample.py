@@ -79,8 +79,10 @@ def check_drawing(pipe, seeds: Sequence[int], steps: int, guidance: float | None
     for seed in seeds:
         if not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63:
             raise MaceError(f"The seed {seed!r} cannot be used; allowed: whole numbers from 0 to 2^63 - 1.")
-    most = pipe.scheduler.config.num_train_timesteps
-    if not 1 <= steps <= most:
+    scheduler = pipe.scheduler.config
+    leading = getattr(scheduler, "timestep_spacing", None) == "leading"  # then the offset is added to every timestep
+    most = scheduler.num_train_timesteps - (getattr(scheduler, "steps_offset", 0) if leading else 0)
+    if not (isinstance(steps, numbers.Integral) and 1 <= steps <= most):
         raise MaceError(f"steps is {steps!r}; allowed: 1 to {most}, the timesteps of the scheduler.")
     if guidance is not None and not math.isfinite(guidance):
         raise MaceError(f"guidance is {guidance!r}; allowed: a finite number.")
