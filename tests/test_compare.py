@@ -56,7 +56,7 @@ def test_every_picture_is_drawn_once_for_a_method_and_shared_between_measures(pi
 def test_accuracies_are_those_of_the_protocol(pipe, tmp_path):
     found, look = planned_of(ALONE, tmp_path), Judge()
     whole = run(pipe, found, tmp_path / "out", ["uce"])
-    edits = [build(pipe, concepts, "uce", kept=found.told) for concepts in found.erasures]
+    edits = [build(pipe, concepts, "uce", kept=found.told(0)) for concepts in found.erasures]
     classes = ["ship", "frog", "horse"]
     for among, mark in (("known", ""), ("classes", CLASSES)):
         result = evaluate.objects(
@@ -130,7 +130,11 @@ def test_two_things_count_where_the_original_shows_both(tmp_path, pipe):
 
 
 def test_two_things_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
-    whole = run(pipe, planned_of(TWO, tmp_path), tmp_path / "out", ["uce"])
+    """A name that is erased alone may be kept beside the others; no method is told both of it."""
+    found = planned_of({**TWO, "kept": [ROWS["ship"], ROWS["frog"], ROWS["cat"]]}, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    assert [found.told(i) for i in range(2)] == [["frog", "cat"], ["ship", "cat"]]
+    assert {r["method"] for r in whole["rows"]} == {"original", "uce"}, whole["not_measured"]
     whys = {r["metric"]: r["why"] for r in whole["not_measured"] if r["method"] == "original"}
     measured = {r["metric"] for r in whole["rows"]}
     assert "Acc_e" in measured or "shows no such pair" in whys["Acc_e"]

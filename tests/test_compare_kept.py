@@ -61,7 +61,7 @@ def test_the_ablation_is_what_objects_and_characters_say_of_mace_and_its_parts(k
 
 def test_a_task_names_the_methods_and_settings_that_it_is_for():
     plan = planned(*find("scaling-10"), "recorded")
-    assert plan.kind == "celebrity" and len(plan.erasures[0]) == 10 and len(plan.told) == 39
+    assert plan.kind == "celebrity" and len(plan.erasures[0]) == 10 and len(plan.told(0)) == 39
     names = [way.method for way in ways(None, plan, {})]
     assert names == ["original", "mace", "mace-best", "mace-stage-1", "mace-added-up", "uce", "speed"]
     quick = planned(*find("scaling-10"), "quick")

@@ -13,7 +13,8 @@ from macelib.cli.compare import listed
 from macelib.compare import find, planned, tuned_settings, ways
 from macelib.compare.plan import ORIGINAL, settings_kind
 from macelib.evaluate import results
-from macelib.evaluate.tasks import task
+from macelib.concepts import refuse_both
+from macelib.evaluate.tasks import task, tasks
 from macelib.models import families
 from macelib.models.tiny import tiny_pipeline
 
@@ -24,12 +25,20 @@ def test_profiles_say_how_much_is_drawn():
     characters, objects = task("mini-characters"), task("mini-objects")
     recorded = planned(characters, 100, "recorded")
     assert (len(recorded.templates), len(recorded.seeds), recorded.steps, recorded.name) == (2, 3, 8, "characters-100")
-    assert len(recorded.erasures) == 1 and len(recorded.erasures[0]) == len(recorded.told) == 100
+    assert len(recorded.erasures) == 1 and len(recorded.erasures[0]) == len(recorded.told(0)) == 100
     ten = planned(objects, None, "recorded")
-    assert (len(ten.erasures), len(ten.seeds), ten.steps, ten.told) == (10, 20, 8, ())
+    assert (len(ten.erasures), len(ten.seeds), ten.steps, ten.told(0)) == (10, 20, 8, [])
     paper = planned(characters, 30, "paper")
     assert (len(paper.templates), len(paper.seeds), paper.steps) == (5, 5, 25)
     assert len(planned(task("mini-two-things"), None, "recorded").templates) == 2
+
+
+@pytest.mark.parametrize("name", [name for name in tasks() if name.startswith("mini-")])
+def test_no_name_is_erased_and_told_to_be_kept(name):
+    found = planned(task(name))
+    for i, concepts in enumerate(found.erasures):
+        refuse_both([concept.name for concept in concepts], found.told(i))
+        assert found.told(i) == (found.kept(i) if found.task.kept else [])
 
 
 def test_tasks_by_the_names_that_people_write():

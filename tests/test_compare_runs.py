@@ -17,6 +17,7 @@ from macelib.compare import compare, measure, metric_names, ways
 from macelib.compare.plan import ORIGINAL, Way
 from macelib.evaluate import pictures, results
 from macelib.files import locked
+from macelib.models.families import family_of
 from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
 from macelib.models.tiny import tiny_pipeline
@@ -109,7 +110,9 @@ def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn
     options = {"classifier": Judge(), "batch": 4}
     folder = tmp_path / "out"
     (folder / "spent").mkdir(parents=True)
-    (folder / "spent" / "mace-tuned-000.json").write_text("1000.0")  # of a run that was cut short
+    key = measure.Measuring(found, None, None, folder, family=family_of(pipe))._key(way, (0, 0))
+    spent = folder / "spent" / "mace-tuned-000.json"
+    spent.write_text(json.dumps({"key": key, "seconds": 1000.0}))  # of a run that was cut short
     (folder / "run.json").write_text(json.dumps(about_of(pipe, found, tmp_path)))
     drawn["stop"] = len(drawn["jobs"]) + 20  # the original and a part of the method
     with pytest.raises(KeyboardInterrupt):
@@ -122,7 +125,11 @@ def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn
     drawn["stop"] = None
     whole = results.read(compare(pipe, found, [ORIGINAL, way], folder, **options))
     time = next(r for r in whole["rows"] if r["metric"] == "time, s")
-    assert time["mean"] > 1000 and whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
+    assert (
+        not spent.exists()
+        and time["mean"] > 1000
+        and whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
+    )
 
 
 @pytest.mark.slow
@@ -163,6 +170,24 @@ def about_of(pipe, found, tmp_path):
     """What a folder says of its run."""
     compare(pipe, found, [ORIGINAL], tmp_path / "about", classifier=Judge(), batch=4)
     return json.loads((tmp_path / "about" / "run.json").read_text())
+
+
+def test_time_that_other_settings_took_is_not_counted(pipe, tmp_path):
+    found, way = planned_of(MANY, tmp_path), Way("mace-stage-1", "tuned", {"prior": {"use": False}})
+    spent = tmp_path / "out" / "spent" / "mace-stage-1-tuned-000.json"
+    spent.parent.mkdir(parents=True)
+    spent.write_text(json.dumps({"key": "of another learning rate", "seconds": 1000.0}))
+    measuring = measure.Measuring(found, None, None, tmp_path / "out", family=family_of(pipe))
+    measuring.built(pipe, way, (0, 0), lambda *_: None)
+    assert measuring.made(way)[0]["seconds"] < 1000 and not spent.exists()
+
+
+@pytest.mark.parametrize("values", [{"synonyms": ["boat"]}, {"super": "a boat"}])
+def test_a_task_whose_names_are_described_anew_is_another_run(pipe, tmp_path, values):
+    run(pipe, planned_of(ALONE, tmp_path), tmp_path / "out", [])
+    edited = {**ALONE, "erased": [ROWS["ship"] | values, *ALONE["erased"][1:]]}
+    with pytest.raises(MaceError, match=r"pictures of another run \(erased differ\)"):
+        run(pipe, planned_of(edited, tmp_path), tmp_path / "out", [])
 
 
 def test_another_run_s_folder_is_refused(pipe, tmp_path):

@@ -29,7 +29,7 @@ from ..models.swap import untouched
 from ..reading import build_settings
 from .measure import Measuring, Progress
 from .plan import ORIGINAL, Plan, Way
-from .run import asked, differing, run_of, same_run
+from .run import asked, differing, run_of, same_run, written
 
 SCOPE = ("mace", "mace-stage-1", "mace-best", "uce", "semantic-surgery", "esd-x")  # attacked unless methods are named
 SHARED = ("original", "never-knew", "foreign")  # controls that are one for all methods
@@ -101,7 +101,7 @@ class Attacking:
             for place in {self.folder, self.edits or self.folder}:
                 stack.enter_context(locked(place / ".lock", str(place), wait=False))
             stack.enter_context(untouched(pipe))
-            same_run(self.folder, about)
+            same_run(self.folder, about, self.plan)
             about |= self._settled()
             for name in self.attacks:
                 for way in (ORIGINAL, *self.ways):
@@ -119,7 +119,7 @@ class Attacking:
 
     def _check_edits(self, about: Mapping[str, Any]) -> None:
         """MaceError where the comparison's edits are not of these erasures: they are kept by number."""
-        wanted = {name: about[name] for name in ("model", *asked(self.plan)) if name != "title"}
+        wanted = {name: about[name] for name in ("model", *asked(self.plan)) if name != "title"} | written(self.plan)
         if other := differing(run_of(self.edits), wanted):
             raise MaceError(
                 f"The edits in {self.edits} are of another run ({', '.join(other)} differ): give the folder of a "

@@ -25,7 +25,7 @@ from ..erasure import Erasure
 from ..errors import MaceError
 from ..evaluate.pictures import Drawing, Job
 from ..evaluate.work import Protocol, Work
-from ..files import hash_text, read_cached, read_tensors, save_tensors, write_json, write_text
+from ..files import hash_text, read_cached, read_tensors, save_tensors, write_json
 from ..models.families import UNKNOWN, Family
 from ..models.swap import untouched
 from ..reading import build_settings
@@ -157,29 +157,30 @@ class Measuring:
         keeps = chosen.trains or self.keep
         if keeps and kept.is_file() and known.get("key") == self._key(way, unit):
             return self._loaded(kept, unit)
-        spent, last, began = self._file(way, unit, "spent"), [0.0], time.perf_counter()
-        before = float(spent.read_text()) if resumes and spent.is_file() else 0.0
+        key, spent, last, began = self._key(way, unit), self._file(way, unit, "spent"), [0.0], time.perf_counter()
+        before = _json(spent).get("seconds", 0.0) if _json(spent).get("key") == key else 0.0
 
         def told(stage: str, done: int, total: int, detail: str) -> None:
             tell(stage, done, total, detail)
             if resumes and (now := time.perf_counter() - began) > last[0] + 1:
                 last[0] = now
-                write_text(spent, str(before + now))
+                write_json(spent, {"key": key, "seconds": before + now}, None)
 
         if pipe.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with encoding(pipe) as clock, Meter() as meter:
-            options = {"task": self.plan.kind, "kept": self.plan.told, "progress": told, "seed": unit[1]}
+            options = {"task": self.plan.kind, "kept": self.plan.told(unit[0]), "progress": told, "seed": unit[1]}
             options |= {"folder": str(self.folder / "work" / self._name(way, unit))} if resumes else {}
             edit = build(pipe, self.plan.erasures[unit[0]], way.method, way.values, **options)
         memory = torch.cuda.max_memory_allocated() if pipe.device.type == "cuda" else meter.base + meter.peak
         values = edit.config.to_dict() if hasattr(edit, "config") else edit.settings
-        made = {"key": self._key(way, unit), "seconds": before + meter.seconds, "encoding": clock[0]}
+        made = {"key": key, "seconds": before + meter.seconds, "encoding": clock[0]}
         made |= {"megabytes": memory / 1e6, "values": values, "notes": list(getattr(edit, "notes", ()))}
         if keeps:
             edit.save(kept)
-        if known.get("key") != self._key(way, unit):  # what a comparison has measured stays
+        if known.get("key") != key:  # what a comparison has measured stays
             write_json(self._file(way, unit, "made"), made, None)
+        spent.unlink(missing_ok=True)
         return edit
 
     def _loaded(self, kept: Path, unit: Unit):
@@ -198,7 +199,8 @@ class Measuring:
         settings: Any = [asdict(chosen.settings_for(self.plan.kind)), own]
         if chosen.settings is EraseConfig:
             named = build_settings(EraseConfig, settings[0] | own)
-            settings = filled(way.method, named, self.family, self.plan.erasures[unit[0]], self.plan.told).to_dict()
+            asked = self.plan.erasures[unit[0]], self.plan.told(unit[0])
+            settings = filled(way.method, named, self.family, *asked).to_dict()
         return hash_text(json.dumps(settings, default=str), *filter(None, [chosen.code]))
 
     def _name(self, way: Way, unit: Unit) -> str:

@@ -74,11 +74,6 @@ class Plan:
     trainings: int = 1  # training seeds of a method that trains
 
     @property
-    def told(self) -> tuple[str, ...]:
-        """The names that every method is told to keep: those that the task lists, none where its own others stay."""
-        return tuple(row.name for row in self.task.kept)
-
-    @property
     def pairs(self) -> bool:
         """Whether prompts hold two things."""
         return any("{other}" in template for template in self.templates)
@@ -101,6 +96,10 @@ class Plan:
     def kept(self, i: int) -> list[str]:
         """Names that must stay in erasure i."""
         return self.task.kept_beside(self.erasures[i])
+
+    def told(self, i: int) -> list[str]:
+        """Those of them that a method is told to keep: what the task lists, nothing where its own others stay."""
+        return self.kept(i) if self.task.kept else []
 
     def asks(self, i: int) -> list[Ask]:
         """The words that erasure i is measured on; synonyms where the task's metric asks for them."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def compare(
         who, drawing = (classifier, features), Drawing(steps=plan.steps, batch=batch, autocast=autocast)
         run = measuring(pipe, plan, who, drawing, folder)
         about = _about(pipe, run)
-        same_run(folder, about)
+        same_run(folder, about, plan)
         if why := run.run(pipe, ORIGINAL, tell):
             raise MaceError(why)
         tables = Tables(pipe, run, [*ways], metrics, against, about, command)
@@ -109,7 +110,7 @@ def measure_elsewhere(how: tuple, plan: Plan, who: tuple, drawing: Drawing, fold
     """
     pipe = load_again(*how)
     run = measuring(pipe, plan, who, drawing, Path(folder))
-    same_run(run.folder, _about(pipe, run))
+    same_run(run.folder, _about(pipe, run), plan)
     with explained():
         return run.run(pipe, way, lambda *_: None)
 
@@ -125,9 +126,17 @@ def _about(pipe, run: Measuring) -> dict[str, Any]:
 
 def asked(plan: Plan) -> dict[str, Any]:
     """What every erasure of a plan is asked for: edits are kept by the number of theirs."""
-    about = {"task": plan.name, "title": plan.task.about.title, "told_to_keep": list(plan.told)}
+    about = {"task": plan.name, "title": plan.task.about.title}
+    about |= {"told_to_keep": [plan.told(i) for i in range(len(plan.erasures))]}
     lists = {"erasures": "name", "anchors": "anchor"}
     return about | {key: [[getattr(c, of) for c in some] for some in plan.erasures] for key, of in lists.items()}
+
+
+def written(plan: Plan) -> dict[str, Any]:
+    """All that a task's file says of what is drawn and counted; which of its names go says `asked`."""
+    task = asdict(plan.task)
+    about = {name: task["about"][name] for name in ("metric", "kind", "erase", "settings")}
+    return json.loads(json.dumps({**about, "erased": task["erased"], "kept": task["kept"]}))
 
 
 def run_of(folder: Path) -> dict[str, Any]:
@@ -141,9 +150,9 @@ def run_of(folder: Path) -> dict[str, Any]:
     return about
 
 
-def same_run(folder: Path, about: Mapping[str, Any]) -> None:
+def same_run(folder: Path, about: Mapping[str, Any], plan: Plan) -> None:
     """MaceError where the folder holds another run, or what is no run."""
-    path = folder / "run.json"
+    path, about = folder / "run.json", {**about, **written(plan)}
     if not path.is_file():
         if any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise MaceError(f"{folder} holds no such run, but something else: choose an empty folder.")

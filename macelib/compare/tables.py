@@ -174,9 +174,10 @@ def load(pipe, plan: Plan) -> dict[str, Any]:
     """
     n, W = len(plan.erasures[0]), kv_weights(denoiser(pipe))
     found = {"n/d": [n / embedding_size(pipe)], "n/o_l": [n / w.shape[0] for w in W.values()], "rank": []}
-    if not plan.told:
+    told = [names for names in dict.fromkeys(tuple(plan.told(i)) for i in range(len(plan.erasures))) if names]
+    if not told:
         return found | {"why": "the task lists no names that are told to be kept"}
     if part_of(pipe) != "unet":
         return found | {"why": "the tokens of names are counted for models with a UNet"}
-    columns = tokens(pipe, plan.told, "last")  # (d, m) float64
-    return found | {"rank": [int(torch.linalg.matrix_rank(columns))], "why": ""}
+    ranks = [int(torch.linalg.matrix_rank(tokens(pipe, names, "last"))) for names in told]  # of (d, m) float64
+    return found | {"rank": ranks, "why": ""}

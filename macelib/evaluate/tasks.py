@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..concepts import Concept, refuse_both
+from ..concepts import Concept, folded, refuse_both
 from ..errors import MaceError, unknown
 from ..files import data_folder
 from ..reading import Where, build_settings, phrase, phrases, placed, read_data
@@ -69,8 +69,8 @@ class Task:
 
     def kept_beside(self, concepts: Sequence[Concept]) -> list[str]:
         """The names that must stay while these concepts go: the kept ones, and where there are none, the others."""
-        gone = {concept.name for concept in concepts}
-        return [row.name for row in self.kept or self.erased if row.name not in gone]
+        gone = {folded(concept.name) for concept in concepts}
+        return [row.name for row in self.kept or self.erased if folded(row.name) not in gone]
 
     def check(self, classifier) -> None:
         """MaceError for a name that the judge of the pictures does not know (`classifier.check`)."""
