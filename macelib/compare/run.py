@@ -126,8 +126,8 @@ def _about(pipe, run: Measuring) -> dict[str, Any]:
 
 def asked(plan: Plan) -> dict[str, Any]:
     """What every erasure of a plan is asked for: edits are kept by the number of theirs."""
-    about = {"task": plan.name, "title": plan.task.about.title}
-    about |= {"told_to_keep": [plan.told(i) for i in range(len(plan.erasures))]}
+    told = dict.fromkeys(name for i in range(len(plan.erasures)) for name in plan.told(i))
+    about = {"task": plan.name, "title": plan.task.about.title, "told_to_keep": [*told]}
     lists = {"erasures": "name", "anchors": "anchor"}
     return about | {key: [[getattr(c, of) for c in some] for some in plan.erasures] for key, of in lists.items()}
 
