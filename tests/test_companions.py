@@ -9,6 +9,7 @@ from macelib import Concept, EraseConfig, MaceError, erase, evaluate
 from macelib.concepts import prompts, templates, with_companions
 from macelib.evaluate.companions import halves, pairs, share
 from macelib.evaluate.shown import stand_ins
+from macelib.evaluate.tasks import task
 from macelib.method import prior as priors
 from macelib.method.refine import concept_sums
 from macelib.models.families import MINI, UNKNOWN
@@ -163,6 +164,18 @@ def test_what_stands_in_the_place_of_a_concept():
     person = stand_ins(Concept("baby", "a person"), MINI)
     assert "girl" in person and "baby" not in person
     assert stand_ins(Concept("x y", "a lamp"), UNKNOWN) == {"a lamp", "lamp"}
+    assert stand_ins(Concept("x y", "a lamp"), UNKNOWN, kind="a thing") == {"a lamp", "lamp", "a thing", "thing"}
+
+
+def test_what_goes_too_stands_in_for_nothing():
+    """By hand: the unsafe group goes as a whole, and is meant to show objects."""
+    gone = task("mini-unsafe").concepts()
+    objects = {entry.name for entry in MINI.catalogue() if entry.group == "object"}
+    for concept in gone:
+        assert stand_ins(concept, MINI, gone) == {"a harmless thing", "harmless thing", *objects}
+    assert "truck" not in stand_ins(Concept("ship", "the sea"), MINI, [Concept("truck", "a road")])
+    lamp = Concept("lamp", "a light", synonyms=("thing",))
+    assert stand_ins(Concept("x y", "a lamp"), UNKNOWN, [lamp], "a thing") == {"a lamp", "a thing"}
 
 
 def test_the_prior_holds_two_companions_beside_each_other(pipe):

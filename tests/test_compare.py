@@ -101,6 +101,7 @@ def test_styles_have_clip_scores_and_the_judge_s_styles(pipe, tmp_path, monkeypa
         assert of[metric] == pytest.approx(np.mean(clip.score(images, [p for p, _ in jobs])), abs=1e-2)
         seen = [style == name for style in look.top1(images, kind="style")]
         assert of["Acc_e" if name == "ship" else "Acc_s"] == pytest.approx(100 * np.mean(seen), abs=1e-3)
+    assert of["Acc_a"] == pytest.approx(100 - of["Acc_e"], abs=1e-3)  # any other style that the judge knows
     assert of["H_a"] == pytest.approx(of["CLIP_s"] - of["CLIP_e"], abs=1e-3)
     assert {r["unit"] for r in whole["rows"] if r["metric"] in ("H_a", "CLIP_e")} == {"points"}
 
@@ -125,6 +126,7 @@ def test_two_things_count_where_the_original_shows_both(tmp_path, pipe):
     assert of["Acc_s"].value == pytest.approx(1 - 1 / total)
     assert of["H_c"].value == pytest.approx(metrics.h_c(1 / total, 1 - 1 / total))
     assert of["Acc_e erased first"].n + of["Acc_e companion first"].n == total
+    assert of["Acc_e"].concepts == 2  # ship and frog
     blind = [{"drawn": {job: {"left": "sea", "right": "sea"} for job in some["drawn"]}} for some in before]
     assert numbers(found, counts(run_, [now], blind, None), None) == {}
 

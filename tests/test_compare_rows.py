@@ -66,6 +66,20 @@ def test_trainings_are_resampled_beside_the_drawing_seeds():
     assert np.array_equal(resampling(Counts({}, (7,), False), 4).concepts[0], taken.concepts[0])  # paired with others
 
 
+def test_pairs_are_resampled_by_what_goes_and_by_companions():
+    """Against plain resampling of all three; things differ more than companions and seeds do."""
+    rng = np.random.default_rng(7)
+    table = np.zeros((5, 6, 4))  # (things, companions, seeds)
+    table[:2] = 1
+    table[2] = rng.random((6, 4)) < 0.5
+    sums = Counts({"Acc_e": cells(0, table.reshape(30, 4))}, (5, 6), False, crossed=True)
+    of = numbers(planned(task("mini-two-things")), sums, resampling(sums, 4))["Acc_e"]
+    plain = [table[rng.integers(5, size=5)][:, rng.integers(6, size=6)][:, :, rng.integers(4, size=4)].mean()
+             for _ in range(4000)]  # fmt: skip
+    assert of.concepts == 5 and of.value == pytest.approx(table.mean())
+    assert np.allclose(of.interval, metrics.interval(np.array(plain)), atol=0.03) and np.ptp(of.interval) > 0.6
+
+
 def test_nothing_that_varies_has_wilson_s_interval():
     sums = Counts({"Acc_e": cells(0, np.zeros((10, 2))), "Acc_s": cells(1, np.ones((5, 2)))}, (10, 5), False)
     of = numbers(planned(task("mini-characters"), 1), sums, resampling(sums, 2))

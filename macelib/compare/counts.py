@@ -43,6 +43,7 @@ class Counts:
     each: bool  # the combined metric is the mean of every erasure's own
     marks: tuple[str, ...] = ()  # further ways of counting, by what is put behind the metrics' names
     trainings: int = 1  # how many training seeds the columns are of
+    crossed: bool = False  # a row per member of the first set with each of the second, both taken anew
 
 
 def counts(run: Measuring, seen: Sequence[Sequence[Seen]], original: Sequence[Seen], family: Family) -> Counts:
@@ -99,8 +100,7 @@ def _frames(run: Measuring, seen: Sequence[Sequence[Seen]], family: Family) -> I
     for name in RELATIONS:
         if (part := kept[[relations[pair] == name for pair in pairs]]).size:
             yield f"Acc_s {name}", (part, "kept")
-    if main == "known":
-        yield "Acc_a", (_rows(run, seen, "wider" if "wider" in first else main, "shown", family), "erased")
+    yield "Acc_a", (_rows(run, seen, "wider" if "wider" in first else main, "shown", family), "erased")
     if seen[0][0]["residual"]:
         yield "residual", (_rows(run, seen, main, "residual"), "erased")
     if "classes" in first:
@@ -121,15 +121,23 @@ def _rows(run: Measuring, seen: Sequence[Sequence[Seen]], rule: str, role: str =
         if role:
             asks = [replace(ask, role=role) for ask in asks if ask.role == "erased"]
         if role == "shown":
-            right = {c.name: stand_ins(c, family) | set(_bare(plan.rows[c.name].super)) for c in plan.erasures[i]}
+            right = _instead(run, i, rule, family)
         work, part = (run.around, "residual") if role == "residual" else (run.work, "drawn")
         found = {job: rules[rule] for job, rules in of[part].items()}
         rows += [{**line, "erasure": i, "training": training} for line in work.rows(str(i), "", asks, found, right)]
     return pd.DataFrame(rows)
 
 
-def _bare(text: str) -> tuple[str, str]:
-    return text, re.sub(r"^(the|an?) ", "", text, flags=re.IGNORECASE)
+def _instead(run: Measuring, i: int, rule: str, family: Family) -> dict[str, set[str]]:
+    """By erased name what its pictures may show in its place.
+
+    Of a style its anchor, where that is a style that is known, else any known one that stays: noise is taken for some.
+    """
+    gone = run.plan.erasures[i]
+    if rule == "style":
+        stays = {*run.look.classifier.styles} - {concept.name for concept in gone}
+        return {concept.name: stays & {concept.anchor} or stays for concept in gone}
+    return {concept.name: stand_ins(concept, family, gone, run.plan.rows[concept.name].super) for concept in gone}
 
 
 def relation(plan: Plan, i: int, name: str) -> str:
@@ -145,7 +153,7 @@ def _words(name: str) -> set[str]:
 
 
 def _two(plan: Plan, seen: Sequence[Seen], original: Sequence[Seen]) -> Counts:
-    """Erased things seen, and companions not lost, in pairs of which the original shows both; the set: companions."""
+    """Erased things seen, and companions not lost, in pairs of which the original shows both."""
     rows = []
     for i, (now, before) in enumerate(zip(seen, original, strict=True)):
         for gone, other, order, prompt, seed in plan.two(i):
@@ -153,14 +161,16 @@ def _two(plan: Plan, seen: Sequence[Seen], original: Sequence[Seen]) -> Counts:
                 continue
             shown = set(now["drawn"][prompt, seed].values())
             for metric, value in (("Acc_e", gone in shown), ("Acc_s", other in shown)):
-                about = {"metric": metric, "key": other, "order": order, "training": 0, "seed": seed}
+                about = {"metric": metric, "key": f"{gone}, {other}", "order": order, "training": 0, "seed": seed}
                 rows.append(about | {"value": float(value)})
-    frame, companions, cells = pd.DataFrame(rows), [row.name for row in plan.task.kept], {}
+    things = [concept.name for concepts in plan.erasures for concept in concepts]
+    companions = [row.name for row in plan.task.kept or plan.task.erased]
+    frame, pairs, cells = pd.DataFrame(rows), [f"{gone}, {other}" for gone in things for other in companions], {}
     columns = [(0, seed) for seed in plan.seeds]
     for metric in ("Acc_e", "Acc_s") if rows else ():
         of = frame[frame.metric == metric]
-        cells[metric] = _cells(of, companions, columns, 0)
+        cells[metric] = _cells(of, pairs, columns, 0)
         for order in ORDERS:
             if (part := of[of.order == order]).size:
-                cells[f"{metric} {order}"] = _cells(part, companions, columns, 0)
-    return Counts(cells, (len(companions),), False)
+                cells[f"{metric} {order}"] = _cells(part, pairs, columns, 0)
+    return Counts(cells, (len(things), len(companions)), False, crossed=True)

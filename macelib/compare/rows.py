@@ -26,6 +26,9 @@ def resampling(counts: Counts, seeds: int) -> Resampling | None:
         taken = Resampling.of(counts.sizes, seeds, TIMES, SEED)
     except MaceError:
         return None
+    if counts.crossed:  # a weight for each pair: (times, things · companions)
+        things, companions = taken.concepts
+        taken = replace(taken, concepts=((things[:, :, None] * companions[:, None, :]).reshape(TIMES, -1),))
     if counts.trainings == 1:
         return taken
     trained = resample(counts.trainings, TIMES, SEED + TRAINED)
@@ -36,6 +39,9 @@ def resampling(counts: Counts, seeds: int) -> Resampling | None:
 def numbers(plan: Plan, counts: Counts, taken: Resampling | None) -> dict[str, Number]:
     """Every metric of one method that there are pictures for, the combined ones too."""
     found = {metric: _ratio(cells, taken) for metric, cells in counts.cells.items() if cells.counts.sum()}
+    if counts.crossed:  # concepts are the erased ones, not their pairs
+        shown = {m: counts.cells[m].counts.reshape(counts.sizes[0], -1).any(1).sum() for m in found}
+        found = {metric: replace(number, concepts=int(shown[metric])) for metric, number in found.items()}
     metric = plan.task.about.metric
     for mark in ("", *counts.marks):
         parts = [name + mark for name in COMBINED[metric]]

@@ -111,7 +111,7 @@ class Work:
         labels = distinct([label(erasure.concepts) for erasure in erasures] if self.labels is None else self.labels)
         rows, family = [], family_of(pipe)
         for name, erasure, some, found in zip(labels, erasures, asks, seen[1:], strict=True):
-            stand = {concept.name: stand_ins(concept, family) for concept in erasure.concepts}
+            stand = {concept.name: stand_ins(concept, family, erasure.concepts) for concept in erasure.concepts}
             for model, (verdicts, instead) in (("original", seen[0]), ("erased", found)):
                 rows += self.rows(name, model, some, verdicts)
                 if self.protocol.beside:

@@ -5,7 +5,7 @@ width, such as a small random one, is of none: `UNKNOWN`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from . import mini
@@ -35,6 +35,7 @@ class Family:
     catalogue: Callable[[], tuple[Entry, ...]] | None = None  # what it is known to draw
     companions: Callable[[], Sequence[str]] | None = None  # what it draws beside another thing; None: `COMPANIONS`
     people: tuple[str, ...] = ()  # groups of the catalogue that stand for people
+    phrases: Mapping[str, str] = field(default_factory=dict)  # its captions' other words for a super-category
     split: Callable[[], Mapping[str, Sequence[str]]] | None = None  # names of it to choose settings on: erased, kept
     shipped: str = ""  # name of the model that comes with macelib
     note: str = ""  # said wherever its settings are shown
@@ -64,6 +65,7 @@ MINI = Family(
     catalogue=mini.catalogue,
     companions=mini.companions,
     people=mini.PEOPLE,
+    phrases=mini.PHRASES,
     split=mini.split,
     shipped="mini-sd",
 )

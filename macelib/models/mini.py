@@ -21,6 +21,7 @@ from ..files import data_folder
 SIZE = 64  # pixels, the side of a picture
 HALF = SIZE * 9 // 16  # pixels, the side of the square that holds one of two subjects
 PEOPLE = ("character", "face")  # groups of the catalogue
+PHRASES = {"a harmless thing": "an object"}  # what captions call some pictures of a super-category, to tell from danger
 
 
 @dataclass(frozen=True)
