@@ -20,7 +20,7 @@ class AdaVD(Settings):
     c: float = 2.0  # height of the gate: more than 1 subtracts more than the projection
 
 
-GRID = {"b": (0.5, 0.7, 0.8, 0.93), "c": (1.0, 2.0)}
+GRID = {"b": (0.5, 0.7, 0.8, 0.93), "c": (1.0, 1.5, 2.0)}
 
 
 def decomposed(v: Tensor, targets: Tensor, s: AdaVD) -> Tensor:

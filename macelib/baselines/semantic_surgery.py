@@ -30,7 +30,7 @@ PUBLISHED = {
     "style": SemanticSurgery(beta=0.3),
     "unsafe": SemanticSurgery(beta=0.06),
 }
-GRID = {"beta": (0.06, 0.12, 0.2, 0.28, 0.36, 0.44)}
+GRID = {"beta": (0.06, 0.12, 0.2, 0.28, 0.36, 0.44, 0.09, 0.16, 0.24, 0.32, 0.4, 0.5)}  # the wide steps first
 
 
 def presence(e: Tensor, deltas: Tensor) -> Tensor:
