@@ -1,5 +1,7 @@
 """Plans of comparisons, rows of methods, tuned settings, and the command."""
 
+from types import SimpleNamespace
+
 import compare_tools
 import pytest
 import yaml
@@ -10,10 +12,12 @@ from tiny_data import tiny_judge
 from macelib import Concept, EraseConfig, MaceError, load_pipeline
 from macelib.baselines import AS_PUBLISHED, methods
 from macelib.cli.compare import listed
-from macelib.compare import find, planned, tuned_settings, ways
+from macelib.compare import find, one_way, planned, tried, tuned_settings, ways
 from macelib.compare.plan import ORIGINAL, settings_kind
-from macelib.evaluate import results
+from macelib.compare.tables import Tables
 from macelib.concepts import refuse_both
+from macelib.evaluate import results
+from macelib.evaluate.numbers import Number
 from macelib.evaluate.tasks import task, tasks
 from macelib.models import families
 from macelib.models.tiny import tiny_pipeline
@@ -133,6 +137,31 @@ def test_a_model_with_settings_of_its_own_has_the_paper_s_and_its_own_rows_of_ma
         "mace-values-only (tuned)", "uce (published)",
     ]  # fmt: skip
     assert [str(way) for way in ways(["mace"], found, {}, sd)] == ["original", "mace (published)"]
+    among = ways(names, found, {"uce": {}}, mini, {"mace": 12, "mace-best": 23, "uce": 10})
+    assert [way.among for way in among] == [None, 1, 12, 23, 1, 12, 1, 10]
+
+
+@pytest.mark.parametrize("name", ["mini-styles", "mini-unsafe"])
+def test_where_nothing_was_tuned_mace_stands_as_it_is_and_published_is_held_against_published(name):
+    found, mini = planned(task(name)), next(f for f in families.families() if f.name.startswith("mini"))
+    rows = ways(["mace", "mace-best", "uce"], found, {}, mini)
+    assert [str(way) for way in rows] == [
+        "original", "mace (published)", "mace (preset)", "mace-best (preset)", "uce (published)"
+    ]  # fmt: skip
+    assert [str(way) for way in one_way(rows)] == ["mace (published)", "mace-best (preset)", "uce (published)"]
+    tables = SimpleNamespace(run=SimpleNamespace(plan=found), against=None, _of=lambda way: {})
+    numbers = {way: {found.task.about.metric: Number(0.5, None, (0.4, 0.6), 4, 1)} for way in rows}
+    compared = {str(way): Tables._difference(tables, way, numbers) for way in rows}
+    assert {name: [row["against"] for row in of] for name, of in compared.items()} == {
+        "original": [], "mace (published)": [], **{str(way): ["mace (published)"] for way in rows[2:]}
+    }  # fmt: skip
+
+
+def test_among_how_many_settings_a_row_was_chosen(tmp_path):
+    (tmp_path / "tuned.csv").write_text("method,kind,point\nuce,object,1\nuce,object,2\nuce,celebrity,1\n")
+    assert tried("object", tmp_path) == {"uce": 2, "mace": 10 + 3, "mace-best": 10 + 3 + 11}  # {} in both, once
+    assert tried("celebrity", tmp_path) == {"uce": 1, "mace": 12, "mace-best": 12 + 11}
+    assert tried("style", tmp_path) == {"mace-best": 24}  # takes that of objects
 
 
 def test_the_paper_s_row_on_another_model_has_the_paper_s_numbers():

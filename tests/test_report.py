@@ -65,6 +65,24 @@ def test_tables_by_method_with_intervals():
     )
 
 
+def test_a_table_says_how_settings_were_chosen():
+    some = [("mace", "published", 1), ("mace", "tuned", 12), ("mace-best", "tuned", 23)]
+    rows = [line(method, settings, "H_c", 80.0, chosen_among=n) for method, settings, n in some]
+    whole = {"command": "c", "environment": ABOUT, "rows": rows, "not_measured": []}
+    *lines, _, how = report.markdown(whole).splitlines()
+    assert [row.split(" | ")[1] for row in lines[2:]] == ["published", "tuned, of 12", "tuned, of 23"]
+    assert how.endswith(
+        "Tuned settings are the best of as many as stand beside them, on names that no task has. "
+        "mace-best was chosen among 23 settings, mace among 12."
+    )
+    rows = [line("mace", "published", "H_a", 8.0, chosen_among=1), line("mace", "preset", "H_a", 8.0)]
+    how = report.markdown(whole | {"rows": [*rows, line("mace-best", "preset", "H_a", 8.0, chosen_among=24)]})
+    assert how.endswith(
+        "mace-best was chosen among 24 settings, of objects. For names of this kind nothing was tuned: preset is MACE "
+        "as it stands for this model, and differences are to its published settings."
+    )
+
+
 def test_a_table_of_several_tasks_has_each_one_s_joint_metric():
     rows = [line("uce", "published", "H_o", 80.0), line("uce", "published", "H_c", 70.0, task="people")]
     rows += [line("uce", "published", "H_c difference", -1.0, task="people", against="mace (tuned)")]

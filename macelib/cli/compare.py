@@ -66,7 +66,8 @@ def compare(
 
     def settled(worlds, family=None):
         plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds, trainings=trainings)
-        return plan, comparing.ways(listed(methods), plan, comparing.tuned_settings(plan.kind), family)
+        chosen, among = comparing.tuned_settings(plan.kind), comparing.tried(plan.kind)
+        return plan, comparing.ways(listed(methods), plan, chosen, family, among)
 
     comparing.either(settled)  # refuses what there is not before the model is loaded
     Drawing(batch=batch, autocast=autocast)

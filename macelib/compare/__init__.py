@@ -8,6 +8,7 @@ published tables.
 It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
 """
 
+from ..evaluate.tuned import tried
 from . import report
 from .attacking import LATER, SCOPE, Attacking, lacking, one_way, targets
 from .kept import check_attacks, record, record_attacks
@@ -39,6 +40,7 @@ __all__ = [
     "report",
     "run_of",
     "targets",
+    "tried",
     "tuned_settings",
     "ways",
     "worlds",

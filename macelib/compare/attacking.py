@@ -28,7 +28,7 @@ from ..models.pipelines import default_guidance
 from ..models.swap import untouched
 from ..reading import build_settings
 from .measure import Measuring, Progress
-from .plan import ORIGINAL, Plan, Way
+from .plan import ORIGINAL, PRESET, Plan, Way
 from .run import asked, differing, run_of, same_run, written
 
 SCOPE = ("mace", "mace-stage-1", "mace-best", "uce", "semantic-surgery", "esd-x")  # attacked unless methods are named
@@ -50,7 +50,11 @@ def lacking(pipe, control: str) -> str:
 
 def one_way(ways: Sequence[Way]) -> list[Way]:
     """Of each method, without the original: its tuned settings, or where there are none the published ones."""
-    return list({way.method: way for way in ways if way != ORIGINAL}.values())
+    found: dict[str, Way] = {}
+    for way in ways:
+        if way != ORIGINAL and not (way.settings == PRESET and way.method in found):
+            found[way.method] = way
+    return [*found.values()]
 
 
 def targets(plan: Plan, only: Sequence[str] | None = None) -> list[Target]:

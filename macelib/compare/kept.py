@@ -7,11 +7,10 @@ from typing import Any
 
 from ..errors import MaceError
 from ..evaluate import results
-from .plan import WORLDS, Plan
+from .plan import BEST, WORLDS, Plan
 
 ABLATED = ("objects", "characters-100")  # tasks of which MACE's own rows are the ablation
 ATTACKED = "objects"  # the task whose attacks are recorded
-TRIED = "mace-best"  # not an ablation
 
 
 def record(path: Path, plan: Plan) -> list[Path]:
@@ -76,5 +75,5 @@ def _own(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the original and of MACE and its ablations; `method` may be followed by its settings."""
     names = ((row, row["method"].partition(" ")[0]) for row in rows)
     return [
-        dict(row) for row, name in names if name in ("original", "mace") or (name.startswith("mace-") and name != TRIED)
+        dict(row) for row, name in names if name in ("original", "mace") or (name.startswith("mace-") and name != BEST)
     ]

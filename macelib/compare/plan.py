@@ -14,6 +14,7 @@ from ..errors import MaceError, need, unknown
 from ..evaluate import results
 from ..evaluate.companions import pair_asks
 from ..evaluate.tasks import OWN, Row, Task, read_task, task, tasks
+from ..evaluate.tuning import KINDS as TUNED
 from ..evaluate.work import Ask, Work
 from ..models.families import Family
 from ..reading import read_data
@@ -22,6 +23,8 @@ WORLDS = ("mini", "sd")  # whose names a task has: "objects" is mini-objects or 
 PAPER_S = {"characters": "celebrities", "unsafe": "explicit"}  # what the tasks for SD call these
 T = TypeVar("T")
 KINDS = ("object", "celebrity", "style", "unsafe")  # of settings, see `Method.settings_for`
+BEST = "mace-best"  # the method with the preset "best"
+PRESET = "preset"  # settings of MACE's own for a model, where nothing of the task's kind was chosen on tuning names
 Pair = tuple[str, str, str, str, int]  # erased, companion, which is named first, prompt, seed
 
 
@@ -50,8 +53,9 @@ class Way:
     """A method with one choice of its settings: a row of the tables."""
 
     method: str
-    settings: str  # "published" or "tuned"; "" of the original model
+    settings: str  # "published", "tuned" or `PRESET`; "" of the original model
     values: Mapping[str, Any] | None = field(default=None, hash=False)  # fields of its settings; None: as published
+    among: int | None = field(default=None, compare=False)  # of how many settings these were chosen; None: not known
 
     def __str__(self) -> str:
         return f"{self.method} ({self.settings})" if self.settings else self.method
@@ -213,26 +217,32 @@ def settings_kind(found: Task) -> str:
 
 
 def ways(
-    names: Sequence[str] | None, found: Plan, tuned: Mapping[str, Mapping[str, Any]], family: Family | None = None
+    names: Sequence[str] | None,
+    found: Plan,
+    tuned: Mapping[str, Mapping[str, Any]],
+    family: Family | None = None,
+    among: Mapping[str, int] | None = None,
 ) -> list[Way]:
     """The rows: the original model, then each method with its published settings and, where there are some, tuned ones.
 
     names: None for those that the task names, or else all, of the quick profile without those that need training.
     family: of the model. Where it has settings for MACE that were tuned on it, they are the tuned row of MACE and its
-    ablations, and the paper's the published one. MaceError for an unknown method.
+    ablations, called `PRESET` for a kind of task that nothing was tuned for, and the paper's the published one.
+    among: by method of how many settings the tuned ones were chosen (`tried`). MaceError for an unknown method.
     """
     if names is None:
         quick = found.profile.partition(",")[0] == "quick"
         names = [m for m in found.task.about.methods or methods() if not (quick and method(m).trains)]
     names = list(dict.fromkeys(names))
-    rows = [ORIGINAL]
+    rows, among, chosen = [ORIGINAL], among or {}, "tuned" if found.kind in TUNED.values() else PRESET
     for name in (name for name in names if method(name).name != "original"):
-        if name == "mace-best":
-            rows.append(Way(name, "tuned"))
+        if name == BEST:
+            rows.append(Way(name, chosen, among=among.get(name)))
         elif method(name).settings is EraseConfig and family is not None and family.preset == "mini":
-            rows += [Way(name, "published", AS_PUBLISHED), Way(name, "tuned")]
+            rows += [Way(name, "published", AS_PUBLISHED, 1), Way(name, chosen, among=among.get("mace"))]
         else:
-            rows += [Way(name, "published"), *([Way(name, "tuned", tuned[name])] if name in tuned else [])]
+            rows.append(Way(name, "published", among=1))
+            rows += [Way(name, "tuned", tuned[name], among.get(name))] if name in tuned else []
     return rows
 
 

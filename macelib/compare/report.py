@@ -13,6 +13,7 @@ from ..errors import MaceError
 from ..evaluate import record, results
 from ..evaluate.numbers import DIFFERENCE
 from ..files import atomic, data_folder, into_marks
+from .plan import BEST, PRESET
 from .rows import COMBINE
 
 SHOWN = ("Acc_e", "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
@@ -52,7 +53,8 @@ def markdown(whole: Mapping[str, Any]) -> str:
         if against:
             cells.append(" ".join(filter(None, [_mean(paired, "+"), _ends(paired, "+", True)])))
         cells += [_mean(of.get("time, s"))] if "time, s" in every else []
-        lines.append([*key, *cells])
+        among = next(iter(of.values())).get("chosen_among") or 1
+        lines.append([*key[:-1], f"{key[-1]}, of {among}" if among > 1 else key[-1], *cells])
     return "\n".join([*map(_line, lines), "", _how(whole)])
 
 
@@ -113,8 +115,23 @@ def _how(whole: Mapping[str, Any]) -> str:
     if isinstance(about.get("judge"), Mapping):
         parts.append(f"judged by {about['judge']['name']}")
     says = "; ".join(parts) + "." if parts else f"By {whole['command']}."
+    says += _chosen(whole["rows"])
     missing = dict.fromkeys(row["method"] for row in whole["not_measured"] if row["metric"] == "all")
     return says + (f" Not measured: {', '.join(missing)}." if missing else "")
+
+
+def _chosen(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How settings were chosen, as far as the rows say."""
+    among, says = {row["method"]: row["chosen_among"] for row in rows if row.get("chosen_among", 1) > 1}, ""
+    if among.keys() - {BEST}:
+        says = " Tuned settings are the best of as many as stand beside them, on names that no task has."
+    if BEST in among:
+        says += f" {BEST} was chosen among {among[BEST]} settings"
+        says += f", mace among {among['mace']}." if "mace" in among else ", of objects."
+    if any(row["settings"] == PRESET for row in rows):
+        says += " For names of this kind nothing was tuned: preset is MACE as it stands for this model, and "
+        says += "differences are to its published settings."
+    return says
 
 
 def figure(whole: Mapping[str, Any]):

@@ -18,7 +18,7 @@ from ..models.text import embedding_size
 from .counts import CLASSES, METRICS, ORDERS, RELATIONS, SCORES, counts
 from .distance import FRECHET, KERNEL, distances
 from .measure import Measuring
-from .plan import ORIGINAL, Plan, Way
+from .plan import ORIGINAL, PRESET, Plan, Way
 from .residual import why_not
 from .rows import numbers, resampling
 
@@ -103,16 +103,21 @@ class Tables:
         load = {key: max(self.load[key]) for key in LOAD if self.load[key]}
         about = {"task": self.run.plan.name, "method": way.method, "settings": way.settings}
         trained = {"training_seeds": self.run.trainings(way)} if method(way.method).trains else {}
-        return about | {"profile": self.run.plan.profile} | load | trained
+        chosen = {} if way.among is None else {"chosen_among": way.among}
+        return about | {"profile": self.run.plan.profile} | load | trained | chosen
 
     def _values(self, way: Way) -> dict[str, Any]:
         made = self.run.made(way)
         return made[0]["values"] | {"notes": list(dict.fromkeys(note for one in made for note in one["notes"]))}
 
     def _difference(self, way: Way, found: Mapping[Way, Mapping[str, Number]]) -> list[dict]:
-        """The combined metric less that of the reference, on equal prompts and seeds."""
+        """The combined metric less that of the reference, on equal prompts and seeds.
+
+        Its tuned settings; where nothing was tuned, published ones beside the others' published ones.
+        """
         metric, wanted = self.run.plan.task.about.metric, (self.against,) if self.against else AGAINST
-        others = [other for name in wanted for other in reversed([*found]) if other.method == name]
+        order = sorted(reversed([*found]), key=lambda other: other.settings == PRESET)
+        others = [other for name in wanted for other in order if other.method == name]
         if not others or way in (ORIGINAL, others[0]) or metric not in found[way] or metric not in found[others[0]]:
             return []
         number = found[way][metric].minus(found[others[0]][metric])
@@ -160,7 +165,7 @@ class Tables:
             return _CLIP
         if metric == "residual" and self.residual:
             return self.residual
-        return "no classifier of this model knows it by name"
+        return f"no classifier of this model knows {'styles' if plan.kind == 'style' else 'it'} by name"
 
 
 def _key(name: str) -> str:

@@ -1,15 +1,20 @@
-"""What is chosen, as files: `tuned.yaml` in `data/results`, beside it `tuned.csv` with every point that was tried."""
+"""What is chosen, as files: `tuned.yaml` in `data/results`, beside it `tuned.csv` with every point that was tried.
 
+MACE's grids are files of `data/world`; what is chosen of them stands in its presets.
+"""
+
+import json
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from ..files import atomic, write_text
+from ..files import atomic, data_folder, write_text
 from ..reading import read_data
 from . import results
-from .tuning import KINDS, Tuning
+from .tuning import KINDS, Grid, Tuning
 
+GRIDS = {"mace": ("tuning", "cheaper"), "mace-best": ("tuning", "cheaper", "best")}  # files, without their ending
 HEAD = """\
 # By method and kind of task: settings that were chosen on the names of data/world/split.json, by the highest H_c.
 # Made by `mace study tuning --method NAMES --record`; every point that was tried is in tuned.csv.
@@ -39,3 +44,23 @@ def record_tuned(result: Tuning, folder: str | Path | None = None) -> Path:
     with atomic(table) as temporary:
         new.to_csv(temporary, index=False)
     return write_text(path, HEAD + yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True))
+
+
+def tried(kind: str, folder: Path | None = None) -> dict[str, int]:
+    """By method of how many settings those for a kind of task were chosen, different ones; no method that is not tuned.
+
+    "mace-best" takes what was chosen for objects where nothing was for the kind. folder: of tuned.csv, as above.
+    MaceError: a grid of MACE's that cannot be read.
+    """
+    table, lists = (folder or results.folder()) / "tuned.csv", {of: how for how, of in KINDS.items()}
+    found: dict[str, int] = {}
+    if table.is_file():
+        rows = pd.read_csv(table)
+        found = {name: int(count) for name, count in rows[rows.kind == kind].method.value_counts().items()}
+    for name, files in GRIDS.items():
+        if kind in lists or name == "mace-best":
+            grids = [Grid.load(data_folder() / "world" / f"{file}.yaml") for file in files]
+            some = ("together",) if lists.get(kind) == "together" else ("alone", "cheaper")
+            points = [point for grid in grids for how, _, point in grid.points() if how in some]
+            found[name] = len({json.dumps(point, sort_keys=True) for point in points})
+    return found
