@@ -17,7 +17,9 @@ MINI = [
     "mini-characters", "mini-objects", "mini-scaling", "mini-shared-words", "mini-styles", "mini-two-things",
     "mini-unsafe",
 ]  # fmt: skip
-SD = ["sd-celebrities", "sd-celebrities-1", "sd-explicit", "sd-objects", "sd-styles"]
+SD = [
+    "sd-celebrities", "sd-celebrities-1", "sd-explicit", "sd-objects", "sd-shared-words", "sd-styles", "sd-two-things"
+]  # fmt: skip
 OWN = {
     "title": "My pets", "model": "sd", "metric": "H_c", "templates": ["a photo of {}"], "counts": [1, 2],
     "erased": [
@@ -89,6 +91,15 @@ def test_sd_lists_are_the_papers():
     assert task("sd-styles").concepts() == paper_list("styles_100")
     assert names(task("sd-styles").kept) == retained("styles")
     assert task("sd-explicit").concepts() == paper_list("explicit")
+
+
+def test_sd_lists_of_our_own_are_made_of_the_papers():
+    two, objects = task("sd-two-things"), task("sd-objects")
+    assert two.erased == two.kept == objects.erased and "{other}" in two.about.templates[0]
+    shared, people = task("sd-shared-words"), task("sd-celebrities")
+    both = [(a, b) for a in people.erased for b in people.kept if {*a.name.split()} & {*b.name.split()}]
+    assert shared.erased == tuple(a for a in people.erased if a in [a for a, _ in both])
+    assert shared.kept == tuple(b for b in people.kept if b in [b for _, b in both])
 
 
 def test_what_is_erased_together_and_kept_beside_it():
