@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from . import presets
 from .errors import MaceError
-from .reading import build_settings, check_ranges, check_settings, phrases, placed, read_data
+from .reading import build_settings, check_ranges, check_settings, located, phrases, placed, read_data
 from .templates import KEPT_TEMPLATES, PAPER_LIKE, fill
 
 
@@ -117,6 +117,11 @@ class EraseConfig:
     def __post_init__(self):
         check_settings(self)  # YAML and papermill read stages 1 as a number
         check_ranges(self, presets.RANGES)
+        for kind, row in (self.rows or {}).items():
+            if kind not in presets.KINDS:
+                raise MaceError(f"rows has {kind!r}; allowed: {', '.join(presets.KINDS)}.")
+            with located(f"rows.{kind}"):
+                self.from_dict(row)
         if self.preset_name == "best" and self.rows is None:
             presets.check_best()
 

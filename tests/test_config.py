@@ -78,6 +78,9 @@ def test_yaml_round_trip(tmp_path):
         ({"prior": {"use": "no"}}, "prior.use is 'no'; allowed: true or false"),
         ({"prior": {"domain": "Ana"}}, "prior.domain is 'Ana'; allowed: a list of text"),
         ([1], "The settings is"),
+        ({"rows": {"object": 5}}, "rows.object: "),
+        ({"rows": {"object": {"train": {"rnak": 3}}}}, "rows.object: train.rnak is not a setting"),
+        ({"rows": {"thing": {}}}, "rows has 'thing'; allowed: "),
     ],
 )
 def test_what_is_not_valid_is_named(values, sentence):
