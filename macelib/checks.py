@@ -33,15 +33,7 @@ def check(
     MaceError: what cannot be erased together or kept beside it, captions or templates that cannot be read, values
     of Eq. 5 that do not fit, a folder or a cache that cannot be written, an argument of another type.
     """
-    for name, value, fits, cure in (
-        ("config", config, isinstance(config, EraseConfig), "an EraseConfig, such as EraseConfig.from_dict({...})"),
-        ("folder", folder, isinstance(folder, (str, os.PathLike, NoneType)), "a path, or None"),
-        ("prior", prior, isinstance(prior, (Prior, NoneType)), "what macelib.method.prior.prior returns, or None"),
-        ("progress", progress, callable(progress) or progress in (None, False), f"{TOLD}, or False for no bars"),
-        ("engine", engine, engine is None or hasattr(engine, "run"), 'macelib.batch.make_engine("local"), or None'),
-    ):
-        if not fits:
-            raise MaceError(f"{name} is {value!r}: give {cure}.")
+    check_arguments(config, folder, prior, progress, engine)
     notes = [*check_concepts(concepts), *check_kept(concepts, config.prior.names)]
     notes += _unprotected(concepts, config, prior)
     for kind in dict.fromkeys(concept.kind for concept in concepts):
@@ -54,6 +46,19 @@ def check(
         if place is not None:
             check_writable(place)
     return notes
+
+
+def check_arguments(config, folder=None, prior=None, progress=None, engine=None) -> None:
+    """MaceError for an argument of another type than `erase` takes."""
+    for name, value, fits, cure in (
+        ("config", config, isinstance(config, EraseConfig), "an EraseConfig, such as EraseConfig.from_dict({...})"),
+        ("folder", folder, isinstance(folder, (str, os.PathLike, NoneType)), "a path, or None"),
+        ("prior", prior, isinstance(prior, (Prior, NoneType)), "what macelib.method.prior.prior returns, or None"),
+        ("progress", progress, callable(progress) or progress in (None, False), f"{TOLD}, or False for no bars"),
+        ("engine", engine, engine is None or hasattr(engine, "run"), 'macelib.batch.make_engine("local"), or None'),
+    ):
+        if not fits:
+            raise MaceError(f"{name} is {value!r}: give {cure}.")
 
 
 def check_kinds(pipe, concepts: Sequence[Concept], config: EraseConfig, engine=None) -> None:

@@ -141,6 +141,8 @@ class EraseConfig:
         >>> EraseConfig.preset("paper", task="objects", concept="ship").fuse.lambda0
         1000.0
         """
+        if not isinstance(concept, str):
+            raise MaceError(f"concept is {concept!r}: give the name of a single object, or none.")
         if name not in presets.PRESETS:
             raise MaceError(f"There is no preset {name!r}; choose from {', '.join(presets.PRESETS)}.")
         config = cls(preset_name=name, **fields)

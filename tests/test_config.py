@@ -105,6 +105,7 @@ def test_what_is_written_in_python_is_read_as_from_a_file():
         (lambda: EraseConfig(train=TrainOptions(lr="fast")), "train.lr is 'fast'; allowed: a number"),
         (lambda: EraseConfig.preset("paper", task="objects", count="1"), "count is '1'; allowed: a whole number"),
         (lambda: EraseConfig.preset("paper", task=["objects"]), "There is no task"),
+        (lambda: EraseConfig.preset("paper", task="objects", concept=5), "concept is 5: give the name"),
         (lambda: EraseConfig.load(None), "The settings file is None: give the path of a file"),
     ],
 )

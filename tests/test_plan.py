@@ -87,6 +87,16 @@ def test_memory_of_training_is_what_the_profiler_sees(pipe, checkpointing):
     assert seen == pytest.approx(4 * passes(pipe, (64, 64), checkpointing).train.bytes, rel=0.05)
 
 
+def test_a_plan_of_something_else_is_refused_in_a_sentence(pipe):
+    for arguments, said in (
+        ({"config": "x"}, "config is 'x'"),
+        ({"folder": 5}, "folder is 5"),
+        ({"prior": 1}, "prior is 1"),
+    ):
+        with pytest.raises(MaceError, match=said):
+            plan(pipe, CONCEPTS, **arguments)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("masks", "looks"), [("attention", 4 * 4), ("drawing", 0)])  # 4 noise levels of each picture
 def test_the_plan_counts_what_the_run_does(pipe, tmp_path, masks, looks):

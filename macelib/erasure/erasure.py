@@ -116,6 +116,8 @@ class Erasure(Fused):
         (lambda0, lambda1, lambda2, rounds, gamma, null_space, method, stages, written.)
         MaceError for `stages` whose LoRAs it does not hold, and for `rounds` where it was made without.
         """
+        if not isinstance(config, EraseConfig):
+            raise MaceError(f"config is {config!r}: give an EraseConfig, such as EraseConfig.from_dict({{...}}).")
         self._check_stages(config)
         if config.refine.rounds and self.H is None:
             raise MaceError("refine.rounds asks for sums over the model's layers that this erasure lacks: erase again.")

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..checks import check_arguments, check_kinds
 from ..concepts import Concept, listed, with_synonyms, with_templates
 from ..config import EraseConfig
 from ..errors import MaceError
 from ..groups import groups
-from ..job import _layers, _needs_prior, _suggestions, check_kinds
+from ..job import _layers, _needs_prior, _suggestions
 from ..method import prior as priors
 from ..method.images import read_manifest
 from ..method.lora.work import Work
@@ -102,9 +103,11 @@ def plan(pipe, concepts, config: EraseConfig | None = None, folder: str | Path |
     Pictures that the folder has already are not counted again. What is missing is said, where `erase` refuses it.
     MaceError: concepts or settings that `erase` would refuse.
     """
+    named = config or EraseConfig()
+    check_arguments(named, folder, prior)
     check_pipeline(pipe)
     concepts = listed(concepts, lambda: _suggestions(pipe))
-    named, config = (config or EraseConfig()), (config or EraseConfig()).for_model(pipe, concepts)
+    config = named.for_model(pipe, concepts)
     check_kinds(pipe, concepts, config)
     concepts, missing = [with_templates(concept, config.templates) for concept in concepts], []
     captions = 0 if prior else _captions(pipe, concepts, config, missing)
