@@ -113,7 +113,7 @@ def test_stages_whose_loras_are_not_there_are_refused(pipe, tmp_path):
     for erasure, which in ((first, "all"), (first, "2"), (alone, "1"), (alone, "all"), (whole, "2")):
         with pytest.raises(MaceError, match=f"stages is '{which.replace('+', '.')}'.*erase them again"):
             erasure.with_config(stages(which))
-    with pytest.raises(MaceError, match="config is {}: give an EraseConfig"):
+    with pytest.raises(MaceError, match=r"config is {}: give an EraseConfig"):
         whole.with_config({})
     for pair in ((whole, first), (whole, alone), (alone, whole)):
         with pytest.raises(MaceError, match="erase them again"):
