@@ -159,7 +159,7 @@ def tune(
             raise MaceError(
                 f"companions has {min(both)}, a name that settings are measured on: leave it out of {label}."
             )
-        key = hash_text(json.dumps([about, point, wanted, kept], default=str))
+        key = hash_text(json.dumps([about, point, wanted, kept], default=str), method(grid.method).code)
         place = folder / "points" / f"{name_of(label)}.json"
         if (found := _read(place, key)) is None:
             found = {"key": key, **_measured(pipe, make, how, lists, told, kept, point, label, progress, common)}
@@ -220,7 +220,7 @@ def edits(pipe, folder: str | Path, name: str, progress: Progress | None = None)
     chosen = method(name)
 
     def make(how: str, concepts, kept, point: dict[str, Any], label: str) -> Edit:
-        path = Path(folder) / "edits" / f"{name_of(label)}.safetensors"
+        path = Path(folder) / "edits" / f"{name_of(label)}-{hash_text(chosen.code)[:8]}.safetensors"
         wanted = published(name, how, point)
         if chosen.trains and path.is_file():
             edit = Edit.load(path)
