@@ -1,6 +1,7 @@
 """Orders of methods beside published ones: τ against SciPy, blocks that have too few methods, pairs that disagree."""
 
 import doctest
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -50,19 +51,44 @@ def test_tau_and_its_chance_are_scipys():
     for n in (3, 4, 5, 6):
         a, b = generator.permutation(n), generator.permutation(n)
         exact = kendalltau(a, b, method="exact", alternative="greater")
-        tau = float(kendall(a, b))
-        assert tau == pytest.approx(exact.statistic) and chance(tau, n) == pytest.approx(exact.pvalue)
+        assert float(kendall(a, b)) == pytest.approx(exact.statistic) and chance(a, b) == pytest.approx(exact.pvalue)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "p"),
+    [
+        ([1, 2, 3], [1, 1, 2], 1 / 3), ([1, 2, 3, 4], [0, 0, 60, 90], 1 / 12),
+        ([1, 2, 2, 3], [4, 1, 4, 5], None), ([3, 3, 1, 2, 5], [0, 7, 0, 0, 7], None), ([1, 2, 3], [5, 5, 5], 1),
+    ],
+)  # fmt: skip
+def test_the_chance_is_exact_with_ties(a, b, p):
+    """By enumeration: concordant less discordant pairs of every order of the values themselves."""
+
+    def balance(order):
+        return sum(np.sign((a[i] - a[j]) * (order[i] - order[j])) for i in range(len(a)) for j in range(i))
+
+    counted = [balance(order) >= balance(b) for order in permutations(b)]
+    assert chance(a, b) == pytest.approx(np.mean(counted))
+    assert p is None or chance(a, b) == pytest.approx(p)
 
 
 def test_a_block_that_has_three_methods_in_common_is_told_with_the_pairs_apart(folder):
     table = agreement(folder)
     assert table[["source", "task", "settings"]].to_numpy().tolist() == [["A", "objects", "published"]]
     row = table.iloc[0]
-    assert (row.methods, row.agree, row.pairs, row.apart) == (3, 2, 3, "mace and uce")
+    assert (row.methods, row.agree, row.pairs, row.apart) == (3, 2, 3, "mace and uce") and row.tied == ""
     assert row.tau == pytest.approx(1 / 3) and row.p == pytest.approx(0.5)
     kept = pd.read_csv(folder / "objects.samples.csv").to_numpy()
     share = (kept[:, 0] > kept[:, 1]).mean()  # samples in which all three are in their order
     assert 0.025 < share < 0.3 and row.low == pytest.approx(1 / 3) and row.high == pytest.approx(1.0)
+
+
+def test_equal_methods_are_not_the_other_way_round(folder):
+    rows = [line(method, "published", "H_o", h) for method, h in (H | {"uce": 20.0}).items()]
+    results.write(folder / "objects.json", "mace compare", {}, rows, [])
+    row = agreement(folder).iloc[0]
+    assert (row.agree, row.pairs, row.apart, row.tied) == (2, 3, "", "uce and esd-x")
+    assert row.tau == pytest.approx(2 / 3) and row.p == pytest.approx(1 / 3)
 
 
 def test_without_records_there_is_nothing_and_a_file_without_columns_is_refused(tmp_path):

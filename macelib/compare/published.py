@@ -52,21 +52,24 @@ def kendall(a: Sequence[float], b: np.ndarray) -> np.ndarray:
     return np.mean(pairs, axis=0)
 
 
-def chance(tau: float, n: int) -> float:
-    """The share of all orders of n that have a τ of at least this: an exact one-sided permutation p.
+def chance(a: Sequence[float], b: Sequence[float]) -> float:
+    """The share of all orders of b that have at least the τ with a that b has: an exact one-sided permutation p.
 
-    >>> round(chance(1.0, 3), 4), chance(-1.0, 4)
+    >>> round(chance([1, 2, 3], [4, 5, 6]), 4), chance([1, 2, 3, 4], [4, 3, 2, 1])
     (0.1667, 1.0)
+    >>> round(chance([1, 2, 3], [1, 1, 2]), 4)  # two of the six orders are the same as the given one
+    0.3333
     """
-    orders = np.array([*permutations(range(n))])
-    return float((kendall(range(n), orders) >= tau - 1e-12).mean())
+    orders = np.array([*permutations(b)], dtype=float)
+    return float((kendall(a, orders) >= kendall(a, np.asarray(b)) - 1e-12).mean())
 
 
 def agreement(folder: str | Path | None = None) -> pd.DataFrame:
     """A row per published block, our task and settings, of those that are recorded and have three methods in common.
 
-    source, task, settings, methods, tau, low, high (95 %, by our bootstrap samples), agree, pairs, p, and `apart`: the
-    pairs in another order. folder: of the records and of published.csv, `data/results` unless given.
+    source, task, settings, methods, tau, low, high (95 %, by our bootstrap samples), agree, pairs, p, `apart`: pairs
+    the other way round, and `tied`: those that are equal here or there, which neither agree nor are apart.
+    folder: of the records and of published.csv, `data/results` unless given.
     """
     folder, rows = Path(folder or results.folder()), []
     for (source, theirs), block in read_published(folder / "published.csv").groupby(["source", "task"], sort=False):
@@ -80,7 +83,9 @@ def agreement(folder: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["source", "task", "settings", *_COLUMNS])
 
 
-_COLUMNS = ("methods", "tau", "low", "high", "agree", "pairs", "p", "apart")
+_COLUMNS = ("methods", "tau", "low", "high", "agree", "pairs", "p", "apart", "tied")
+
+_SIGNS = (("agree", 1), ("apart", -1), ("tied", 0))
 
 
 def _row(theirs: Mapping[str, float], whole: Mapping, settings: str, kept: pd.DataFrame) -> dict | None:
@@ -95,13 +100,14 @@ def _row(theirs: Mapping[str, float], whole: Mapping, settings: str, kept: pd.Da
         return None
     a, b = [theirs[method] for method in common], np.array([ours[method] for method in common])
     pairs, tau = [*combinations(range(len(common)), 2)], float(kendall(a, b))
-    wrong = [(common[i], common[j]) for i, j in pairs if (a[i] - a[j]) * (b[i] - b[j]) <= 0]
+    ways = {(common[i], common[j]): (a[i] - a[j]) * (b[i] - b[j]) for i, j in pairs}
+    said = {name: [" and ".join(pair) for pair, way in ways.items() if np.sign(way) == sign] for name, sign in _SIGNS}
     taken = kendall(a, kept[[f"{method} ({settings})" for method in common]].to_numpy())
     low, high = interval(taken)
     return {
         "methods": len(common), "tau": tau, "low": min(low, tau), "high": max(high, tau),
-        "agree": len(pairs) - len(wrong), "pairs": len(pairs), "p": chance(tau, len(common)),
-        "apart": ", ".join(f"{one} and {other}" for one, other in wrong),
+        "agree": len(said["agree"]), "pairs": len(pairs), "p": chance(a, b),
+        "apart": ", ".join(said["apart"]), "tied": ", ".join(said["tied"]),
     }  # fmt: skip
 
 
