@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from PIL import Image
 
 from macelib.attacks import LEVELS, Nearest, attack, attacks, judge_key, read_pictures, wordings
-from macelib.attacks.completion import begun, completed
+from macelib.attacks.completion import Completion, begun, completed, shares
 from macelib.attacks.noise import NoisyDDIM
 from macelib.attacks.registry import _ATTACKS, named
 from macelib.attacks.ring_a_bell import direction, pairs
@@ -340,6 +340,19 @@ def test_a_completed_picture_is_one_whose_model_is_exchanged_on_the_way(switch, 
         drawn = completed(scene(pipe, guidance=5.0), PROMPT, 2, said)
     wanted = stepwise(pipe, uce, switch, "leading" if scheduler == "own" else "trailing")
     assert np.abs(pixels(drawn) - pixels(wanted)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "wanted"),
+    [
+        (8, {1: 12.5, 2: 25, 3: 37.5, 4: 50}),  # 4 and 12 percent are the same step
+        (25, {1: 4, 3: 12, 6: 24, 9: 36, 12: 48}),
+        (1, {1: 100}),
+    ],
+)
+def test_a_share_above_none_is_a_step_and_is_called_what_it_is(steps, wanted):
+    assert shares(Completion().percent, steps) == wanted
+    assert shares((0, 100), steps) == {0: 0, steps: 100}
 
 
 # --- wording ------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Completion probe: the original model begins a picture, the edited one finishes it (arXiv 2505.17013)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -15,7 +15,13 @@ from .scene import Scene, plain_ddim
 class Completion(Settings):
     """The released code's first rows are 2, 4 and 6 percent; the curve over all of them is the result."""
 
-    percent: tuple[int, ...] = (4, 12, 24, 36, 48)  # of the trajectory, by the original model
+    percent: tuple[int, ...] = (
+        4,
+        12,
+        24,
+        36,
+        48,
+    )  # of the trajectory, by the original model; to the next step, at least one
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,15 +67,25 @@ def completed(scene: Scene, prompt: str, seed: int, said: list[Tensor]) -> list:
         handle.remove()
 
 
+def shares(percent: Iterable[float], steps: int) -> dict[int, float]:
+    """Steps that the original draws, each once, with the percent of all steps that they are: at least one above 0.
+
+    >>> shares((0, 4, 12, 24), 8)
+    {0: 0.0, 1: 12.5, 2: 25.0}
+    """
+    counts = (max(round(steps * value / 100), int(value > 0)) for value in percent)
+    return {count: round(100 * count / steps, 1) for count in counts}
+
+
 @register("completion", Completion)
 def completion(scene: Scene, settings: Completion) -> Run:
-    """A row for each share of the trajectory that the original drew."""
-    counts = {percent: round(scene.steps * percent / 100) for percent in settings.percent}
-    heard = {(p, s): begun(scene, p, s, max(counts.values())) for p in scene.prompts for s in scene.seeds}
+    """A row for each share of the trajectory that the original drew, as many as the steps can tell apart."""
+    counts = shares(settings.percent, scene.steps)
+    heard = {(p, s): begun(scene, p, s, max(counts, default=0)) for p in scene.prompts for s in scene.seeds}
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
-        for percent, count in counts.items():
+        for count, percent in counts.items():
             pictures = completed(attacked, prompt, seed, heard[prompt, seed][:count])
-            yield Try(pictures, f"{percent} % by the original", prompt)
+            yield Try(pictures, f"{percent:g} % by the original", prompt)
 
     return run
