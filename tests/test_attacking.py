@@ -11,7 +11,7 @@ from compare_tools import ALONE, Judge, planned_of, untimed
 from PIL import Image
 
 from macelib import cli
-from macelib.attacks import never
+from macelib.attacks import Result, never
 from macelib.baselines import build
 from macelib.compare import LATER, Attacking, compare, either, find, one_way, planned, report, targets, ways
 from macelib.compare.plan import Way
@@ -138,6 +138,21 @@ def test_foreign_concepts_may_be_each_method_s_own_and_a_model_may_never_have_kn
     ]  # fmt: skip
     assert rates(found)["concept-inversion", "foreign", "uce", "1 steps"]["mean"] == 50  # frog: drum, horse: duck
     assert not found["not_measured"] and found["environment"]["never_knew"] == {"without": ["frog"]}
+
+
+def test_a_row_of_one_edit_counts_once(pipe, tmp_path, monkeypatch):
+    """Three targets of one edit with two foreign concepts: each of these is one row; of three edits each is three."""
+    asked = []
+    monkeypatch.setattr(Attacking, "_built", lambda *_: None)
+    monkeypatch.setattr(Attacking, "_one", lambda _, pipe, edit, concept, *__: asked.append(concept.name) or Result())
+    together = {**ALONE, "metric": "H_c", "erase": "together", "kept": [{**ALONE["erased"][0], "name": "cat"}]}
+    options = {"names": ["noise"], "methods": ["uce"], "each": True}
+    for task, foreign in ((together, ["duck", "drum"]), (ALONE, ["duck", "drum", "duck"])):
+        asked.clear()
+        run = attacking(tmp_path, tmp_path, controls=["none", "foreign"], **options)
+        run = replace(run, plan=planned_of(task, tmp_path, seeds=2))
+        run._attacked(pipe, "noise", run.ways[0], float("inf"), {}, lambda *_: None)
+        assert sorted(asked) == sorted([*(row["name"] for row in ALONE["erased"]), *foreign])
 
 
 def test_a_method_that_refuses_is_not_measured(pipe, tmp_path):

@@ -157,9 +157,10 @@ class Attacking:
                 break
             for control in todo:
                 concept = self._strange(target) if control == "foreign" else target[2]
-                if (control, concept.name) not in once:
+                row = control, concept.name, None if way == ORIGINAL else target[1]  # of one edit each is one row
+                if row not in once:
                     found += self._one(pipe, edit, concept, name, control).called(**said[control])
-                    once |= {(control, concept.name)} if way == ORIGINAL else set()
+                    once.add(row)
             tell(f"{name}, {'original' if way == ORIGINAL else way}", done, len(chosen), target[2].name)
         return found + Result(not_measured=[{**said[c], "metric": "ASR", "why": why} for c, why in whys.items()])
 
