@@ -117,7 +117,10 @@ def test_the_command_writes_the_table_and_shows_it(model, tmp_path, capsys):
         (["--only", "shipp"], "no concept in pets 'shipp'; near it: ship"),
         (["--engine", "cloud"], "choose from local, ray"),
         (["--jobs", "2"], "--jobs belongs to an engine"),
-        (["--record", "--only", "ship"], "A part of a task is not recorded"),
+        (["--record", "--profile", "recorded", "--only", "ship"], "A part of a task is not recorded"),
+        (["--record", "--profile", "recorded", "--methods", "uce"], "A part of a task is not recorded"),
+        (["--record", "--profile", "recorded", "--metrics", "H_c"], "A part of a task is not recorded"),
+        (["--record"], "take --profile recorded or paper"),
         (["--task", "sd-explicit"], "macelib[explicit]"),
     ],
 )

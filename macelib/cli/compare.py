@@ -73,8 +73,11 @@ def compare(
     Drawing(batch=batch, autocast=autocast)
     if jobs is not None and engine is None:
         raise MaceError("--jobs belongs to an engine: give --engine local or ray.")
-    if record and (only or seeds):
-        raise MaceError("A part of a task is not recorded: leave out --only and --seeds, or --record.")
+    if record and (only or seeds or methods or metrics or profile == "quick"):
+        raise MaceError(
+            "A part of a task is not recorded: leave out --only, --seeds, --methods and --metrics, and take --profile "
+            "recorded or paper, or leave out --record."
+        )
     where = make_engine(engine, jobs=jobs) if engine else None
     if out is not None:
         check_writable(out)
