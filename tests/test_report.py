@@ -148,6 +148,11 @@ def test_studies_are_read_as_results():
     assert {r["order"] for r in results.of("pairs")["rows"]} == {"both orders", "erased first", "companion first"}
     with pytest.raises(MaceError, match="no result 'object'; near it: objects"):
         results.of("object")
+    with pytest.raises(MaceError, match="tuning-cheaper holds settings that were tried, not results"):
+        results.of("tuning-cheaper")
+    with pytest.raises(MaceError) as error:
+        results.of("nothing like these")
+    assert "characters" in str(error.value) and "tuning" not in str(error.value)
 
 
 def test_a_record_comes_before_a_study(folder):

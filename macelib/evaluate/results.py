@@ -61,23 +61,34 @@ def of(name: str) -> dict[str, Any]:
     """The results of a task, or of a study in `data/studies`; MaceError that lists near names where there are none."""
     if place(name).is_file():
         return read(place(name))
-    if (data_folder() / "studies" / name / "metrics.csv").is_file():
-        return study(data_folder() / "studies" / name)
-    studies = sorted(path.parent.name for path in (data_folder() / "studies").glob("*/metrics.csv"))
-    raise unknown("result", name, [*recorded(), *studies])
+    studies = {path.parent.name: path for path in sorted((data_folder() / "studies").glob("*/metrics.csv"))}
+    if name in studies:
+        return study(studies[name].parent)
+    tables = [known for known, path in studies.items() if not _tried(pd.read_csv(path, nrows=0))]
+    raise unknown("result", name, [*recorded(), *tables])
 
 
 def study(path: str | Path) -> dict[str, Any]:
-    """The tables in a study's folder as a results file: the method is "original", or "mace" with its settings."""
+    """The tables in a study's folder as a results file: the method is "original", or "mace" with its settings.
+
+    MaceError: no such tables; settings that were tried, of which there are points in place of results.
+    """
     path = Path(path)
     try:
         settings = json.loads((path / "settings.json").read_text(encoding="utf-8"))
-        lines = pd.read_csv(path / "metrics.csv").to_dict("records")
-        rows = [_of_study(path.name, line, settings.get("preset", "unknown")) for line in lines]
+        table = pd.read_csv(path / "metrics.csv")
+        if _tried(table):
+            raise MaceError(f"{path} holds settings that were tried, not results: evaluate.record.markdown shows them.")
+        rows = [_of_study(path.name, line, settings.get("preset", "unknown")) for line in table.to_dict("records")]
     except (OSError, ValueError, LookupError) as error:
         raise MaceError(f"{path} holds no tables of a study ({error!r}): record it again.") from error
     whole = {"command": f"mace study {path.name}", "environment": settings, "rows": rows, "not_measured": []}
     return check(whole, path)
+
+
+def _tried(table: pd.DataFrame) -> bool:
+    """Whether a study's table is one of settings that were tried."""
+    return "chosen" in table
 
 
 def _of_study(name: str, line: Mapping[str, Any], preset: str) -> dict[str, Any]:
