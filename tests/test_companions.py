@@ -8,6 +8,7 @@ from PIL import Image
 from macelib import Concept, EraseConfig, MaceError, erase, evaluate
 from macelib.concepts import prompts, templates, with_companions
 from macelib.evaluate.companions import halves, pairs, share
+from macelib.evaluate.metrics import interval
 from macelib.evaluate.shown import stand_ins
 from macelib.evaluate.tasks import task
 from macelib.method import prior as priors
@@ -152,10 +153,29 @@ def test_pairs_are_counted_where_the_original_shows_both(pipe, monkeypatch, tmp_
 def test_the_interval_of_a_share():
     import pandas as pd
 
-    rows = [{"companion": c, "seed": s, "seen": c == "cat", "lost": False} for c in ("cat", "dog") for s in range(5)]
+    rows = [
+        {"erased": "ship", "companion": c, "seed": s, "seen": c == "cat", "lost": False}
+        for c in ("cat", "dog")
+        for s in range(5)
+    ]
     seen, lost = (share(pd.DataFrame(rows), metric) for metric in ("seen", "lost"))
     assert seen["value"] == 50 and seen["low"] == 0 and seen["high"] == 100, "companions differ, seeds do not"
     assert lost["value"] == 0 == lost["low"] and 20 < lost["high"] < 35, "Wilson's of 0 in 10"
+    rows = [{"erased": e, "companion": c, "seed": 0, "seen": e == "ship"} for e in ("ship", "frog") for c in "abc"]
+    seen = share(pd.DataFrame(rows[:-1]), "seen")  # one pair less
+    assert seen["value"] == 60 and seen["low"] == 0 and seen["high"] == 100, "erased things differ, companions do not"
+
+
+def test_the_interval_of_a_share_is_that_of_plain_resampling():
+    import pandas as pd
+
+    rng = np.random.default_rng(2)
+    table = (rng.random((3, 6, 4)) < np.array([0.1, 0.5, 0.9])[:, None, None]).astype(float)  # (things, companions, s)
+    rows = [{"erased": i, "companion": j, "seed": s, "seen": table[i, j, s]} for i, j, s in np.ndindex(3, 6, 4)]
+    found = share(pd.DataFrame(rows), "seen")
+    plain = [100 * table[rng.integers(3, size=3)][:, rng.integers(6, size=6)][:, :, rng.integers(4, size=4)].mean()
+             for _ in range(4000)]  # fmt: skip
+    assert np.allclose([found["low"], found["high"]], interval(np.array(plain)), atol=4)
 
 
 def test_what_stands_in_the_place_of_a_concept():

@@ -26,9 +26,7 @@ def resampling(counts: Counts, seeds: int) -> Resampling | None:
         taken = Resampling.of(counts.sizes, seeds, TIMES, SEED)
     except MaceError:
         return None
-    if counts.crossed:  # a weight for each pair: (times, things · companions)
-        things, companions = taken.concepts
-        taken = replace(taken, concepts=((things[:, :, None] * companions[:, None, :]).reshape(TIMES, -1),))
+    taken = taken.crossed() if counts.crossed else taken
     if counts.trainings == 1:
         return taken
     trained = resample(counts.trainings, TIMES, SEED + TRAINED)

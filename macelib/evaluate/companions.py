@@ -113,8 +113,8 @@ def pairs(
 
     An erased thing is seen where the classifier takes either half for it, a companion is lost where it takes neither
     for it; top-1 among all that it knows (CLIP: among the erased and the companions). templates: with "{}" for the
-    erased and "{other}" for the companion. Intervals: companions and seeds are resampled, crossed; Wilson's where
-    nothing varies. Otherwise as `protocols.objects`.
+    erased and "{other}" for the companion. Intervals: erased things, companions and seeds are resampled,
+    crossed; Wilson's where nothing varies. Otherwise as `protocols.objects`.
     An erasure of which the original shows no pair is not measured, with a warning.
     MaceError: no companion, a name that the classifier does not know.
     """
@@ -198,13 +198,17 @@ def _metrics(name: str, images: pd.DataFrame) -> pd.DataFrame:
 
 
 def share(images: pd.DataFrame, metric: str, times: int = 2000) -> dict[str, float]:
-    """Percent of pictures with `metric`, and its 95 % interval over companions and seeds, crossed."""
+    """Percent of pictures with `metric`, and its 95 % interval over erased things, companions and seeds, crossed."""
+    names = ["erased", "companion"]
+    sizes = [images[name].nunique() for name in names]
+    pairs = pd.MultiIndex.from_product([images[name].unique() for name in names], names=names)
     hits, counts = (
-        images.pivot_table(metric, "companion", "seed", how, fill_value=0).to_numpy(float) for how in ("sum", "count")
+        images.pivot_table(metric, names, "seed", how, fill_value=0).reindex(pairs, fill_value=0).to_numpy(float)
+        for how in ("sum", "count")
     )
     value = hits.sum() / counts.sum()
-    if 0 < value < 1 and max(counts.shape) > 1:
-        resampling = Resampling.of([counts.shape[0]], counts.shape[1], times)
+    if 0 < value < 1 and max(*sizes, counts.shape[1]) > 1:
+        resampling = Resampling.of(sizes, counts.shape[1], times).crossed()
         with np.errstate(invalid="ignore"):
             sample = resampling.sample([(0, hits), (0, counts)], lambda a, b: a / b)[1]
         low, high = interval(sample[np.isfinite(sample)])

@@ -1,7 +1,7 @@
 """The paper's metrics as pure functions of accuracies (0..1) and CLIP scores, and their bootstrap (section 4)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from statistics import NormalDist
 
@@ -132,6 +132,17 @@ class Resampling:
             raise MaceError("One concept in one draw has no interval: give more seeds, or more concepts.")
         sets = (resample(count, times, seed + 1 + i) for i, count in enumerate(concepts))
         return cls(tuple(sets), resample(draws, times, seed))
+
+    def crossed(self) -> "Resampling":
+        """One set in place of the first two: every member of the first with each of the second, both taken anew.
+
+        >>> taken = Resampling.of([2, 3], 4, times=5).crossed()
+        >>> [weights.shape for weights in taken.concepts], bool(np.allclose(taken.concepts[0].sum(1), 1))
+        ([(5, 6)], True)
+        """
+        first, second = self.concepts
+        pairs = (first[:, :, None] * second[:, None, :]).reshape(len(first), -1)  # (times, first · second)
+        return replace(self, concepts=(pairs,))
 
     def sample(
         self, parts: Sequence[tuple[int, np.ndarray]], metric: Callable[..., np.ndarray]
