@@ -66,7 +66,12 @@ def test_interference_is_what_the_weights_do(erasure, E):
     assert table.shape == (3, 3) and isinstance(interference.matrix_figure({"M": M}, ["a", "b", "c"]), Figure)
 
 
-def test_pair_is_the_fusion_of_two(erasure, E):
+@pytest.mark.parametrize("weights", [(1, 1, 1), (130, 20, 1)])
+def test_pair_is_the_fusion_of_two(erasure, E, weights):
+    weighed = zip(erasure.parts, weights, strict=True)
+    erasure = erasure.of([dataclasses.replace(part, weight=float(weight)) for part, weight in weighed])
+    P = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)).double()
+    erasure = erasure.with_prior(P @ P.T, "random")
     own, other = erasure.parts[:2]
     naive, closed, later = interference.pair(erasure, own, other, other.statistics.C(), E[0])
     two, one = erasure.only("ship", "frog"), erasure.only("ship")

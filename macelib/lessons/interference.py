@@ -105,20 +105,21 @@ def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tupl
     """(naive, closed, in turn): what adding `other`, whose prompts have the statistics C, changes in the own words E of
     `own`, relative to what the LoRA of `own` does to them by itself. Two concepts, nothing else fused.
 
-    In turn: `other` is fused by itself into the model in which `own` is erased already.
+    In turn: `other` is fused by itself into the model in which `own` is erased already. C counts with the weight of
+    `other`, as its own statistics do in the fusion.
     """
-    d, layers = erasure.width, erasure.layers
+    layers, D = erasure.layers, (own.D.double(), other.D.double())
     one, later, two = (
         {"lambda2": some.prior_weight("fuse.lambda2"), "lambda0": some.ridge("fuse.lambda0")}
         for some in (erasure.of([own]), erasure.of([other]), erasure.of([own, other]))
     )
-    DC, C_own = [own.D.double() @ own.statistics.C(), other.D.double() @ C], own.statistics.C()
-    eye = torch.eye(d, dtype=torch.float64)
+    C_own, C = own.weight * own.statistics.C(), other.weight * C
+    DC, eye = (D[0] @ C_own, D[1] @ C), torch.eye(erasure.width, dtype=torch.float64)
     alone = fuse_sums(eye, DC[0], C_own, erasure.P, **one).D_star
     after = fuse_sums(eye, DC[1], C, erasure.P, **later).D_star
     both = fuse_sums(eye, torch.cat(DC, 1), C_own + C, erasure.P, **two).D_star
     both[:, : own.D.shape[1]] -= alone
-    naive = effect(layers, other.B, other.D, E) / effect(layers, own.B, own.D, E)
+    naive = effect(layers, other.B, D[1], E) / effect(layers, own.B, D[0], E)
     whole = effect(layers, own.B, alone, E)
     closed = effect(layers, torch.cat([own.B, other.B], 1), both, E) / whole
     return naive, closed, effect(layers, other.B, after, E) / whole
