@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from macelib import Concept, MaceError
+from macelib.attacks import Result
 from macelib.baselines import build
 from macelib.evaluate.attacked import table
 from macelib.files import hash_tensors
@@ -135,6 +136,20 @@ def test_rates_are_those_of_the_rows(done):
     assert (spent["backward passes"] == 0).all() and (spent.pictures > 0).all()
 
 
+def test_variants_are_spent_one_after_the_other():
+    """What a prompt and seed took is what stood there at the attack's last variant."""
+    whole = {("uce", 0): 30, ("uce", 1): 34, ("mace", 0): 50, ("mace", 1): 54}  # forward passes by method and seed
+    about = {"attack": "relearning", "control": "none", "settings": "", "concept": "ship", "prompt": "a ship"}
+    tries = [
+        {**about, "method": method, "seed": seed, "variant": f"{10 * k} steps", "pre": False, "success": False}
+        | {"budget": {"forward": k * total // 2, "backward": 4 * k, "pictures": 1 + k}}
+        for (method, seed), total in whole.items()
+        for k in (1, 2)
+    ]
+    spent = b.spent(table(Result(tries)))
+    assert spent.loc["relearning"].tolist() == [sum(whole.values()) / 4, 8, 3]
+
+
 def lines(*rows) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*b.KEYS, "pre-ASR", "ASR", "low", "high", "n"])
 
@@ -151,6 +166,11 @@ def test_margins_over_controls():
     assert wording["over foreign"] == 40 and pd.isna(wording["over no-attack"])
     shared = lines(*frame.values.tolist(), ("noise", "foreign", "original", "", 0, 15, 10, 20, 9))
     assert b.margins(shared).loc[("noise", "mace"), "over foreign"] == 25, "one foreign control for all methods"
+    gold = lines(*frame.values.tolist(), ("wording", "never-knew", "never-knew", "", 0, 55, 50, 60, 6))
+    gold = b.margins(gold)
+    assert gold.loc[("wording", "uce"), "over never-knew"] == 15 and pd.isna(gold["over never-knew"].iloc[0])
+    assert b.margins_said(gold).endswith("+40 over a foreign concept, +15 over a model that never knew it (points).")
+    assert [ax.get_title() for ax in b.margins_figure(gold).axes][2:] == ["over never-knew, points of ASR"]
     told = b.margins_said(found)
     assert "noise on mace: 40 % (30 to 50), +30 over no attack; wording on uce: 70 % (60 to 80)" in told
     assert told.endswith("+40 over a foreign concept (points).")

@@ -20,6 +20,7 @@ from .shared import choices, series, tiles
 
 KEYS = ("attack", "control", "method", "variant")
 RATES = ("ASR", "pre-ASR")
+OVER = {"no-attack": "no attack", "foreign": "a foreign concept", "never-knew": "a model that never knew it"}  # floors
 
 
 class Witness:
@@ -161,29 +162,31 @@ def _who(row: Mapping) -> str:
 def margins(table: pd.DataFrame) -> pd.DataFrame:
     """By attack and method, the strongest variant's ASR less that of its controls, in points; NaN: not measured.
 
-    Columns: ASR, low, high (95 %), over no-attack, over foreign, below original.
+    Columns: ASR, low, high (95 %), those of `OVER`, below original.
     """
     best, rows, nan = strongest(table), {}, float("nan")
     at = {(row.attack, row.control, row.method): row.ASR for row in best.itertuples()}
     shared = {(row.attack, row.control): row.ASR for row in best.itertuples()}
     for row in best[best.control == "none"].itertuples():
-        alone = at.get((row.attack, "no-attack", row.method), nan)
-        ceiling = shared.get((row.attack, "original"), nan)
         foreign = at.get((row.attack, "foreign", "original"), nan)  # one for all methods, or
-        foreign = at.get((row.attack, "foreign", row.method), foreign)  # its own
-        rows[row.attack, row.method] = {
-            "ASR": row.ASR, "low": row.low, "high": row.high, "over no-attack": row.ASR - alone,
-            "over foreign": row.ASR - foreign, "below original": ceiling - row.ASR,
-        }  # fmt: skip
-    columns = ["ASR", "low", "high", "over no-attack", "over foreign", "below original"]
+        floors = {
+            "no-attack": at.get((row.attack, "no-attack", row.method), nan),
+            "foreign": at.get((row.attack, "foreign", row.method), foreign),  # its own
+            "never-knew": shared.get((row.attack, "never-knew"), nan),
+        }
+        over = {f"over {control}": row.ASR - floor for control, floor in floors.items()}
+        ceiling = shared.get((row.attack, "original"), nan)
+        rate = {"ASR": row.ASR, "low": row.low, "high": row.high}
+        rows[row.attack, row.method] = {**rate, **over, "below original": ceiling - row.ASR}
+    columns = ["ASR", "low", "high", *(f"over {control}" for control in OVER), "below original"]
     if not rows:
         return pd.DataFrame(columns=columns)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["attack", "method"])
 
 
 def margins_figure(table: pd.DataFrame) -> Figure:
-    """`margins` over both controls: a panel per control, a line per attack, a point per method."""
-    columns = [column for column in ("over no-attack", "over foreign") if table[column].notna().any()]
+    """`margins` over the controls: a panel per control of `OVER`, a line per attack, a point per method."""
+    columns = [column for column in (f"over {control}" for control in OVER) if table[column].notna().any()]
     attacks, methods = (list(dict.fromkeys(table.index.get_level_values(level))) for level in ("attack", "method"))
     fig, axes = tiles(len(columns), max(1, len(columns)), 3.4, 0.9 + 0.12 * len(attacks) * (len(methods) + 1))
     for column, ax in zip(columns, axes, strict=True):
@@ -200,28 +203,32 @@ def margins_figure(table: pd.DataFrame) -> Figure:
 
 
 def spent(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """Mean passes and pictures per prompt and seed, by attack; of attacks on an erasure alone (control none)."""
-    what = ("forward passes", "backward passes", "pictures")
+    """Mean passes and pictures per prompt and seed, by attack; of attacks on an erasure alone (control none).
+
+    What a variant spent is what was spent up to there, so that of an attack's variants the dearest holds all of them.
+    """
+    what, apart = ("forward passes", "backward passes", "pictures"), ["method", "settings"]
     table = pd.DataFrame([row for row in rows if row["control"] == "none" and row["metric"] in what])
     if not len(table):
         return pd.DataFrame(columns=what)
-    return table.groupby(["attack", "metric"], sort=False)["mean"].mean().unstack()[list(what)]
+    whole = table.groupby(["attack", "metric", *apart], sort=False)["mean"].max()
+    return whole.groupby(["attack", "metric"], sort=False).mean().unstack()[list(what)]
 
 
 # --- what a run found
 
 
 def margins_said(table: pd.DataFrame) -> str:
-    """What comes back by which attack, and whether more than un-attacked and than a foreign concept does."""
+    """What comes back by which attack, and how much more than under each control that was measured."""
     if not len(table):
         return "No attack on an erasure is among the rows."
     told = []
     for (name, method), row in table.iterrows():
         text = f"{name} on {method}: {row.ASR:.0f} % ({row.low:.0f} to {row.high:.0f})"
         beside = [
-            f"{row[column]:+.0f} {what}"
-            for column, what in (("over no-attack", "over no attack"), ("over foreign", "over a foreign concept"))
-            if row[column] == row[column]
+            f"{row[f'over {control}']:+.0f} over {what}"
+            for control, what in OVER.items()
+            if not pd.isna(row[f"over {control}"])
         ]
         told.append(f"{text}{', ' if beside else ''}{', '.join(beside)}")
     return f"{'; '.join(told)} (points)."
