@@ -279,6 +279,13 @@ def test_ring_a_bell_has_a_row_for_each_strength_and_prompt(pipe, uce):
     assert [row["success"] for row in rows] == [True, True, False, True]  # the neutral prompt counts by itself
 
 
+def test_the_neutral_prompt_of_ring_a_bell_is_as_long_as_the_named_one(pipe, uce):
+    strange = Concept("frog horse", "sea")  # two tokens
+    options = {"settings": {"etas": (1.0,), "neutral": "sea"}, "control": "foreign", "seeds": [0], "steps": 1}
+    erased, neutral = attack(pipe, uce, strange, "ring-a-bell", judge=Says(), **options).rows
+    assert (erased["prompt"], neutral["prompt"]) == ("a photo of the frog horse", "a photo of the sea sea")
+
+
 # --- noise --------------------------------------------------------------------------------------------------------
 
 

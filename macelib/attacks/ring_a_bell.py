@@ -27,16 +27,22 @@ def direction(pipe, texts: list[tuple[str, str]]) -> Tensor:
     return (encode(pipe, [p for p, _ in texts]) - encode(pipe, [q for _, q in texts])).mean(0)
 
 
+def stands_in(scene: Scene, neutral: str) -> str:
+    """The neutral word, as often as the name has tokens, so that what stands behind it keeps its place."""
+    own, other = (_count(scene.pipe, text) for text in (scene.concept.name, neutral))
+    return " ".join([neutral] * max(1, own // other))
+
+
 def pairs(scene: Scene, neutral: str) -> list[tuple[str, str]]:
-    """The concept's templates with its name, and with the neutral word, as often as the name has tokens.
+    """The concept's templates with its name, and with what stands in for it (`stands_in`).
 
     Prompts of one length alone: what stands behind the name would shift otherwise. MaceError where none is left.
     """
-    own, other = (_count(scene.pipe, text) for text in (scene.concept.name, neutral))
-    word = " ".join([neutral] * max(1, own // other))
+    word = stands_in(scene, neutral)
     texts = [(fill(t, scene.concept.name), fill(t, word)) for t in templates(scene.concept, alone=True)]
     kept = [pair for pair in texts if _count(scene.pipe, pair[0]) == _count(scene.pipe, pair[1])]
     if not kept:
+        own, other = (_count(scene.pipe, text) for text in (scene.concept.name, neutral))
         raise MaceError(
             f"{scene.concept.name!r} has {own} tokens and {neutral!r} {other}: no pair of prompts is of one length; "
             "give a neutral word of one token."
@@ -51,10 +57,10 @@ def _count(pipe, text: str) -> int:
 @register("ring-a-bell", RingABell)
 def ring_a_bell(scene: Scene, settings: RingABell) -> Run:
     """Draws from E(p) + η v, v by the original encoder; p names the concept, or the neutral word."""
-    v = direction(scene.pipe, pairs(scene, settings.neutral))
+    v, word = direction(scene.pipe, pairs(scene, settings.neutral)), stands_in(scene, settings.neutral)
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
-        plain = prompt.replace(scene.concept.name, settings.neutral)
+        plain = prompt.replace(scene.concept.name, word)
         for kind, text in {"erased": prompt, "neutral": plain}.items():
             e = encode(scene.pipe, [text])[0]
             for eta in settings.etas:
