@@ -63,6 +63,7 @@ def test_a_table_is_what_least_squares_gives(encoder):
     _, gone, lost, prior, ridge, moved, condition = min(found)
     assert (row.prior, row.ridge) == (prior, ridge)
     assert row.left == pytest.approx(gone, rel=1e-6) and row.lost == pytest.approx(lost, rel=1e-6)
+    assert row["least sum"] == pytest.approx(min(one[1] + one[2] for one in found), rel=1e-6)
     assert row["rank"] == moved and row.condition == pytest.approx(condition, rel=0.05)
 
 

@@ -102,7 +102,10 @@ def test_where_it_breaks():
     rows = [{"encoder": "tiny", "n": n, "n/d": n / 8, "left": 0.1 * n, "lost": 0.05} for n in (1, 4, 8)]
     rows += [{"encoder": "real", "n": n, "n/d": n / 8, "left": 0.1, "lost": 0.2} for n in (1, 4)]
     told = s.breaks_said(pd.DataFrame(rows), 0.4)
+    assert told.startswith("Left and lost of the map with the best worst case add up to more than 0.4: tiny: first")
     assert told.endswith("tiny: first at n = 4 (n/d = 0.500); real: not up to n = 4.")
+    other = s.breaks_said(pd.DataFrame([rows[1] | {"least sum": 0.31}, rows[3] | {"lost": 0.9}]), 0.4)  # one without
+    assert "first at n = 4 (n/d = 0.500, where the least sum of any is 0.31); real: first at n = 1 (n/d" in other
     table = pd.DataFrame([
         {"n": 1, "d": 8, "directions": 2.0, "overlap": 0.1}, {"n": 4, "d": 8, "directions": 6.0, "overlap": 0.7},
     ])  # fmt: skip

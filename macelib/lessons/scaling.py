@@ -137,20 +137,21 @@ def room_said(table: pd.DataFrame) -> str:
 
 
 def breaks_said(table: pd.DataFrame, limit: float) -> str:
-    """At which number of names left and lost of one map first add up to more than the limit, by encoder.
+    """At which number of names left and lost of the chosen map first add up to more than the limit, by encoder.
 
-    table: of `capacity`.
+    With the least sum of any prior and ridge there, where it was measured. table: of `capacity`.
     """
     told = []
     for encoder, rows in table.groupby("encoder", sort=False):
         over = rows[rows.left + rows.lost > limit].sort_values("n")
-        most = int(rows.n.max())
-        told.append(
-            f"{encoder}: first at n = {over.n.iloc[0]} (n/d = {over['n/d'].iloc[0]:.3f})"
-            if len(over)
-            else f"{encoder}: not up to n = {most}"
-        )
-    return f"Left and lost add up to more than {limit:g}: {'; '.join(told)}."
+        if not len(over):
+            told.append(f"{encoder}: not up to n = {int(rows.n.max())}")
+            continue
+        first = over.iloc[0]
+        least = first.get("least sum", float("nan"))
+        other = "" if pd.isna(least) else f", where the least sum of any is {least:.2f}"
+        told.append(f"{encoder}: first at n = {int(first.n)} (n/d = {first['n/d']:.3f}{other})")
+    return f"Left and lost of the map with the best worst case add up to more than {limit:g}: {'; '.join(told)}."
 
 
 def loads_said(table: pd.DataFrame, what: str) -> str:
