@@ -135,8 +135,8 @@ def test_told_to_keep_changes_the_prior_alone(pipe, erasure, cache):
 
 def test_threshold():
     assert interference.threshold([0, 1], [0.1, 0.2], 0.3) is None
-    assert interference.threshold([0, 1], [0.4, 0.5], 0.3) == 0.0
-    assert interference.threshold([0, 1, 2, 3], [0.1, 0.5, 0.1, 0.5], 0.3) == pytest.approx(2.5)
+    assert interference.threshold([0, 1], [0.4, 0.5], 0.3) == ("below", 0.0)
+    assert interference.threshold([0, 1, 2, 3], [0.1, 0.5, 0.1, 0.5], 0.3) == ("at", pytest.approx(2.5))
 
 
 def test_as_many_concepts_as_counts():

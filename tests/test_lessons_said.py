@@ -205,11 +205,14 @@ def test_whose_loras_interfere():
     points = [(0.1, 0.5, 0.1, 0.2), (0.2, 0.1, 0.2, 0.1), (0.3, 0.1, 0.3, 0.4), (0.4, 4.0, 0.1, 0.5)]
     table = interference.tail(points)
     assert table.loc["largest"].tolist() == [4.0, 0.3, 0.5] and table.loc["median", "naive"] == pytest.approx(0.3)
-    told = interference.pairs_said(points, table, {"closed": None, "in turn": 0.25}, 0.2)
+    limits = {"naive": ("at", 0.25), "closed": None, "in turn": ("below", 0.1)}
+    told = interference.pairs_said(points, table, limits, 0.2)
     assert (
         "largest 4.00, 0.30, 0.50" in told and "than the sum in 50 %" in told and "one after the other in 75 %" in told
     )
-    assert told.endswith("stays above 0.2: closed none and in turn 0.25.")
+    assert told.endswith("stays above 0.2: naive 0.25, closed none and in turn below 0.10.")
+    drawn = interference.pairs_figure(points, [(0.1, 0.5, 0.3, 0.2), (0.9, 0.5, 0.4, 0.2)], 0.2).axes[0]
+    assert [text.get_text() for text in drawn.texts] == ["below 0.10"]
 
 
 def test_the_closed_form_misses_least_of_what_is_asked():

@@ -163,21 +163,32 @@ def approach(
     return points
 
 
-def threshold(x: Sequence[float], y: Sequence[float], tolerance: float) -> float | None:
-    """The smallest x from which on every y exceeds the tolerance (between two points: interpolated); None: no such.
+def threshold(x: Sequence[float], y: Sequence[float], tolerance: float) -> tuple[str, float] | None:
+    """("at", x): from this x on every y exceeds the tolerance (between two points: interpolated); None: no such.
 
-    >>> threshold([0.0, 0.5, 1.0], [0.0, 0.1, 0.3], 0.2)
-    0.75
+    ("below", x): every y exceeds it, from the smallest x on: where it begins was not measured.
+
+    >>> threshold([0.0, 0.5, 1.0], [0.0, 0.1, 0.3], 0.2), threshold([0.5, 1.0], [0.3, 0.4], 0.2)
+    (('at', 0.75), ('below', 0.5))
     """
     order = np.argsort(x)
     x, y = np.asarray(x, dtype=float)[order], np.asarray(y, dtype=float)[order]
     below = np.flatnonzero(y <= tolerance)
     if not len(below):
-        return float(x[0])
+        return "below", float(x[0])
     k = below[-1]
     if k == len(x) - 1:
         return None
-    return float(x[k] + (tolerance - y[k]) / (y[k + 1] - y[k]) * (x[k + 1] - x[k]))
+    return "at", float(x[k] + (tolerance - y[k]) / (y[k + 1] - y[k]) * (x[k + 1] - x[k]))
+
+
+def threshold_said(limit: tuple[str, float] | None) -> str:
+    """A `threshold` in a word.
+
+    >>> threshold_said(("at", 0.75)), threshold_said(("below", 0.5)), threshold_said(None)
+    ('0.75', 'below 0.50', 'none')
+    """
+    return "none" if limit is None else f"{'below ' * (limit[0] == 'below')}{limit[1]:.2f}"
 
 
 def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[float]], tolerance: float) -> Figure:
@@ -194,8 +205,9 @@ def pairs_figure(points: Sequence[Sequence[float]], curve: Sequence[Sequence[flo
     ax.axhline(tolerance, color="#555555", linestyle="--", linewidth=0.8)
     limit = threshold(cx, cy[1], tolerance)
     if limit is not None:
-        ax.axvline(limit, color="#555555", linestyle=":", linewidth=0.8)
-        ax.annotate(f"{limit:.2f}", (limit, tolerance), (3, -10), textcoords="offset points", fontsize=7)
+        ax.axvline(limit[1], color="#555555", linestyle=":", linewidth=0.8)
+        at = (limit[1], tolerance)
+        ax.annotate(threshold_said(limit), at, (3, -10), textcoords="offset points", fontsize=7)
     ends = np.log10(np.clip([min(map(min, y)), max(map(max, y))], 1e-9, None))
     for dots, color in zip(y, WAY_COLORS, strict=True):
         options = {"orientation": "horizontal", "histtype": "step", "linewidth": 1.4}
@@ -244,13 +256,13 @@ def tail(points: Sequence[Sequence[float]]) -> pd.DataFrame:
 
 
 def pairs_said(
-    points: Sequence[Sequence[float]], table: pd.DataFrame, limits: Mapping[str, float | None], tolerance: float
+    points: Sequence[Sequence[float]], table: pd.DataFrame, limits: Mapping[str, tuple | None], tolerance: float
 ) -> str:
     """Which way interferes more, in how many pairs and how far; table: of `tail`; limits: by way, of `threshold`."""
     more = sum(point[2] > point[1] for point in points) / len(points)
     less = sum(point[2] < point[3] for point in points) / len(points)
     row = lambda label: ", ".join(f"{table[way][label]:.2f}" for way in WAYS)  # noqa: E731
-    ends = [f"{way} none" if at is None else f"{way} {at:.2f}" for way, at in limits.items()]
+    ends = [f"{way} {threshold_said(limit)}" for way, limit in limits.items()]
     return (
         f"{series(WAYS)}, over {len(points)} pairs: median {row('median')}, 99 % {row('99 %')}, largest "
         f"{row('largest')}. The closed form interferes more than the sum in {100 * more:.0f} % of the pairs, and less "
