@@ -189,10 +189,34 @@ def test_margins_over_controls():
     ]  # fmt: skip
 
 
+def test_rates_by_percent_and_steps():
+    frame = lines(
+        ("relearning", "none", "uce", "100 steps", 0, 80, 70, 90, 9), ("noise", "none", "uce", "", 0, 9, 1, 20, 9),
+        ("relearning", "none", "uce", "25 steps", 0, 20, 10, 30, 9),
+        ("wording", "none", "uce", "level a", 0, 9, 1, 20, 9),
+        ("relearning", "no-attack", "uce", "un-attacked, best of 2", 0, 1, 0, 5, 9),
+        ("relearning", "foreign", "uce", "25 steps", 0, 5, 0, 9, 9),
+        ("completion", "none", "uce", "4 % by the original", 0, 3, 1, 6, 9),
+    )  # fmt: skip
+    found = b.curves(frame)
+    assert list(zip(found.attack, found.who, found["at"], found.ASR, strict=True)) == [
+        ("completion", "uce", 4, 3), ("relearning", "uce", 25, 20), ("relearning", "uce, foreign", 25, 5),
+        ("relearning", "uce", 100, 80),
+    ]  # fmt: skip
+    one, two = b.curves_figure(found).axes
+    line, whiskers = two.containers[0].lines[0], two.containers[0].lines[2][0]
+    assert (one.get_xlabel(), two.get_xlabel()) == ("percent drawn by the original", "steps of training")
+    assert line.get_xydata().tolist() == [[25, 20], [100, 80]]
+    assert [part[:, 1].tolist() for part in whiskers.get_segments()] == [[10, 30], [70, 90]]
+    told = b.curves_said(found)
+    assert told.endswith("(steps of training): uce 20 % at 25 to 80 % at 100; uce, foreign 5 % at 25 to 5 % at 25.")
+
+
 def test_nothing_recorded_is_nothing_said():
     empty = b.frame([])
     assert not len(b.strongest(empty)) and not len(b.margins(empty)) and not len(b.spent([]))
     assert "No attack" in b.margins_said(b.margins(empty)) and b.missing_said([]) == ""
+    assert not len(b.curves(empty)) and b.curves_said(b.curves(empty)) == ""
     assert b.controls_said(empty) == "Controls measured: none."
     missing = [{"attack": "noise", "control": "never-knew", "method": "uce", "metric": "ASR", "why": "no model."}]
     assert b.missing_said(missing * 2) == "Not measured: noise, never-knew (no model)."

@@ -20,9 +20,10 @@ def tiny_results(folder: Path) -> None:
     for attack in ("wording", "noise", "relearning"):
         for control, method in (("none", "uce"), ("none", "mace"), ("no-attack", "uce"), ("original", "original"),
                                 ("foreign", "uce")):  # fmt: skip
-            about = {"attack": attack, "control": control, "variant": "level name"} | _about("attacks", method, "")
             metrics = {"ASR": 60.0, "pre-ASR": 20.0, "forward passes": 80, "backward passes": 0, "pictures": 5}
-            rows += [{**about, "metric": metric, **_ends(mean), "n": 9} for metric, mean in metrics.items()]
+            for variant in ("10 steps", "25 steps") if attack == "relearning" else ("level name",):
+                about = {"attack": attack, "control": control, "variant": variant} | _about("attacks", method, "")
+                rows += [{**about, "metric": metric, **_ends(mean), "n": 9} for metric, mean in metrics.items()]
     missing = [{"attack": "noise", "control": "never-knew", "method": "uce", "metric": "ASR", "why": "no such model"}]
     results.write(folder / "attacks.json", "mace attack", {}, rows, missing)
 

@@ -20,6 +20,7 @@ from .shared import choices, series, tiles
 
 KEYS = ("attack", "control", "method", "variant")
 RATES = ("ASR", "pre-ASR")
+CURVES = {"completion": "percent drawn by the original", "relearning": "steps of training"}  # their variants' number
 OVER = {"no-attack": "no attack", "foreign": "a foreign concept", "never-knew": "a model that never knew it"}  # floors
 
 
@@ -159,6 +160,31 @@ def _who(row: Mapping) -> str:
     return row["control"] if row["method"] == row["control"] else f"{row['method']}, {row['control']}"
 
 
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    """The rates of attacks in `CURVES` by the number `at` of their variants, a line `who`; table: of `frame`."""
+    at = pd.to_numeric(table.variant.str.extract(r"^(\d+) ", expand=False))
+    some = table.assign(at=at, who=[_who(row) for row in table.to_dict("records")])
+    return some[at.notna() & table.attack.isin(list(CURVES))].sort_values(["attack", "at"], ignore_index=True)
+
+
+def curves_figure(table: pd.DataFrame) -> Figure:
+    """ASR with its 95 % interval: a panel per attack, a line per method and control; table: of `curves`."""
+    groups, names = list(table.groupby("attack", sort=False)), list(dict.fromkeys(table.who))
+    fig, axes = tiles(len(groups), max(1, len(groups)), 3.8, 3.4)
+    for (name, rows), ax in zip(groups, axes, strict=True):
+        for who, of in rows.groupby("who", sort=False):
+            i = names.index(who)
+            style = {"color": COLORS[i % len(COLORS)], "linestyle": ("-", "--", ":")[i // len(COLORS) % 3]}
+            ends = [of.ASR - of.low, of.high - of.ASR]
+            ax.errorbar(of["at"], of.ASR, ends, label=who, marker="o", markersize=3, linewidth=1.2, capsize=2, **style)
+        ax.set(ylim=(-3, 103))
+        ax.set_xlabel(CURVES[name], fontsize=8)
+        ax.set_title(f"{name}: ASR, percent", fontsize=8)
+    shown = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    fig.legend(shown.values(), shown.keys(), fontsize=6, frameon=False, loc="outside lower center", ncols=4)
+    return fig
+
+
 def margins(table: pd.DataFrame) -> pd.DataFrame:
     """By attack and method, the strongest variant's ASR less that of its controls, in points; NaN: not measured.
 
@@ -232,6 +258,16 @@ def margins_said(table: pd.DataFrame) -> str:
         ]
         told.append(f"{text}{', ' if beside else ''}{', '.join(beside)}")
     return f"{'; '.join(told)} (points)."
+
+
+def curves_said(table: pd.DataFrame) -> str:
+    """The ends of each curve; table: of `curves`."""
+    told: dict[str, list[str]] = {}
+    for (name, who), rows in table.groupby(["attack", "who"], sort=False):
+        first, last = rows.iloc[0], rows.iloc[-1]
+        ends = f"{first.ASR:.0f} % at {first['at']:g} to {last.ASR:.0f} % at {last['at']:g}"
+        told.setdefault(f"{name} ({CURVES[name]})", []).append(f"{who} {ends}")
+    return " ".join(f"ASR by {what}: {'; '.join(some)}." for what, some in told.items())
 
 
 def controls_said(table: pd.DataFrame) -> str:
