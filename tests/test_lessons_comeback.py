@@ -196,11 +196,11 @@ def test_rates_by_percent_and_steps():
         ("wording", "none", "uce", "level a", 0, 9, 1, 20, 9),
         ("relearning", "no-attack", "uce", "un-attacked, best of 2", 0, 1, 0, 5, 9),
         ("relearning", "foreign", "uce", "25 steps", 0, 5, 0, 9, 9),
-        ("completion", "none", "uce", "4 % by the original", 0, 3, 1, 6, 9),
+        ("completion", "none", "uce", "12.5 % by the original", 0, 3, 1, 6, 9),
     )  # fmt: skip
     found = b.curves(frame)
     assert list(zip(found.attack, found.who, found["at"], found.ASR, strict=True)) == [
-        ("completion", "uce", 4, 3), ("relearning", "uce", 25, 20), ("relearning", "uce, foreign", 25, 5),
+        ("completion", "uce", 12.5, 3), ("relearning", "uce", 25, 20), ("relearning", "uce, foreign", 25, 5),
         ("relearning", "uce", 100, 80),
     ]  # fmt: skip
     one, two = b.curves_figure(found).axes

@@ -162,7 +162,7 @@ def _who(row: Mapping) -> str:
 
 def curves(table: pd.DataFrame) -> pd.DataFrame:
     """The rates of attacks in `CURVES` by the number `at` of their variants, a line `who`; table: of `frame`."""
-    at = pd.to_numeric(table.variant.str.extract(r"^(\d+) ", expand=False))
+    at = pd.to_numeric(table.variant.str.extract(r"^(\d+(?:\.\d+)?) ", expand=False))
     some = table.assign(at=at, who=[_who(row) for row in table.to_dict("records")])
     return some[at.notna() & table.attack.isin(list(CURVES))].sort_values(["attack", "at"], ignore_index=True)
 
