@@ -7,7 +7,7 @@ from macelib.compare import planned
 from macelib.compare.counts import Cells, Counts, relation
 from macelib.compare.rows import numbers, resampling
 from macelib.evaluate import metrics
-from macelib.evaluate.numbers import Number
+from macelib.evaluate.numbers import Number, ratio
 from macelib.evaluate.tasks import task
 
 
@@ -88,6 +88,35 @@ def test_nothing_that_varies_has_wilson_s_interval():
     assert high == 1 and low == pytest.approx(metrics.h_c(metrics.wilson(0, 20)[1], metrics.wilson(10, 10)[0]))
     same = of["H_c"].minus(of["H_c"])
     assert same.value == 0 and same.interval[0] == pytest.approx(low - 1) and same.interval[1] == pytest.approx(1 - low)
+
+
+def test_what_does_not_vary_is_not_certain_in_a_difference():
+    """0 of 30 beside 15 of 30: the bootstrap knows of the second alone, Wilson's of the first reaches to 11 %."""
+    some = np.tile([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]], (5, 1))
+    some[:3], some[7:] = 1, 0
+    taken = resampling(Counts({}, (10,), False), 3)
+    none, half = (ratio(hits, np.ones((10, 3)), taken) for hits in (np.zeros((10, 3)), some))
+    upper, (low, high) = metrics.wilson(0, 30)[1], half.interval
+    v = half.value
+    assert half.minus(none).interval == pytest.approx((v - np.hypot(v - low, upper), high))
+    assert none.minus(half).interval == pytest.approx((-high, -v + np.hypot(v - low, upper)))
+    assert half.minus(none).minus(half).still[0] == pytest.approx(upper), "it stays with what is made of it"
+    exact = Number(0.0, np.zeros(2000), (0.0, 0.0), 30, 10, proportion=False)
+    assert half.minus(exact).interval == pytest.approx((low, high)), "what has no interval of its own adds none"
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_what_does_not_vary_is_not_certain_in_a_combined_metric(each):
+    rng = np.random.default_rng(8)
+    kept, found = (rng.random((10, 3)) < 0.8).astype(float), planned(task("mini-characters"), 1)
+    sums = Counts({"Acc_e": cells(0, np.zeros((10, 3))), "Acc_s": cells(0, kept)}, (10,), each)
+    of = numbers(found, sums, resampling(sums, 3))
+    h, (low, high), (_, upper) = of["H_c"], metrics.interval(of["H_c"].sample), metrics.wilson(0, 30)
+    down = metrics.h_c(0, kept.mean()) - metrics.h_c(upper, kept.mean())
+    assert h.varies and down > 0.03
+    assert h.interval == pytest.approx((h.value - np.hypot(h.value - low, down), high))
+    sums = Counts({"Acc_e": cells(0, 1 - kept), "Acc_s": cells(0, np.full((10, 3), 0.999))}, (10,), each)
+    assert 0 <= (ends := numbers(found, sums, resampling(sums, 3))["H_c"].interval)[0] < ends[1] <= 1
 
 
 def test_differences_are_paired():

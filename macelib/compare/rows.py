@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
+from math import hypot, inf
 
 import numpy as np
 
@@ -57,14 +58,30 @@ def _ratio(cells: Cells, taken: Resampling | None) -> Number:
 def _combined(
     function: Callable, parts: Sequence[Number], each: Sequence[Cells] | None, taken: Resampling | None
 ) -> Number:
-    """A function of several means; each: of every erasure's own, of which the mean is taken."""
+    """A function of several means; each: of every erasure's own, of which the mean is taken.
+
+    What a mean that does not vary may be beside its value is added to the interval by root of squares.
+    """
     value = float(function(*(part.value for part in parts)))
     sample = None if taken is None else np.asarray(function(*(part.sample for part in parts)))
     corners = [float(function(*corner)) for corner in product(*(part.ends for part in parts))]
+    still = _still(function, parts, value)
     if each is not None:
         value = float(np.mean(function(*(cells.hits.sum(1) / cells.counts.sum(1) for cells in each))))
         if taken is not None:  # (erasures, times)
             own = function(*(cells.hits @ taken.draws.T / (cells.counts @ taken.draws.T) for cells in each))
             sample = (taken.concepts[0].T * own).sum(0)
     n, concepts = sum(part.n for part in parts), max(part.concepts for part in parts)
-    return Number(value, sample, (min(corners), max(corners)), n, concepts, parts[0].proportion)
+    proportion = parts[0].proportion
+    limits = (0.0, 1.0) if proportion else (-inf, inf)
+    return Number(value, sample, (min(corners), max(corners)), n, concepts, proportion, still, limits)
+
+
+def _still(function: Callable, parts: Sequence[Number], value: float) -> tuple[float, float]:
+    """How far a function of several means is below and above its value for those of them that do not vary."""
+    reached = [(0.0, 0.0)]
+    for at, part in enumerate(parts):
+        for end in () if part.varies else part.interval:
+            moved = function(*(end if i == at else other.value for i, other in enumerate(parts))) - value
+            reached.append((min(moved, 0.0), max(moved, 0.0)))
+    return hypot(*(low for low, _ in reached)), hypot(*(high for _, high in reached))
