@@ -14,6 +14,7 @@ from macelib import cli
 from macelib.attacks import Result, never
 from macelib.baselines import build
 from macelib.compare import LATER, Attacking, compare, either, find, one_way, planned, report, targets, ways
+from macelib.compare.figures import figure
 from macelib.compare.plan import Way
 from macelib.concepts import Concept
 from macelib.errors import MaceError
@@ -300,7 +301,7 @@ def test_a_whole_task_is_recorded_and_shown(mace, tmp_path, monkeypatch):
     assert code == 0 and "results attacks: shown" in said, errors
     assert "| noise | uce | published | best of 1 |" in (tmp_path / "README.md").read_text()
     assert report.disagreements(tmp_path / "README.md") == []
-    assert report.figure(results.read(results.place("attacks"))).axes
+    assert figure(results.read(results.place("attacks"))).axes
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 
 from macelib.compare import find, planned, record, report, ways
+from macelib.compare.figures import figure
 from macelib.evaluate import results
 
 
@@ -42,7 +43,7 @@ def test_the_counts_of_one_table_stand_in_their_order_and_a_new_one_takes_the_pl
     assert whole["not_measured"] == [] and set(whole["environment"]) == {"scaling-3", "scaling-30"}
     lines = report.markdown(whole).splitlines()
     assert lines[0].startswith("| Task | Method |") and lines[2].startswith("| scaling-3 | mace | published | 90.0 |")
-    assert report.figure(whole) is None
+    assert figure(whole) is None
 
 
 def test_the_ablation_is_what_objects_and_characters_say_of_mace_and_its_parts(kept):

@@ -3,14 +3,16 @@
 import json
 
 import pytest
+from PIL import Image
 from test_attacks_table import row as attack_row
 from test_cli import mace
 
 from macelib.attacks import Result
 from macelib.compare import report
+from macelib.compare.figures import figure
 from macelib.errors import MaceError
 from macelib.evaluate import record, results
-from macelib.evaluate.attacked import write_table
+from macelib.evaluate.attacked import FOREIGN, write_table
 from macelib.files import data_folder
 
 
@@ -100,35 +102,66 @@ def test_attacks_are_shown_beside_their_controls(tmp_path):
     rows = [attack_row(success=True), attack_row(), attack_row(variant="weaker"), attack_row(control="no-attack")]
     rows += [attack_row(control="original", method="original", success=True, pre=True)]
     rows += [attack_row(control="foreign", method="original")]
-    whole = results.read(write_table(tmp_path / "attacks.json", Result(rows), "mace attack", {}))
+    missing = [{"attack": a, "control": "never-knew", "method": "never-knew", "metric": "ASR", "why": "No such model."}
+               for a in ("noise", "wording")]  # fmt: skip
+    whole = results.read(write_table(tmp_path / "attacks.json", Result(rows, missing), "mace attack", {}))
+    gap = next(row for row in whole["rows"] if row["metric"] == FOREIGN and row["variant"] == "best of 2")
+    assert gap["low"] < gap["mean"] == 50 < gap["high"]
     head, _, *lines, _, how = report.markdown(whole).splitlines()
-    assert head == ("| Attack | Method | Settings | Variant | pre-ASR | ASR | 95 % of ASR | no attack | foreign | n |")
+    assert head == (
+        "| Attack | Method | Settings | Variant | pre-ASR | ASR | 95 % of ASR "
+        "| no attack | foreign | less foreign | n |"
+    )
     assert lines == [
-        "| noise | uce |  | best of 2 | 0.0 | 50.0 | 9.5 to 90.5 | 0.0 | 0.0 | 2 |",  # the strongest variant
-        "| noise | original |  | best of 2 | 100.0 | 100.0 | 20.7 to 100.0 |  | 0.0 | 1 |",
+        "| noise | uce |  | best of 2 (of 2 variants) | 0.0 | 50.0 | 9.5 to 90.5 | 0.0 | 0.0 "
+        f"| +50.0 ({gap['low']:+.1f} to {gap['high']:+.1f}) | 2 |",
+        "| noise | original |  | best of 2 | 100.0 | 100.0 | 20.7 to 100.0 |  | 0.0 |  | 1 |",
     ]
-    assert how == "By mace attack."
-    (panel,) = report.figure(whole).axes
+    assert how.startswith("By mace attack. Of several variants the one with the highest ASR is shown, chosen after")
+    assert how.endswith(
+        "Less foreign: paired, by the same variant, with 95 %. "
+        "Not measured: noise never-knew, wording never-knew: No such model."
+    )
+    (panel,) = figure(whole).axes
     assert [tick.get_text() for tick in panel.get_yticklabels()] == ["original", "uce"]
 
 
 def test_readme_is_rendered_and_checked(folder, capsys):
-    assert report.disagreements() == ["results objects", "study pairs"]
+    picture, studies = "data/readme/results-objects.png", [mark for mark, _ in report.tables()]
+    assert set(report.disagreements()) == {"results objects", *studies, picture} and len(studies) > 1
     write()
     said = report.render()
     assert "results objects: shown" in said and "study pairs: shown" in said
-    assert any("has no place" in text for text in said) and (folder / "data/readme/results-objects.png").is_file()
+    assert all(f"{mark}: shown" in said for mark in studies) and str(folder / picture) in said
     page = (folder / "README.md").read_text()
     assert page.startswith("Before.\n") and page.endswith("After.\n") and "| uce | published | 12.3 |" in page
     assert record.markdown(data_folder() / "studies" / "pairs") in page and report.disagreements() == []
     assert mace(capsys, "report", "--check")[0] == 0
     write(rows=[*ROWS[:-1], line("mace", "tuned", "H_o", 85.25)])  # one number is another
-    assert report.disagreements() == ["results objects"]
+    assert report.disagreements() == ["results objects", picture]
     code, _, said = mace(capsys, "report", "--check")
-    assert code == 1 and "disagree on results objects: call mace report" in said
+    assert code == 1 and f"disagree on results objects, {picture}: call mace report" in " ".join(said.split())
     assert mace(capsys, "report")[0] == 0 and report.disagreements() == []
     results.place("objects").unlink()
-    assert report.disagreements() == ["results objects"]  # shown, and not recorded
+    assert report.disagreements() == ["results objects", picture]  # shown, and not recorded
+
+
+def test_a_recorded_table_without_a_place_gets_one_and_a_figure_is_what_is_rendered(folder):
+    write()
+    write("people")
+    report.render()
+    page = (folder / "README.md").read_text()
+    assert page.index("<!-- end of results objects -->\n\n<!-- results people -->\n") < page.index("<!-- study pairs")
+    assert report.disagreements() == []
+    (folder / "README.md").write_text(page.replace("<!-- results people -->", ""))
+    assert report.disagreements() == ["results people"]
+    report.render(), (picture := folder / "data/readme/results-objects.png").unlink()
+    assert report.disagreements()[-1] == "data/readme/results-objects.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    assert report.disagreements()[-1] == "data/readme/results-objects.png"
+    (folder / "README.md").write_text("Nothing.\n")
+    assert "results objects: has no place in README.md" in report.render()
+    assert (folder / "README.md").read_text() == "Nothing.\n"
 
 
 def test_nothing_recorded_is_no_error(tmp_path, monkeypatch, capsys):

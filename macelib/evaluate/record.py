@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,7 @@ from .tables import Evaluation, save_tables
 from .tuning import Tuning
 
 log = logging.getLogger(__name__)
-END = "<!-- end of study "
+END = r"<!-- end of (?:{}) [\w-]+ -->"
 
 
 def record(study: str, result: Evaluation | Pairs | Keeping | Tuning, folder: str | Path | None = None) -> Path:
@@ -29,16 +30,25 @@ def record(study: str, result: Evaluation | Pairs | Keeping | Tuning, folder: st
 
 
 def show(page: Path, study: str, text: str) -> None:
-    """Put a study's tables between its marks in a page; one without a place gets it after the last study there is."""
-    mark = f"study {study}"
-    if into_marks(page, mark, text):
-        return
-    before, last, after = page.read_text(encoding="utf-8").rpartition(END) if page.is_file() else ("", "", "")
-    if not last:
+    """Put a study's tables between its marks in a page, as `put`; with a warning where it has no place for any."""
+    if not put(page, f"study {study}", text):
         log.warning("%s shows no studies: the tables of %s are in data/studies alone.", page, study)
-        return
-    end, _, rest = after.partition("\n")
-    write_text(page, f"{before}{last}{end}\n\n<!-- {mark} -->\n{text}\n<!-- end of {mark} -->\n{rest}")
+
+
+def put(page: Path, mark: str, text: str) -> bool:
+    """Put a table between its marks in a page; False where there is no place for any.
+
+    mark: "study NAME" or "results NAME". One without a place gets it after the last one of its kind, or of the other.
+    """
+    if into_marks(page, mark, text):
+        return True
+    whole = page.read_text(encoding="utf-8") if page.is_file() else ""
+    for kinds in (mark.partition(" ")[0], "study|results"):
+        if ends := [found.end() for found in re.finditer(END.format(kinds), whole)]:
+            before, rest = whole[: ends[-1]], whole[ends[-1] :].removeprefix("\n")
+            write_text(page, f"{before}\n\n<!-- {mark} -->\n{text}\n<!-- end of {mark} -->\n{rest}")
+            return True
+    return False
 
 
 def recorded(study: str) -> str:
