@@ -167,7 +167,7 @@ def test_a_recorded_table_without_a_place_gets_one_and_a_figure_is_what_is_rende
 def test_nothing_recorded_is_no_error(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MACELIB_DATA", str(tmp_path / "data"))
     code, said, _ = mace(capsys, "report")
-    assert code == 0 and "Nothing is recorded yet" in said and results.recorded() == []
+    assert code == 0 and "--profile recorded --record" in said and results.recorded() == []
 
 
 def test_studies_are_read_as_results():

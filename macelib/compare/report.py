@@ -182,7 +182,7 @@ def render(path: str | Path | None = None) -> list[str]:
     for image, name in _pictures(readme).items() if readme.is_file() else ():
         if name in results.recorded() and draw(results.read(results.place(name)), image):
             said.append(str(image))
-    return said or ["Nothing is recorded yet: mace compare --task objects --record."]
+    return said or ["Nothing is recorded yet: mace compare --task objects --profile recorded --record."]
 
 
 def disagreements(path: str | Path | None = None) -> list[str]:

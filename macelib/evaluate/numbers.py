@@ -91,6 +91,7 @@ def row(about: Mapping, metric: str, number: Number, seeds: int, **beside) -> di
     over = [what for what, count in varied if count > 1]
     still = "both intervals" if DIFFERENCE in metric else "pictures, Wilson" if number.proportion else "none"
     how = " and ".join(over) if number.varies else still
+    how += "; Wilson of what does not vary" if number.varies and any(number.still) else ""
     how += "; one training" if "training_seeds" in about and trained == 1 else ""
     values = {"mean": number.value, "low": low, "high": high}
     values = {name: round(scale * value, 4) for name, value in values.items()}
