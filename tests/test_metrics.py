@@ -111,6 +111,11 @@ def test_nothing_missed_is_not_certainty():
     rows[0]["value"] = 1.0  # one ship seen: the draws differ
     again = evaluation(OBJECTS, rows, {}).metrics.set_index("metric")
     assert again.loc["Acc_e", "low"] == 0 < again.loc["Acc_e", "value"] == 5 < again.loc["Acc_e", "high"] == 15
+    high = wilson(0, 20)[1]  # the synonyms and the kept do not vary: to H_o, too, they add their intervals
+    value, low = h_o(0.05, 1, 0), h_o(0.15, 1, 0)
+    down = value - h_o(0.05, 1 - high, 0), value - h_o(0.05, 1, high)
+    low = value - np.hypot(value - low, np.hypot(*down))
+    assert tuple(again.loc["H_o", ["low", "high"]]) == pytest.approx((100 * low, 100), abs=0.05)
 
 
 def test_what_cannot_vary_is_said():

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
-from math import hypot, inf
+from math import inf
 
 import numpy as np
 
 from ..errors import MaceError
-from ..evaluate.metrics import Resampling, h_a, h_c, h_o, resample
+from ..evaluate.metrics import Resampling, h_a, h_c, h_o, resample, standing
 from ..evaluate.numbers import Number, ratio
 from ..evaluate.tables import SEED, TIMES
 from .counts import COMBINED, Cells, Counts
@@ -65,7 +65,7 @@ def _combined(
     value = float(function(*(part.value for part in parts)))
     sample = None if taken is None else np.asarray(function(*(part.sample for part in parts)))
     corners = [float(function(*corner)) for corner in product(*(part.ends for part in parts))]
-    still = _still(function, parts, value)
+    still = standing(function, [p.value for p in parts], [None if p.varies else p.interval for p in parts])
     if each is not None:
         value = float(np.mean(function(*(cells.hits.sum(1) / cells.counts.sum(1) for cells in each))))
         if taken is not None:  # (erasures, times)
@@ -75,13 +75,3 @@ def _combined(
     proportion = parts[0].proportion
     limits = (0.0, 1.0) if proportion else (-inf, inf)
     return Number(value, sample, (min(corners), max(corners)), n, concepts, proportion, still, limits)
-
-
-def _still(function: Callable, parts: Sequence[Number], value: float) -> tuple[float, float]:
-    """How far a function of several means is below and above its value for those of them that do not vary."""
-    reached = [(0.0, 0.0)]
-    for at, part in enumerate(parts):
-        for end in () if part.varies else part.interval:
-            moved = function(*(end if i == at else other.value for i, other in enumerate(parts))) - value
-            reached.append((min(moved, 0.0), max(moved, 0.0)))
-    return hypot(*(low for low, _ in reached)), hypot(*(high for _, high in reached))

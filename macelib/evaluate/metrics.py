@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import hypot, inf, sqrt
 from statistics import NormalDist
 
 import numpy as np
@@ -110,6 +110,36 @@ def wilson(hits: float, count: int, level: float = 0.95) -> tuple[float, float]:
     middle, half = p + z * z / (2 * count), z * sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     low, high = (middle - half) / (1 + z * z / count), (middle + half) / (1 + z * z / count)
     return (low if hits else 0.0), (high if hits < count else 1.0)
+
+
+def standing(
+    function: Callable, values: Sequence[float], ends: Sequence[tuple[float, float] | None]
+) -> tuple[float, float]:
+    """How far a function of means may be below and above its value, for those of them that no bootstrap varies.
+
+    ends: the interval of each such mean, None for the others. What each adds is joined by root of squares.
+
+    >>> tuple(round(v, 3) for v in standing(h_c, (0.0, 0.5), ((0.0, 0.114), None)))
+    (0.027, 0.0)
+    """
+    value, reached = function(*values), [(0.0, 0.0)]
+    for at, known in enumerate(ends):
+        for end in known or ():
+            moved = float(function(*(end if i == at else other for i, other in enumerate(values))) - value)
+            reached.append((min(moved, 0.0), max(moved, 0.0)))
+    return hypot(*(low for low, _ in reached)), hypot(*(high for _, high in reached))
+
+
+def widened(
+    value: float, ends: tuple[float, float], still: tuple[float, float], limits=(-inf, inf)
+) -> tuple[float, float]:
+    """An interval of a bootstrap with what `standing` adds to it, by root of squares; the value is in it.
+
+    >>> widened(0.5, (0.2, 0.9), (0.4, 0.3)), widened(0.5, (0.2, 0.9), (0.4, 0.3), (0.1, 0.95))
+    ((0.0, 1.0), (0.1, 0.95))
+    """
+    low, high = value - hypot(min(ends[0] - value, 0), still[0]), value + hypot(max(ends[1] - value, 0), still[1])
+    return max(low, limits[0]), min(high, limits[1])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from math import hypot, inf
 
 import numpy as np
 
-from .metrics import Resampling, interval, wilson
+from .metrics import Resampling, interval, widened, wilson
 
 DIFFERENCE = "difference"
 
@@ -38,13 +38,7 @@ class Number:
         """Low and high; the value is between them."""
         low, high = interval(self.sample) if self.varies else self.ends
         low, high = min(low, self.value), max(high, self.value)
-        if not self.varies:
-            return low, high
-        low, high = (
-            self.value - hypot(self.value - low, self.still[0]),
-            self.value + hypot(high - self.value, self.still[1]),
-        )
-        return max(low, self.limits[0]), min(high, self.limits[1])
+        return widened(self.value, (low, high), self.still, self.limits) if self.varies else (low, high)
 
     @property
     def reach(self) -> tuple[float, float]:

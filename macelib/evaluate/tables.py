@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..files import atomic, write_json
-from .metrics import bootstrap, interval, resample, wilson
+from .metrics import bootstrap, interval, resample, standing, widened, wilson
 
 log = logging.getLogger(__name__)
 TIMES = 2000  # bootstrap samples
@@ -124,9 +124,12 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
             value, sample = bootstrap([roles[role] for role in used], function, weights)
             corners = [float(function(*corner)) for corner in product(*(ends[role] for role in used))]
             fixed = min(corners), max(corners)
-            samples.setdefault((model, metric), []).append((value, sample, fixed))
+            means = {role: bootstrap([roles[role]], _same, weights) for role in used}
+            known = [ends[role] if np.ptp(means[role][1]) < 1e-12 else None for role in used]
+            still = standing(function, [means[role][0] for role in used], known)
+            samples.setdefault((model, metric), []).append((value, sample, fixed, still))
             count = int(part.role.isin(used).sum())
-            metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample, fixed), "images": count})
+            metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample, fixed, still), "images": count})
         for group, of_group in part.groupby("group"):
             means = {role: of_group[of_group.role == role].value.mean() for role in _roles(protocol)}
             for metric, used, function in _functions(protocol):
@@ -140,10 +143,10 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
             concepts.append(at | {"role": role, "name": name} | numbers)
     if mean and (count := images.erased.nunique()) > 1:
         for (model, metric), several in samples.items():  # the mean over the erasures, draw by draw
-            value, sample, fixed = (np.mean(column, axis=0) for column in zip(*several, strict=True))
+            value, sample, fixed, still = (np.mean(column, axis=0) for column in zip(*several, strict=True))
             at = {"erased": f"mean of {count}", "model": model, "metric": metric}
             used = [m["images"] for m in metrics if (m["model"], m["metric"]) == (model, metric)]
-            metrics.append(at | _scaled(protocol, float(value), sample, fixed) | {"images": sum(used)})
+            metrics.append(at | _scaled(protocol, float(value), sample, fixed, still) | {"images": sum(used)})
     return Evaluation(images, *map(pd.DataFrame, (concepts, metrics, groups)), settings)
 
 
@@ -177,7 +180,11 @@ def _ends(protocol, values: pd.Series) -> tuple[float, float]:
     return (mean, mean) if protocol.scale == 1 else wilson(float(values.sum()), int(values.count()))
 
 
-def _scaled(protocol, value: float, sample: np.ndarray, fixed: tuple[float, float]) -> dict[str, float]:
-    """Value and interval as tables show them; fixed: the interval where the bootstrap finds no variation."""
-    low, high = fixed if np.ptp(sample) < 1e-12 else interval(sample)
+def _scaled(protocol, value: float, sample: np.ndarray, fixed: tuple[float, float], still=(0.0, 0.0)) -> dict:
+    """Value and interval as tables show them; fixed: the interval where the bootstrap finds no variation.
+
+    still: what a part of it that does not vary adds to the interval, as `standing` says.
+    """
+    limits = (-np.inf, np.inf) if protocol.scale == 1 else (0.0, 1.0)
+    low, high = fixed if np.ptp(sample) < 1e-12 else widened(value, interval(sample), still, limits)
     return {"value": protocol.scale * value, "low": protocol.scale * float(low), "high": protocol.scale * float(high)}
