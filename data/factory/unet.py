@@ -7,7 +7,7 @@ tricks with captions. Latents and caption embeddings are computed once for a poo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,6 +115,15 @@ def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, 
     return (weight * (guess - target).square().mean((1, 2, 3))).mean()
 
 
+def _probe(numbers: Unet, width: int, bars: Tensor) -> Callable[[Callable], Tensor]:
+    """A loss of a forward pass over one batch of noise: the same for every pass."""
+    generator, n = torch.Generator().manual_seed(0), numbers.batch
+    latents, noise = torch.randn(2, n, CHANNELS, 16, 16, generator=generator).to(bars)
+    context = torch.randn(n, 77, width, generator=generator).to(bars)
+    t = torch.linspace(0, len(bars) - 1, n).long().to(bars.device)
+    return lambda forward: v_loss(forward, bars, latents, context, t, noise)
+
+
 def train_unet(
     folder: Path,
     numbers: Unet,
@@ -133,8 +142,8 @@ def train_unet(
     optimizer = torch.optim.AdamW(
         unet.parameters(), numbers.lr, (0.9, 0.99), weight_decay=numbers.weight_decay, fused=True
     )
-    average, forward = Average(unet, numbers.average), compiled(unet, numbers.steps)
-    bars = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(place)
+    average, bars = Average(unet, numbers.average), DDPMScheduler(**SCHEDULE).alphas_cumprod.to(place)
+    forward = compiled(unet, numbers.steps, _probe(numbers, encoder.config.hidden_size, bars))
     per_pool = numbers.pool * numbers.passes // numbers.batch  # steps
     parts = vae.to(place), encoder.to(place), tokenizer
     held: dict[int, Pool] = {}
