@@ -251,7 +251,7 @@ def _grams(
         key = hash_text(base, len(own), *own, *captions, p)
         files = [folder / "prior" / f"{key}.safetensors" for folder in (cache_folder(), data_folder())]
         if (kept := next(filter(None, (read_cached(file, key) for file in files)), None)) is not None:
-            rows[group] = kept["upper"]
+            rows[group] = kept["upper"].flatten()
             continue
         rows[group] = torch.zeros(len(upper[0]) + len(beside[0]), dtype=torch.float64)
         for start in range(0, len(captions), CHUNK):
@@ -263,5 +263,5 @@ def _grams(
             done += len(chunk)
             if progress:
                 progress(done, len(pairs))
-        save_tensors(files[0], {"upper": rows[group]}, {"key": key})
+        save_tensors(files[0], {"upper": rows[group][None]}, {"key": key})  # a table of one row
     return rows
