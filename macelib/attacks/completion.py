@@ -15,13 +15,7 @@ from .scene import Scene, plain_ddim
 class Completion(Settings):
     """The released code's first rows are 2, 4 and 6 percent; the curve over all of them is the result."""
 
-    percent: tuple[int, ...] = (
-        4,
-        12,
-        24,
-        36,
-        48,
-    )  # of the trajectory, by the original model; to the next step, at least one
+    percent: tuple[int, ...] = (4, 12, 24, 36, 48)  # of the trajectory by the original: whole steps, at least one
 
     def __post_init__(self):
         super().__post_init__()

@@ -120,20 +120,21 @@ def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True
         at = {"erased": erased, "model": model}
         roles = {role: _draws(part[part.role == role]) for role in _roles(protocol)}
         ends = {role: _ends(protocol, part[part.role == role].value) for role in _roles(protocol)}
+        asked = dict.fromkeys(role for _, used, _ in _functions(protocol) for role in used)
+        means = {role: bootstrap([roles[role]], _same, weights) for role in asked}
+        still_ones = {role: ends[role] if np.ptp(sample) < 1e-12 else None for role, (_, sample) in means.items()}
         for metric, used, function in _functions(protocol):
             value, sample = bootstrap([roles[role] for role in used], function, weights)
             corners = [float(function(*corner)) for corner in product(*(ends[role] for role in used))]
             fixed = min(corners), max(corners)
-            means = {role: bootstrap([roles[role]], _same, weights) for role in used}
-            known = [ends[role] if np.ptp(means[role][1]) < 1e-12 else None for role in used]
-            still = standing(function, [means[role][0] for role in used], known)
+            still = standing(function, [means[role][0] for role in used], [still_ones[role] for role in used])
             samples.setdefault((model, metric), []).append((value, sample, fixed, still))
             count = int(part.role.isin(used).sum())
             metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample, fixed, still), "images": count})
         for group, of_group in part.groupby("group"):
-            means = {role: of_group[of_group.role == role].value.mean() for role in _roles(protocol)}
+            shown = {role: of_group[of_group.role == role].value.mean() for role in _roles(protocol)}
             for metric, used, function in _functions(protocol):
-                value = protocol.scale * float(function(*(means[role] for role in used)))
+                value = protocol.scale * float(function(*(shown[role] for role in used)))
                 groups.append(at | {"metric": metric, "group": group, "value": value})
         for (role, name), of_name in part.groupby(["role", "name"], sort=False):
             value, sample = bootstrap([_draws(of_name)], _same, weights)
