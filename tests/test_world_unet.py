@@ -1,11 +1,11 @@
 """The training of mini-SD's denoiser: its loss, and what is dropped from the context."""
 
-import shutil
+from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
-from factory import loop, recipe, unet
+from diffusers import DDPMScheduler
+from factory import recipe, unet
 
 NUMBERS = recipe.load(recipe.SHIPPED).unet
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
@@ -50,32 +50,10 @@ def test_the_shipped_recipe_s_denoiser_reads_text_through_cross_attention_alone(
     assert NUMBERS.steps * NUMBERS.batch >= 2_000_000
 
 
-def test_a_long_training_s_pass_is_compiled_where_that_pays(monkeypatch, caplog):
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
-    loss = lambda forward: forward(torch.ones(3, 2)).square().mean()  # noqa: E731
-    monkeypatch.setattr(loop, "gains_from_bf16", lambda device: True)
-    monkeypatch.setattr(loop.shutil, "which", lambda name: "/usr/bin/g++")
-    monkeypatch.setattr(torch, "compile", lambda module: module.forward)  # one that is right
-    assert loop.compiled(model, 5, loss) is model
-    assert loop.compiled(model, 2000, loss) == model.forward and not caplog.text
-    monkeypatch.setattr(torch, "compile", lambda module: lambda x: module[1](module[0](x).detach()))
-    assert loop.compiled(model, 2000, loss) is model
-    assert "Compiled, 0.weight and 1 more learn nothing right" in caplog.text
-    assert all(p.grad is None for p in model.parameters())
-    monkeypatch.setattr(loop, "device", lambda: "cpu")
-    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
-    assert loop.compiled(model, 2000, loss) is model
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor needs a C++ compiler")
-def test_every_part_of_a_compiled_denoiser_learns(monkeypatch):
-    """At a batch of 64, from which diffusers upsamples another way, all behind the last upsampler learned nothing."""
-    monkeypatch.setattr(loop, "gains_from_bf16", lambda device: True)
-    blocks = {"block_out_channels": (16, 16), "layers_per_block": 1, "norm_num_groups": 8, "add_attention": False}
-    kinds = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    model = UNet2DModel(sample_size=8, in_channels=4, out_channels=4, **blocks, **kinds).train()
-    x = torch.randn(64, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    loss = lambda forward: forward(x, torch.tensor(5), return_dict=False)[0].square().mean()  # noqa: E731
-    forward = loop.compiled(model, 2000, loss)
-    assert forward is not model and not loop.changed_gradients(model, forward, loss)
+def test_every_parameter_has_a_gradient_at_the_recipe_s_batch():
+    """torch.compile on CPUs gave none to two thirds of them, from a batch of 64 on, where diffusers upsamples otherwise."""
+    model = unet.new_unet(replace(NUMBERS, channels=(16, 16, 16), heads=(1, 1, 1)), 8).train()
+    latents, noise = torch.randn(2, NUMBERS.batch, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    t = torch.arange(NUMBERS.batch) * 7
+    unet.v_loss(model, BARS, latents, torch.ones(NUMBERS.batch, 5, 8) * t[:, None, None] / 900, t, noise).backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.norm() > 0]

@@ -15,7 +15,6 @@ import logging
 import os
 import platform
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.models.upsampling import Upsample2D
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -55,38 +53,6 @@ def device() -> str:
 def fast() -> torch.autocast:
     """Context of a training's forward pass: bfloat16 on a device that gains from it."""
     return torch.autocast(device(), torch.bfloat16, enabled=gains_from_bf16(device()))
-
-
-def compiled(module: nn.Module, steps: int, loss: Callable[[Callable], torch.Tensor]) -> Callable:
-    """The module's forward pass, fused by TorchInductor where so many steps repay the minutes that this takes.
-
-    The parameters are the module's own. Upsamplers stay as they are: PyTorch 2.13 on CPUs gives everything behind a
-    UNet's last one no gradient, and says nothing. `loss`, of a forward pass, shows whether the gradients are the
-    module's own; where they are not, there is no C++ compiler, or it fails, the pass is as it was.
-    """
-    if steps < 500 or not gains_from_bf16(device()) or not (device() == "cuda" or shutil.which("g++")):
-        return module
-    torch._dynamo.config.suppress_errors = True
-    for part in module.modules():
-        if isinstance(part, Upsample2D):
-            part.forward = torch.compiler.disable(part.forward)
-    forward = torch.compile(module)
-    if wrong := changed_gradients(module, forward, loss):
-        log.warning("Compiled, %s and %d more learn nothing right: the pass is not compiled.", wrong[0], len(wrong) - 1)
-        return module
-    return forward
-
-
-def changed_gradients(module: nn.Module, forward: Callable, loss: Callable[[Callable], torch.Tensor]) -> list[str]:
-    """The parameters whose gradient of `loss` is ten times as long, or as short, by another forward pass."""
-    norms = []
-    for one in (module, forward):
-        module.zero_grad(set_to_none=True)
-        loss(one).backward()
-        norms.append({n: 0.0 if p.grad is None else float(p.grad.norm()) for n, p in module.named_parameters()})
-    module.zero_grad(set_to_none=True)
-    own, other = norms
-    return [name for name, norm in own.items() if not norm / 10 <= other[name] <= 10 * norm]
 
 
 def work_folder() -> Path:

@@ -7,7 +7,7 @@ tricks with captions. Latents and caption embeddings are computed once for a poo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import write_captions
 from .clip import ids_of
-from .loop import Average, Record, compiled, device, fast, run_steps
+from .loop import Average, Record, device, fast, run_steps
 from .recipe import Unet, World
 from .render import sample
 from .vae import CHANNELS
@@ -115,15 +115,6 @@ def v_loss(unet, schedule: Tensor, latents: Tensor, context: Tensor, t: Tensor, 
     return (weight * (guess - target).square().mean((1, 2, 3))).mean()
 
 
-def _probe(numbers: Unet, width: int, bars: Tensor) -> Callable[[Callable], Tensor]:
-    """A loss of a forward pass over one batch of noise: the same for every pass."""
-    generator, n = torch.Generator().manual_seed(0), numbers.batch
-    latents, noise = torch.randn(2, n, CHANNELS, 16, 16, generator=generator).to(bars)
-    context = torch.randn(n, 77, width, generator=generator).to(bars)
-    t = torch.linspace(0, len(bars) - 1, n).long().to(bars.device)
-    return lambda forward: v_loss(forward, bars, latents, context, t, noise)
-
-
 def train_unet(
     folder: Path,
     numbers: Unet,
@@ -143,7 +134,6 @@ def train_unet(
         unet.parameters(), numbers.lr, (0.9, 0.99), weight_decay=numbers.weight_decay, fused=True
     )
     average, bars = Average(unet, numbers.average), DDPMScheduler(**SCHEDULE).alphas_cumprod.to(place)
-    forward = compiled(unet, numbers.steps, _probe(numbers, encoder.config.hidden_size, bars))
     per_pool = numbers.pool * numbers.passes // numbers.batch  # steps
     parts = vae.to(place), encoder.to(place), tokenizer
     held: dict[int, Pool] = {}
@@ -161,7 +151,7 @@ def train_unet(
         noise = torch.randn(latents.shape, generator=generator).to(place)
         empty = pool.context[0].float()
         context = drop_context(pool.context[which].float(), pool.ends[which], empty, chance, numbers)
-        loss = v_loss(forward, bars, latents, context, t, noise)
+        loss = v_loss(unet, bars, latents, context, t, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
