@@ -25,6 +25,8 @@ MANY = {**ALONE, "metric": "H_c", "erase": "together", "templates": ["a {}", "a 
         "erased": [ROWS["ship"], ROWS["frog"]]}  # fmt: skip
 TWO = {**MANY, "erase": "one by one", "kept": [ROWS["horse"], ROWS["cat"]],
        "templates": ["a {} by the {other}", "a {other} by the {}"]}  # fmt: skip
+SCENES = {**MANY, "kept": [ROWS["horse"], ROWS["cat"]], "templates": ["a {} by the {other}"], "beside": "alike"}
+CAPTIONS = {**MANY, "metric": "CLIP_s", "kept": [], "captions": [f"a {n} thing" for n in range(30)] + ["two frogs"]}
 STYLES = {**MANY, "metric": "H_a", "kind": "style", "erased": [ROWS["ship"]], "kept": [ROWS["cat"]]}
 KNOWN = [f"concept:{name}" for name in [*NAMES, "sea", "grass"]] + ["style:ship", "style:cat"]
 METHODS = ["uce", "semantic-surgery"]
@@ -57,7 +59,7 @@ def pictured(pipe, prompts, seeds, *args, **kw):
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """Little is drawn, and every (prompt, seed) of it is counted; "stop": after how many the process is killed."""
-    monkeypatch.setitem(plan.PROFILES, "quick", plan.Profile("quick", steps=1, images=3, templates=2, seeds=2, pairs=2))
+    monkeypatch.setitem(plan.PROFILES, "quick", plan.Profile("quick", steps=1, images=3, templates=2, seeds=2, pairs=2, captions=20))
     seen = {"jobs": [], "stop": None}
 
     def counted(pipe, prompts, seeds, *args, **kw):

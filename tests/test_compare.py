@@ -7,7 +7,7 @@ import compare_tools
 import numpy as np
 import pandas as pd
 import pytest
-from compare_tools import ALONE, MANY, METHODS, ROWS, STYLES, TWO, Judge, numbers_of, pictured, planned_of, run
+from compare_tools import ALONE, CAPTIONS, MANY, METHODS, ROWS, SCENES, STYLES, TWO, Judge, numbers_of, pictured, planned_of, run
 from test_evaluate import ByPixel
 from tiny_data import tiny_clip
 
@@ -15,7 +15,9 @@ from macelib import evaluate
 from macelib.baselines import build
 from macelib.compare.counts import CLASSES
 from macelib.compare.looking import Looking
+from macelib.compare.report import markdown
 from macelib.compare.rows import numbers, resampling
+from macelib.errors import MaceError
 from macelib.evaluate import metrics, results
 
 pipe, drawn = compare_tools.pipe, compare_tools.drawn
@@ -141,6 +143,61 @@ def test_two_things_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
     measured = {r["metric"] for r in whole["rows"]}
     assert "Acc_e" in measured or "shows no such pair" in whys["Acc_e"]
     assert "Acc_a" not in measured and "Acc_g" not in measured
+
+
+def test_scenes_count_erased_things_by_twos_and_kept_ones_by_twos(tmp_path, pipe):
+    """By hand, from what is seen: the counts need no pictures."""
+    from macelib.compare.counts import EITHER, counts
+
+    found = planned_of(SCENES, tmp_path)
+    scenes = found.two(0)
+    assert [scene[:2] for scene in scenes[::2]] == [
+        ("ship", "frog"), ("frog", "ship"), ("horse", "cat"), ("cat", "horse"),
+    ]  # fmt: skip
+    before = {"drawn": {scene[-2:]: {"left": scene[0], "right": scene[1]} for scene in scenes}}
+    before["drawn"][scenes[0][-2:]]["left"] = "sea"  # this one is not counted
+    now = {"drawn": {scene[-2:]: {"left": "sea", "right": scene[1]} for scene in scenes}}
+    now["drawn"][scenes[1][-2:]]["right"] = "sea"
+    sums = counts(type("Run", (), {"plan": found}), [[now]], [before], None)
+    of = numbers(found, sums, resampling(sums, 2))
+    assert (of["Acc_e"].value, of["Acc_e"].n, of["Acc_e"].concepts) == (pytest.approx(2 / 6), 6, 2)
+    assert (of[EITHER].value, of[EITHER].n) == (pytest.approx(2 / 3), 3)
+    assert (of["Acc_s"].value, of["Acc_s"].n) == (0.5, 8)
+    assert of["H_c"].value == pytest.approx(metrics.h_c(2 / 6, 0.5))
+    blind = {"drawn": {job: {"left": "sea", "right": "sea"} for job in before["drawn"]}}
+    assert numbers(found, counts(type("Run", (), {"plan": found}), [[now]], [blind], None), None) == {}
+    with pytest.raises(MaceError, match="erase two at least"):
+        planned_of(SCENES, tmp_path, only=["ship"])
+
+
+def test_scenes_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
+    found = planned_of(SCENES, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    assert {r["method"] for r in whole["rows"]} == {"original", "uce"} and found.told(0) == ["horse", "cat"]
+    measured = {r["metric"] for r in whole["rows"]}
+    whys = {r["metric"]: r["why"] for r in whole["not_measured"] if r["method"] == "original"}
+    for metric in ("Acc_e", "Acc_e of either", "Acc_s", "H_c"):
+        assert metric in measured or "shows no such pair" in whys[metric]
+    assert "Acc_a" not in measured and "Acc_e erased first" not in measured
+
+
+def test_captions_are_scored_and_their_pictures_compared(pipe, tmp_path, monkeypatch):
+    clip = evaluate.ClipClassifier(*tiny_clip())
+    monkeypatch.setattr("macelib.compare.run.classifier_for", lambda pipe, kind="objects": clip)
+    found = planned_of(CAPTIONS, tmp_path)
+    texts = found.kept(0)
+    assert len(texts) == 20 and "two frogs" not in texts and found.templates == ("{}",)
+    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    images = pictured(pipe, texts, [0] * 20)
+    by = {(r["method"], r["metric"]): r for r in whole["rows"]}
+    score = by["original", "CLIP_s"]
+    assert score["mean"] == pytest.approx(np.mean(clip.score(images, texts)), abs=1e-2)
+    assert score["n"] == score["concepts"] == 20 and score["low"] < score["mean"] < score["high"]
+    assert by["uce", "CMMD on CLIP features"]["mean"] >= 0 and ("original", "CMMD on CLIP features") not in by
+    assert not {metric for _, metric in by} & {"Acc_e", "Acc_s", "H_c", "residual", "CLIP_e"}
+    assert {r["metric"] for r in whole["not_measured"] if r["method"] == "all"} == {"interval over seeds"}
+    shown = markdown(whole)
+    assert "| Method | Settings | " in shown and "| CLIP_s | 95 % of CLIP_s |" in shown and "CMMD" in shown
 
 
 @pytest.mark.slow

@@ -1,24 +1,30 @@
 """Protocols as data: the shipped files hold what they say, and a person's own file is read or refused with a reason."""
 
 import hashlib
+import json
+from dataclasses import replace
 
 import pytest
 import yaml
+from factory import recipe
+from factory.captions import world_captions
 
 from macelib.compare.plan import planned
-from macelib.concepts import paper_list, retained
+from macelib.concepts import Concept, paper_list, retained
 from macelib.errors import MaceError
 from macelib.evaluate import Judge
 from macelib.evaluate.lists import character_lists, object_list
-from macelib.evaluate.tasks import read_task, task, tasks
+from macelib.evaluate.tasks import COCO, read_task, task, tasks
+from macelib.method.prior import names as named
 from macelib.models import mini
 
 MINI = [
-    "mini-characters", "mini-objects", "mini-scaling", "mini-shared-words", "mini-styles", "mini-two-things",
-    "mini-unsafe",
+    "mini-captions", "mini-characters", "mini-objects", "mini-scaling", "mini-scenes", "mini-shared-words",
+    "mini-styles", "mini-two-things", "mini-unsafe",
 ]  # fmt: skip
 SD = [
-    "sd-celebrities", "sd-celebrities-1", "sd-explicit", "sd-objects", "sd-shared-words", "sd-styles", "sd-two-things"
+    "sd-captions", "sd-celebrities", "sd-celebrities-1", "sd-explicit", "sd-objects", "sd-scenes", "sd-shared-words",
+    "sd-styles", "sd-two-things",
 ]  # fmt: skip
 OWN = {
     "title": "My pets", "model": "sd", "metric": "H_c", "templates": ["a photo of {}"], "counts": [1, 2],
@@ -71,6 +77,25 @@ def test_mini_lists_by_their_rules():
     for row in shared.kept:
         assert any(word in row.name.split() for word in names(shared.erased))
     assert all(any(row.name in k.name.split() for k in shared.kept) for row in shared.erased)
+
+
+def test_mini_captions_are_the_world_s_of_names_that_are_in_nobody_s_hands():
+    """By the factory's rules; neither in a prior nor of what is erased or settings are chosen on."""
+    found, used = task("mini-captions"), {text for text, _ in mini.captions()}
+    made = list(dict.fromkeys(world_captions(3000, 2026, recipe.load(recipe.SHIPPED).world)))
+    apart = {*names(found.erased), *(name for some in mini.split().values() for name in some)}
+    words = [Concept(e.name, "art", "object", e.synonyms) for e in mini.catalogue() if e.name in apart]
+    free = [t for t, hit in zip(made, named(made, words), strict=True) if not hit and t not in used]
+    assert found.captions == tuple(free[:600])
+
+
+def test_scenes_are_of_what_goes_and_of_what_stays():
+    scenes, two = task("mini-scenes"), task("mini-two-things")
+    assert scenes.erased == two.erased == task("mini-objects").erased
+    assert scenes.kept == tuple(row for row in two.kept if row not in two.erased)
+    ours, paper = task("sd-scenes"), task("sd-objects")
+    assert (ours.erased, ours.kept) == (paper.erased[::2], paper.erased[1::2])
+    assert task("sd-captions").erased == paper.erased and task("sd-captions").captions == (COCO,)
 
 
 def test_scaling_has_every_drawn_name_that_no_setting_is_chosen_on():
@@ -141,7 +166,7 @@ def changed(entry, **values):
 
 @pytest.mark.parametrize(("values", "text"), [
     ({"title": None}, "title is missing"),
-    ({"metric": "H_x"}, r"pets.yaml, line \d+: metric is 'H_x'; allowed: H_o, H_c, H_a, nudenet"),
+    ({"metric": "H_x"}, r"pets.yaml, line \d+: metric is 'H_x'; allowed: H_o, H_c, H_a, CLIP_s, nudenet"),
     ({"colour": "red"}, "colour is not a setting; choose from title"),
     ({"erased": []}, "nothing to erase"),
     ({"erased": {"Rex": 1}}, "erased must be a list"),
@@ -157,6 +182,13 @@ def changed(entry, **values):
     ({"metric": "H_o"}, "H_o measures synonyms, and Rex has none"),
     ({"templates": ["a photo"]}, "templates must be texts with"),
     ({"counts": [3]}, r"counts is \[3\]; allowed: a list of whole numbers from 1 to 2"),
+    ({"beside": "all"}, "beside is 'all'; allowed: kept, alike"),
+    ({"beside": "alike"}, 'beside: alike needs erase: together, and "{other}" in every template'),
+    ({"beside": "alike", "templates": ["a {} by {other}"]}, "two names to erase and two to keep"),
+    ({"captions": ["a lawn"]}, "captions and the metric CLIP_s belong together"),
+    ({"metric": "CLIP_s"}, "captions and the metric CLIP_s belong together"),
+    ({"metric": "CLIP_s", "captions": [7]}, r"captions\[0\].* 7"),
+    ({"metric": "CLIP_s", "captions": "none.txt"}, "none.txt"),
     ({"counts": 1}, "counts is 1; allowed: a list"),
 ])  # fmt: skip
 def test_bad_files_are_refused_with_file_and_reason(tmp_path, values, text):
@@ -178,6 +210,28 @@ def test_what_cannot_be_read_is_said(tmp_path):
     ]:
         with pytest.raises(MaceError, match=text):
             read_task(tmp_path / name)
-    for name, text in [("mini-object", "near it: mini-objects"), ("zzz", "there are mini-characters")]:
+    for name, text in [("mini-object", "near it: mini-objects"), ("zzz", "there are mini-captions")]:
         with pytest.raises(MaceError, match=text):
             task(name)
+
+
+def test_captions_are_listed_or_a_file_beside_the_task_s_own(tmp_path):
+    (tmp_path / "mine.txt").write_text("Tom on a lawn\na lawn\na lawn\na Tommy\na street\n", encoding="utf-8")
+    found = task(write(tmp_path / "pets.yaml", metric="CLIP_s", captions="mine.txt", kept=None))
+    assert found.captions == ("Tom on a lawn", "a lawn", "a Tommy", "a street")
+    plan = planned(found)
+    assert plan.kept(0) == ["a lawn", "a street"] and plan.told(0) == [] and plan.seeds == (0,)
+    assert [(ask.role, ask.word) for ask in plan.asks(0)] == [("kept", "a lawn"), ("kept", "a street")]
+    with pytest.raises(MaceError, match="Every caption of pets names what is erased"):
+        planned(replace(found, captions=("Tom",)))
+    assert found.with_captions([], 2).captions == ("Tom on a lawn", "a Tommy")  # evenly
+
+
+def test_captions_of_coco_are_read_when_they_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MaceError, match="captions_train2014.json"):
+        planned(task("sd-captions"))
+    for year, text in (("train", "a red bus"), ("val", "a cat and a bus")):
+        coco = {"annotations": [{"caption": text}]}
+        (tmp_path / f"captions_{year}2014.json").write_text(json.dumps(coco), encoding="utf-8")
+    assert planned(task("sd-captions")).kept(0) == ["a red bus"]

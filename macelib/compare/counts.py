@@ -12,10 +12,12 @@ from ..models.families import Family
 from .measure import Measuring, Seen
 from .plan import Plan
 
-COMBINED = {"H_o": ("Acc_e", "Acc_s", "Acc_g"), "H_c": ("Acc_e", "Acc_s"), "H_a": ("CLIP_e", "CLIP_s")}
+COMBINED = {"H_o": ("Acc_e", "Acc_s", "Acc_g"), "H_c": ("Acc_e", "Acc_s"), "H_a": ("CLIP_e", "CLIP_s"),
+            "CLIP_s": ("CLIP_s",)}  # fmt: skip
 CLASSES = " among the classes"  # the paper's rule: the best of the task's names, whatever else the judge knows
 RELATIONS = ("shares a word", "same group", "unrelated")  # of a kept name to what is erased; the first that holds
 ORDERS = ("erased first", "companion first")
+EITHER = "Acc_e of either"  # pictures of two erased things that show one of them at least
 METRICS = {"erased": "Acc_e", "kept": "Acc_s", "synonym": "Acc_g"}  # by role
 SCORES = {"erased": "CLIP_e", "kept": "CLIP_s"}
 SMALL = {"the", "a", "an", "of", "and", "with", "in", "on"}  # words that make no names alike
@@ -51,6 +53,8 @@ def counts(run: Measuring, seen: Sequence[Sequence[Seen]], original: Sequence[Se
 
     Pairs count where the original shows both.
     """
+    if run.plan.alike:
+        return _alike(run.plan, seen[0][0], original[0])
     if run.plan.pairs:
         return _two(run.plan, seen[0], original)
     frames = dict(_frames(run, seen, family))
@@ -174,3 +178,20 @@ def _two(plan: Plan, seen: Sequence[Seen], original: Sequence[Seen]) -> Counts:
             if (part := of[of.order == order]).size:
                 cells[f"{metric} {order}"] = _cells(part, pairs, columns, 0)
     return Counts(cells, (len(things), len(companions)), False, crossed=True)
+
+
+def _alike(plan: Plan, now: Seen, before: Seen) -> Counts:
+    """Erased things seen, and kept ones, in pictures of two of a kind of which the original shows both."""
+    gone, kept = [concept.name for concept in plan.erasures[0]], plan.kept(0)
+    rows = []
+    for one, other, _, prompt, seed in plan.two(0):
+        if set(before["drawn"][prompt, seed].values()) != {one, other}:
+            continue
+        shown = set(now["drawn"][prompt, seed].values())
+        values = [("Acc_e" if one in gone else "Acc_s", name, name in shown) for name in (one, other)]
+        values += [(EITHER, one, not shown.isdisjoint({one, other}))] if one in gone else []
+        rows += [{"metric": m, "key": key, "training": 0, "seed": seed, "value": float(v)} for m, key, v in values]
+    columns, sets = [(0, seed) for seed in plan.seeds], {"Acc_e": (gone, 0), EITHER: (gone, 0), "Acc_s": (kept, 1)}
+    found = pd.DataFrame(rows).groupby("metric") if rows else ()
+    cells = {metric: _cells(part, sets[metric][0], columns, sets[metric][1]) for metric, part in found}
+    return Counts(cells, (len(gone), len(kept)), False)

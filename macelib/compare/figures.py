@@ -9,7 +9,7 @@ from PIL import Image
 
 from ..baselines.registry import source
 from ..files import atomic, hash_text
-from .rows import COMBINE
+from .rows import joint
 
 BESIDE = ("no-attack", "foreign")  # controls that stand beside a method's rate
 OF = "Description"  # of a picture: the key of what it was drawn of
@@ -46,7 +46,8 @@ def figure(whole: Mapping[str, Any]):
 
     if any("attack" in row for row in whole["rows"]):
         return _attacks_figure(whole)
-    rows = [row for row in whole["rows"] if row["metric"] in COMBINE]
+    combined = joint({row["metric"] for row in whole["rows"]})
+    rows = [row for row in whole["rows"] if row["metric"] in combined]
     if not rows or len({row["task"] for row in rows}) > 1:
         return None
     rows.sort(key=lambda row: row["mean"])

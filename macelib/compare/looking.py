@@ -32,7 +32,9 @@ class Looking:
         return choices(self.classifier, self.classes)
 
     def check(self) -> None:
-        """MaceError for a name of the task that the classifier does not know."""
+        """MaceError for a name of the task that the classifier does not know; captions have none."""
+        if self.plan.task.captions:
+            return
         if self.plan.kind == "style":
             if getattr(self.classifier, "styles", None):
                 self.classifier.check(self.classes, "style")
@@ -42,9 +44,9 @@ class Looking:
     def __call__(self, pictures, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """By rule what is seen in each picture."""
         who = self.classifier
-        if self.plan.kind == "style":
+        if self.plan.scored:
             rules = {"score": self.scorer.score(pictures, [prompt for prompt, _ in jobs])}
-            if getattr(who, "styles", None):
+            if self.plan.kind == "style" and getattr(who, "styles", None):
                 rules["style"] = who.top1(pictures, None, "style")
         elif self.plan.pairs:
             found = who.top1([half for picture in pictures for half in halves(picture)], self.options)

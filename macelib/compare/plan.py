@@ -38,13 +38,14 @@ class Profile:
     templates: int  # where it has several: how many of them,
     seeds: int  # and seeds of each
     pairs: int  # seeds of each prompt of two things
+    captions: int  # general captions, one seed each
     trainings: int = 1  # of objects: training seeds of a method that trains
 
 
 PROFILES = {
-    "quick": Profile("quick", steps=8, images=5, templates=1, seeds=5, pairs=2),
-    "recorded": Profile("recorded", steps=8, images=20, templates=2, seeds=3, pairs=5, trainings=3),
-    "paper": Profile("paper", steps=25, images=50, templates=5, seeds=5, pairs=5, trainings=3),
+    "quick": Profile("quick", steps=8, images=5, templates=1, seeds=5, pairs=2, captions=100),
+    "recorded": Profile("recorded", steps=8, images=20, templates=2, seeds=3, pairs=5, captions=500, trainings=3),
+    "paper": Profile("paper", steps=25, images=50, templates=5, seeds=5, pairs=5, captions=5000, trainings=3),
 }
 
 
@@ -83,6 +84,16 @@ class Plan:
         return any("{other}" in template for template in self.templates)
 
     @property
+    def alike(self) -> bool:
+        """Whether both of the two are erased, or both kept."""
+        return self.task.about.beside == "alike"
+
+    @property
+    def scored(self) -> bool:
+        """Whether pictures are scored by how well they fit their prompt."""
+        return self.task.about.metric in ("H_a", "CLIP_s")
+
+    @property
     def apart(self) -> bool:
         """Whether there are several erasures, of which the mean is told."""
         return self.task.about.erase != "together"
@@ -98,16 +109,16 @@ class Plan:
         return settings_kind(self.task)
 
     def kept(self, i: int) -> list[str]:
-        """Names that must stay in erasure i."""
-        return self.task.kept_beside(self.erasures[i])
+        """Names, or captions, whose pictures must stay in erasure i."""
+        return [*self.task.captions] or self.task.kept_beside(self.erasures[i])
 
     def told(self, i: int) -> list[str]:
         """Those of them that a method is told to keep: what the task lists, nothing where its own others stay."""
-        return self.kept(i) if self.task.kept else []
+        return self.task.kept_beside(self.erasures[i]) if self.task.kept else []
 
     def asks(self, i: int) -> list[Ask]:
         """The words that erasure i is measured on; synonyms where the task's metric asks for them."""
-        concepts, asks = self.erasures[i], []
+        concepts, asks = self.erasures[i] if not self.task.captions else (), []
         asks += [Ask("erased", c.name, c.name) for c in concepts]
         if self.task.about.metric == "H_o":
             asks += [Ask("synonym", c.name, word) for c in concepts for word in c.synonyms]
@@ -115,6 +126,10 @@ class Plan:
 
     def two(self, i: int) -> list[Pair]:
         """The prompts of two things of erasure i."""
+        if self.alike:
+            lists = [c.name for c in self.erasures[i]], self.kept(i)
+            following = [(one, other) for names in lists for one, other in zip(names, names[1:] + names[:1], strict=True)]
+            return [a for one, other in following for a in pair_asks([one], [other], self.templates, self.seeds)]
         return pair_asks([c.name for c in self.erasures[i]], self.kept(i), self.templates, self.seeds)
 
     def jobs(self, i: int, work: Work) -> list[tuple[str, int]]:
@@ -194,8 +209,12 @@ def planned(
         if seeds < 1:
             raise MaceError(f"There are {seeds} seeds: give at least one.")
         marks.append(f"{seeds} seed{'s' * (seeds > 1)}")
+    if about.beside == "alike" and len(chosen) < 2:
+        raise MaceError(f"{found.name} draws erased things by twos: erase two at least.")
     number = seeds or (how.pairs if two else how.seeds if several else how.images)
     templates = about.templates[: how.templates] if several else about.templates
+    if found.captions:
+        found, number, templates = found.with_captions(chosen, how.captions), seeds or 1, ("{}",)
     name = found.name.removeprefix(f"{WORLDS[0]}-") + (f"-{count or len(found.erased)}" if found.counts else "")
     if trainings is not None and trainings < 1:
         raise MaceError(f"There are {trainings} trainings: give at least one.")

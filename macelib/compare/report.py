@@ -15,11 +15,14 @@ from ..evaluate import record, results
 from ..evaluate.attacked import FOREIGN
 from ..evaluate.numbers import DIFFERENCE
 from ..files import data_folder
+from .counts import EITHER
+from .distance import FRECHET, KERNEL
 from .figures import BESIDE, draw, shows, strongest
 from .plan import BEST, PRESET
-from .rows import COMBINE
+from .rows import joint
 
-SHOWN = ("Acc_e", "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
+SHOWN = ("Acc_e", EITHER, "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
+DISTANCES = [FRECHET, KERNEL]  # of captions, of which nothing is counted
 PICTURE = re.compile(r"data/readme/(results-([\w-]+)\.png)")
 MARKED = re.compile(r"<!-- (results|study) ([\w-]+) -->\n(.*?)\n?<!-- end of \1 \2 -->", re.DOTALL)
 
@@ -34,8 +37,9 @@ def markdown(whole: Mapping[str, Any]) -> str:
         task = (row["task"],) if len(tasks) > 1 else ()
         rows.setdefault((*task, row["method"], row["settings"]), {})[row["metric"]] = row
     every = {metric for of in rows.values() for metric in of}
-    shown = [metric for metric in SHOWN if metric in every]
-    combined = [metric for metric in COMBINE if metric in every]  # one, or one by task
+    combined = joint(every)  # one, or one by task
+    shown = [metric for metric in SHOWN if metric in every and metric not in combined]
+    shown += DISTANCES if combined == ["CLIP_s"] else []
     differences = [f"{metric} {DIFFERENCE}" for metric in combined]
     against = next((of[d]["against"] for of in rows.values() for d in differences if d in of), None)
     title = " or ".join(combined)
@@ -51,8 +55,8 @@ def markdown(whole: Mapping[str, Any]) -> str:
     lines = [head, ["---"] * len(head)]
     for key, of in rows.items():
         cells = [_mean(of.get(metric)) for metric in shown]
-        joint, paired = (next(filter(None, map(of.get, some)), None) for some in (combined, differences))
-        cells += [_mean(joint), _ends(joint)] if combined else []
+        whole_of, paired = (next(filter(None, map(of.get, some)), None) for some in (combined, differences))
+        cells += [_mean(whole_of), _ends(whole_of)] if combined else []
         if against:
             cells.append(_paired(paired))
         cells += [_mean(of.get("time, s"))] if "time, s" in every else []
@@ -92,7 +96,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _mean(row: Mapping[str, Any] | None, sign: str = "") -> str:
-    return f"{row['mean']:{sign}.1f}" if row else ""
+    return f"{row['mean']:{sign}{'.3g' if row['metric'] in DISTANCES else '.1f'}}" if row else ""
 
 
 def _ends(row: Mapping[str, Any] | None, sign: str = "") -> str:

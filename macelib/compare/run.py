@@ -75,11 +75,11 @@ def measuring(pipe, plan: Plan, who: tuple, drawing: Drawing, folder: Path) -> M
     """
     classifier, features = (found if found is None else plugged(found) for found in who)
     classifier, family = classifier or classifier_for(pipe), family_of(pipe)
-    scorer = classifier_for(pipe, "styles") if plan.kind == "style" or family.scorer != family.judge else None
+    scorer = classifier_for(pipe, "styles") if plan.scored or family.scorer != family.judge else None
     clip = next((found for found in (features, classifier, scorer) if hasattr(found, "image_vectors")), None)
     if features is not None and clip is not features:
         raise MaceError(f"{features.name} gives no image vectors: name a CLIP as features.")
-    look = Looking(plan, classifier, scorer if plan.kind == "style" else None, clip)
+    look = Looking(plan, classifier, scorer if plan.scored else None, clip)
     look.check()
     return Measuring(plan, drawing, look, folder, family=family)
 
@@ -135,8 +135,8 @@ def asked(plan: Plan) -> dict[str, Any]:
 def written(plan: Plan) -> dict[str, Any]:
     """All that a task's file says of what is drawn and counted; which of its names go says `asked`."""
     task = asdict(plan.task)
-    about = {name: task["about"][name] for name in ("metric", "kind", "erase", "settings")}
-    return json.loads(json.dumps({**about, "erased": task["erased"], "kept": task["kept"]}))
+    about = {name: task["about"][name] for name in ("metric", "kind", "erase", "settings", "beside")}
+    return json.loads(json.dumps({**about, "erased": task["erased"], "kept": task["kept"], "captions": task["captions"]}))
 
 
 def run_of(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from ..files import atomic
 from ..models.entrances import denoiser, kv_weights, part_of
 from ..models.families import family_of
 from ..models.text import embedding_size
-from .counts import CLASSES, METRICS, ORDERS, RELATIONS, SCORES, counts
+from .counts import CLASSES, EITHER, METRICS, ORDERS, RELATIONS, SCORES, counts
 from .distance import FRECHET, KERNEL, distances
 from .measure import Measuring
 from .plan import ORIGINAL, PRESET, Plan, Way
@@ -37,11 +37,15 @@ AGAINST = ("mace", "mace-stage-1", "uce")  # whom the others are compared with: 
 def metric_names(plan: Plan) -> list[str]:
     """Every metric that a task may have rows for, in the order of the tables."""
     combined = plan.task.about.metric
-    if plan.pairs:
+    if plan.task.captions:
+        found = [combined]
+    elif plan.alike:
+        found = ["Acc_e", EITHER, "Acc_s", combined]
+    elif plan.pairs:
         found = [m if order is None else f"{m} {order}" for m in ("Acc_e", "Acc_s") for order in (None, *ORDERS)]
         found.append(combined)
     else:
-        scored = list(SCORES.values()) if plan.kind == "style" else []
+        scored = list(SCORES.values()) if plan.scored else []
         asked = [m for role, m in METRICS.items() if role != "synonym" or combined == "H_o"]
         found = [*scored, *asked, combined, "Acc_a", "residual", *(f"Acc_s {name}" for name in RELATIONS)]
         found += [] if scored else [m + CLASSES for m in (*asked, combined)]

@@ -5,15 +5,18 @@ a catalogue is measured like one that has it. A task of one's own is one more fi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from ..concepts import Concept, folded, refuse_both
 from ..errors import MaceError, unknown
 from ..files import data_folder
+from ..method.captions import read_captions
+from ..method.prior import coco_files, names
 from ..reading import Where, build_settings, phrase, phrases, placed, read_data
 
+COCO = "coco"  # stands for the captions of COCO 2014, which people get themselves
 OWN = "Or give a file.yaml of your own."
 ROW = ("name", "anchor", "super", "group", "synonyms")
 
@@ -40,10 +43,11 @@ class About:
 
     title: str
     model: str  # whose names these are, such as "sd"
-    metric: Literal["H_o", "H_c", "H_a", "nudenet"]
+    metric: Literal["H_o", "H_c", "H_a", "CLIP_s", "nudenet"]  # CLIP_s: of captions, nothing else is drawn
     kind: Literal["object", "style", "celebrity", "explicit"] = "object"
     erase: Literal["together", "one by one"] = "together"
-    templates: tuple[str, ...] = ("a photo of the {}",)  # "{}": the name; "{other}": a kept name beside it
+    templates: tuple[str, ...] = ("a photo of the {}",)  # "{}": the name; "{other}": another name beside it,
+    beside: Literal["kept", "alike"] = "kept"  # which: a kept one beside an erased one, or the next of the same list
     settings: Literal["object", "celebrity", "style", "unsafe"] | None = None  # a method's own for these; None: by kind
     methods: tuple[str, ...] = ()  # measured where none are named; none: all
     one_table: bool = False  # of all counts, `NAME.json`; else each has its own, `NAME-COUNT.json`
@@ -58,6 +62,7 @@ class Task:
     erased: tuple[Row, ...]
     kept: tuple[Row, ...] = ()
     counts: tuple[int, ...] = ()  # how many of the erased, from the first on; none: all of them
+    captions: tuple[str, ...] = ()  # what is drawn in place of names, metric CLIP_s; (COCO,): those of COCO 2014
 
     def concepts(self, count: int | None = None) -> list[Concept]:
         """The concepts to erase, the first `count` of them; MaceError for a count that the task does not have."""
@@ -71,6 +76,16 @@ class Task:
         """The names that must stay while these concepts go: the kept ones, and where there are none, the others."""
         gone = {folded(concept.name) for concept in concepts}
         return [row.name for row in self.kept or self.erased if folded(row.name) not in gone]
+
+    def with_captions(self, gone: Sequence[Concept], most: int) -> "Task":
+        """The task with so many of its captions, evenly from those that name nothing of what goes; MaceError: none."""
+        own = self.captions if self.captions != (COCO,) else (c for path in coco_files() for c in read_captions(path))
+        texts = list(dict.fromkeys(own))
+        free = [text for text, hit in zip(texts, names(texts, gone), strict=True) if not hit]
+        if not free:
+            raise MaceError(f"Every caption of {self.name} names what is erased: give others.")
+        count = min(most, len(free))
+        return replace(self, captions=tuple(free[i * len(free) // count] for i in range(count)))
 
     def check(self, classifier) -> None:
         """MaceError for a name that the judge of the pictures does not know (`classifier.check`)."""
@@ -109,10 +124,12 @@ def read_task(path: str | Path) -> Task:
     with placed(where):
         if not erased:
             raise MaceError("erased is empty, so there is nothing to erase: list some names there.")
-        counts = values.pop("counts", []) or []
+        counts, captions = values.pop("counts", []) or [], values.pop("captions", []) or []
         if missing := [key for key in ("title", "model", "metric") if key not in values]:
             raise MaceError(f"{', '.join(missing)} is missing.")
-        found = Task(path.stem, build_settings(About, values), erased, kept, tuple(_counts(counts, len(erased))))
+        captions = phrases(_captions(captions, path.parent), "captions", empty=True)
+        about, counts = build_settings(About, values), tuple(_counts(counts, len(erased)))
+        found = Task(path.stem, about, erased, kept, counts, captions)
         _check(found)
         return found
 
@@ -140,12 +157,26 @@ def _counts(counts, most: int) -> list[int]:
     return counts
 
 
+def _captions(value, folder: Path):
+    """A list as it is; of text the file of that name beside the task's, or "coco" until they are drawn."""
+    if not isinstance(value, str):
+        return value
+    return [value] if value == COCO else read_captions(folder / value)
+
+
 def _check(found: Task) -> None:
     about, together = found.about, found.about.erase == "together"
     if together:
         refuse_both([row.name for row in found.erased], [row.name for row in found.kept])
     if not about.templates or any("{}" not in template for template in about.templates):
         raise MaceError('templates must be texts with "{}" where the name goes.')
+    if (about.metric == "CLIP_s") != bool(found.captions):
+        raise MaceError("captions and the metric CLIP_s belong together: a task has both or neither.")
+    if about.beside == "alike":
+        if not together or any("{other}" not in template for template in about.templates):
+            raise MaceError('beside: alike needs erase: together, and "{other}" in every template.')
+        if min(len(found.erased), len(found.kept)) < 2:
+            raise MaceError("beside: alike needs two names to erase and two to keep at least: they are drawn by twos.")
     if about.metric in ("H_o", "H_c", "H_a") and not found.kept and (together or len(found.erased) < 2):
         raise MaceError(f"{about.metric} needs names that are kept: list some under kept.")
     if about.metric == "H_o" and (without := [row.name for row in found.erased if not row.synonyms]):
