@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 # Python keeps what it has compiled: pip leaves that to the first import, and each process anew would take 15 s for it.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test fast lab notebooks picture world setup
+.PHONY: demo test fast lab notebooks picture world evidence setup
 
 # Everything but what the tests need. On Linux without an NVIDIA GPU, PyTorch comes without CUDA, a tenth of the size.
 setup: $(VENV)/.ready
@@ -55,3 +55,12 @@ picture:
 world: setup
 	$(PIP) -e '.[world]'
 	PYTHONPATH=data $(BIN)/python -m factory $(if $(RECIPE),--recipe $(RECIPE))
+
+# Measure every method on every task, then attack: what data/results and the README show. A day or more on two cores,
+# resumable at every point; TASKS="styles unsafe" are some of it.
+TASKS ?= objects characters-1 characters-5 characters-10 characters-30 characters-50 characters-100 styles unsafe \
+  two-things scenes shared-words captions scaling-1 scaling-3 scaling-10 scaling-30 scaling-100 scaling-300
+evidence: setup
+	set -e; for task in $(TASKS); do $(BIN)/mace compare --task $$task --profile recorded --autocast bf16 --batch 50 \
+	  --out runs/evidence/$$task --record; done
+	$(if $(filter objects,$(TASKS)),$(BIN)/mace attack --task objects --edits runs/evidence/objects --out runs/evidence/attacks --record)

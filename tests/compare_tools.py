@@ -59,7 +59,8 @@ def pictured(pipe, prompts, seeds, *args, **kw):
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """Little is drawn, and every (prompt, seed) of it is counted; "stop": after how many the process is killed."""
-    monkeypatch.setitem(plan.PROFILES, "quick", plan.Profile("quick", steps=1, images=3, templates=2, seeds=2, pairs=2, captions=20))
+    quick = plan.Profile("quick", steps=1, images=3, templates=2, seeds=2, pairs=2, captions=20)
+    monkeypatch.setitem(plan.PROFILES, "quick", quick)
     seen = {"jobs": [], "stop": None}
 
     def counted(pipe, prompts, seeds, *args, **kw):

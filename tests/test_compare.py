@@ -7,7 +7,21 @@ import compare_tools
 import numpy as np
 import pandas as pd
 import pytest
-from compare_tools import ALONE, CAPTIONS, MANY, METHODS, ROWS, SCENES, STYLES, TWO, Judge, numbers_of, pictured, planned_of, run
+from compare_tools import (
+    ALONE,
+    CAPTIONS,
+    MANY,
+    METHODS,
+    ROWS,
+    SCENES,
+    STYLES,
+    TWO,
+    Judge,
+    numbers_of,
+    pictured,
+    planned_of,
+    run,
+)
 from test_evaluate import ByPixel
 from tiny_data import tiny_clip
 

@@ -229,7 +229,7 @@ def test_captions_are_listed_or_a_file_beside_the_task_s_own(tmp_path):
 
 def test_captions_of_coco_are_read_when_they_are_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MaceError, match="captions_train2014.json"):
+    with pytest.raises(MaceError, match=r"captions_train2014\.json"):
         planned(task("sd-captions"))
     for year, text in (("train", "a red bus"), ("val", "a cat and a bus")):
         coco = {"annotations": [{"caption": text}]}

@@ -51,7 +51,7 @@ def test_the_shipped_recipe_s_denoiser_reads_text_through_cross_attention_alone(
 
 
 def test_every_parameter_has_a_gradient_at_the_recipe_s_batch():
-    """torch.compile on CPUs gave none to two thirds of them, from a batch of 64 on, where diffusers upsamples otherwise."""
+    """Compiled on a CPU, two thirds of them had none from a batch of 64 on, where diffusers upsamples otherwise."""
     model = unet.new_unet(replace(NUMBERS, channels=(16, 16, 16), heads=(1, 1, 1)), 8).train()
     latents, noise = torch.randn(2, NUMBERS.batch, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     t = torch.arange(NUMBERS.batch) * 7

@@ -16,7 +16,7 @@ from .options import Device, Dtype, Local, LowMemory, Model, Revision, example, 
 def compare(
     task: Annotated[
         str,
-        typer.Option("--task", "-t", help="objects, characters-100, styles, unsafe, two-things; or a file.yaml"),
+        typer.Option("--task", "-t", help="objects, characters-100, styles, unsafe, captions, ...; or a file.yaml"),
     ],
     methods: Annotated[
         str | None, typer.Option(help="some, with commas between; unless given all, of quick those without training")

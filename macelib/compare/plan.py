@@ -128,8 +128,8 @@ class Plan:
         """The prompts of two things of erasure i."""
         if self.alike:
             lists = [c.name for c in self.erasures[i]], self.kept(i)
-            following = [(one, other) for names in lists for one, other in zip(names, names[1:] + names[:1], strict=True)]
-            return [a for one, other in following for a in pair_asks([one], [other], self.templates, self.seeds)]
+            twos = [two for names in lists for two in zip(names, names[1:] + names[:1], strict=True)]
+            return [ask for one, other in twos for ask in pair_asks([one], [other], self.templates, self.seeds)]
         return pair_asks([c.name for c in self.erasures[i]], self.kept(i), self.templates, self.seeds)
 
     def jobs(self, i: int, work: Work) -> list[tuple[str, int]]:

@@ -136,7 +136,8 @@ def written(plan: Plan) -> dict[str, Any]:
     """All that a task's file says of what is drawn and counted; which of its names go says `asked`."""
     task = asdict(plan.task)
     about = {name: task["about"][name] for name in ("metric", "kind", "erase", "settings", "beside")}
-    return json.loads(json.dumps({**about, "erased": task["erased"], "kept": task["kept"], "captions": task["captions"]}))
+    about |= {name: task[name] for name in ("erased", "kept", "captions")}
+    return json.loads(json.dumps(about))
 
 
 def run_of(folder: Path) -> dict[str, Any]:
