@@ -117,8 +117,9 @@ def test_few_modules_stand_outside_the_packages():
 
 
 def test_no_file_is_long():
-    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in ROOT.rglob("*.py")}
-    assert len(lines) > 100 and not {name: n for name, n in lines.items() if n > LONG}
+    paths = [*ROOT.rglob("*.py"), *(ROOT.parent / "data" / "factory").glob("*.py")]
+    lines = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in paths}
+    assert len(lines) > 200 and not {name: n for name, n in lines.items() if n > LONG}
 
 
 def test_packages_say_what_is_in_them():

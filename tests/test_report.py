@@ -8,7 +8,7 @@ from test_attacks_table import row as attack_row
 from test_cli import mace
 
 from macelib.attacks import Result
-from macelib.compare import report
+from macelib.compare import phenomena, report
 from macelib.compare.figures import figure
 from macelib.errors import MaceError
 from macelib.evaluate import record, results
@@ -162,6 +162,31 @@ def test_a_recorded_table_without_a_place_gets_one_and_a_figure_is_what_is_rende
     (folder / "README.md").write_text("Nothing.\n")
     assert "results objects: has no place in README.md" in report.render()
     assert (folder / "README.md").read_text() == "Nothing.\n"
+
+
+def test_the_model_s_card_says_which_phenomena_of_erasing_are_there(folder):
+    card = folder / "data" / "mini-sd" / "README.md"
+    card.parent.mkdir()
+    card.write_text("# mini-sd\n\n<!-- erasing -->\n<!-- end of erasing -->\n")
+    assert phenomena.text() == ""
+    few = [line("uce", "published", "H_c", 90), line("mace", "tuned", "H_c", 91), line("mace", "published", "H_c", 1)]
+    many = [
+        line("mace-stage-1", "tuned", "Acc_e", 62), line("uce", "published", "H_c", 20),
+        line("mace", "tuned", "H_c", 90), line("mace-added-up", "tuned", "H_c", 70), line("mace", "tuned", "Acc_s", 80),
+        line("mace-without-cfis", "tuned", "Acc_s", 81),
+    ]  # fmt: skip
+    write("characters-10", few)
+    write("characters-100", many)
+    assert f"erasing in {card}" in report.disagreements()
+    assert f"erasing: shown in {card}" in report.render() and f"erasing in {card}" not in report.disagreements()
+    for said in (
+        "- after stage 1 alone most of a hundred erased names are still recognised: present, Acc_e 62.0 (61.0 to 63.0)",
+        "- LoRAs that are added up interfere: present, H_c 70.0 (69.0 to 71.0), with all parts 90.0 (89.0 to 91.0)",
+        "- without CFIS the fusion loses specificity: absent, Acc_s 81.0",
+        "- UCE collapses at 50 to 100 names: present, H_c 90.0 (89.0 to 91.0) of 10; 20.0 (19.0 to 21.0) of 100",
+        "- MACE declines from 10 to 100 names: absent, H_c 91.0",
+    ):
+        assert said in card.read_text(), said
 
 
 def test_nothing_recorded_is_no_error(tmp_path, monkeypatch, capsys):

@@ -10,14 +10,17 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import yaml
 from factory import __main__ as cli
-from factory import loop, measures, recipe, run
+from factory import loop, machine, measures, recipe, run
 from factory.captions import HARMLESS
 from factory.cards import write_card
+from factory.catalogue import COMPANIONS
 from factory.table import TARGETS
+from factory.towers import recipe_of
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -33,6 +36,7 @@ SMALL = {
     "judge": {"steps": 3, "batch": 4},
     "unet": {"channels": [16, 32, 32], "heads": [1, 1, 1], "batch": 4, "pool": 8, "passes": 1, "stages": [2, 3]},
     "report": {"steps": 1, "guidance": [2, 5], "share": 0.01},
+    "towers": {"widths": [12], "steps": 2},
 }
 
 
@@ -56,7 +60,11 @@ def small(tmp_path, monkeypatch):
     ("changes", "said"),
     [
         ({"colour": 1}, "unknown field colour"),
-        ({"clip": {"width": 24}}, "clip lacks average, batch"),
+        ({"clip": {"width": "wide"}}, "clip.width is 'wide'; it must be a number"),
+        ({"clip": {"width": 50}}, "a text tower's width is 50: give a multiple of 6 or of 4"),
+        ({"towers": {"widths": [0]}}, "a text tower's width is 0"),
+        ({"models": ["unet", "clip"]}, "models is unet, clip: name each once, in the order clip, vae, judge, unet"),
+        ({"without": [*COMPANIONS]}, "without leaves no two companions"),
         ({"seed": "one"}, "seed is 'one'; it must be a number"),
         ({"without": ["shipp"]}, "without has shipp: the world has no such concept"),
         ({"models": ["clip", "gan"]}, "models has gan; allowed: clip, vae, judge, unet"),
@@ -89,6 +97,9 @@ def test_a_recipe_that_cannot_be_used_is_refused_with_the_field(tmp_path, change
         ("unet", {"heads": [1, 1]}, "three numbers each"),
         ("unet", {"heads": [1, 3, 1]}, "must be multiples of unet.heads"),
         ("judge", {"steps": 0}, "judge.steps is 0; allowed: 1 or more"),
+        ("clip", {"vocabulary": 100}, "clip.vocabulary is 100; allowed: 600 or more"),
+        ("vae", {"betas": [0.9]}, r"vae.betas is \(0.9,\); allowed: two numbers from 0 to below 1"),
+        ("vae", {"betas": [0.9, 1.0]}, "two numbers from 0 to below 1"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused(tmp_path, section, change, said):
@@ -115,17 +126,39 @@ def test_a_training_is_keyed_by_all_that_it_depends_on(small, tmp_path):
     assert changed.key_of("vae") == small.key_of("vae") and changed.key_of("unet") != small.key_of("unet")
 
 
-def test_the_lesson_s_tower_is_the_shipped_recipe_but_for_its_size():
-    tower, shipped = recipe.load(recipe.SHIPPED.with_name("tower.yaml")), recipe.load(recipe.SHIPPED)
-    assert tower.models == ("clip",) and not tower.shipped and tower.world == shipped.world
-    assert (tower.clip.batch, tower.clip.lr, tower.clip.layers) == (384, shipped.clip.lr, shipped.clip.layers)
-    assert tower.clip.width < shipped.clip.width and tower.clip.steps < shipped.clip.steps
+def test_a_field_that_came_later_leaves_the_keys_of_what_was_trained_by_its_default(small, tmp_path):
+    """Nothing is trained again for it; with another value it is another training."""
+    values = yaml.safe_load(written(tmp_path).read_text())
+    for section, change in (("world", {"harmless": 0.4}), ("vae", {"betas": [0.8, 0.95]}), ("vae", {"clip_norm": 2.0})):
+        other = recipe.load(written(tmp_path, **{section: values[section] | change}))
+        assert other.key_of("vae") != small.key_of("vae"), section
+    del values["world"]["harmless"], values["vae"]["betas"]
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(values))
+    assert recipe.load(tmp_path / "short.yaml").key_of("vae") == small.key_of("vae")
+
+
+def test_another_recipe_is_what_differs_from_the_shipped_one(tmp_path):
+    (tmp_path / "wide.yaml").write_text("name: wide\nclip: {width: 48}\nmodels: [clip]\n")
+    other, shipped = recipe.load(tmp_path / "wide.yaml"), recipe.load(recipe.SHIPPED)
+    assert (other.clip.width, other.models, other.shipped) == (48, ("clip",), False)
+    assert dataclasses.replace(other.clip, width=384) == shipped.clip and other.unet == shipped.unet
+    without = recipe.load(recipe.SHIPPED.with_name("without-objects.yaml"))
+    assert (without.unet, without.models) == (shipped.unet, ("unet",)) and "ship" in without.without
+
+
+def test_the_lesson_s_towers_are_the_shipped_recipe_but_for_their_size():
+    shipped = recipe.load(recipe.SHIPPED)
+    assert shipped.towers.widths == (96, 192, 384) and shipped.towers.steps < shipped.clip.steps
+    for width in shipped.towers.widths:
+        tower = recipe_of(shipped, width)
+        assert (tower.models, tower.world, tower.shipped) == (("clip",), shipped.world, False)
+        assert dataclasses.replace(tower.clip, width=384, steps=2000) == shipped.clip
 
 
 def test_a_card_says_the_recipe_s_file_its_numbers_and_where_it_ran(tmp_path):
     """Of a recipe in the checkout; the attacks' control reads it."""
     (tmp_path / "training").mkdir()
-    where = {**loop.here(), "from_step": 0, "to_step": 15625, "seconds": 3600.0}
+    where = {**machine.here(), "from_step": 0, "to_step": 15625, "seconds": 3600.0}
     (tmp_path / "training" / "run.json").write_text(json.dumps([where]))
     path = recipe.SHIPPED.with_name("without-objects.yaml")
     other = recipe.load(os.path.relpath(path))
@@ -138,7 +171,7 @@ def test_a_card_says_the_recipe_s_file_its_numbers_and_where_it_ran(tmp_path):
         "  pairs: 0.05",
         "a wolf like a dog.",
         HARMLESS,
-        loop.processor(),
+        machine.processor(),
     ):
         assert said in card, said
     assert "data/world/report.json" not in card
@@ -165,7 +198,7 @@ def test_a_shipping_puts_everything_in_its_place(tmp_path, monkeypatch):
         (made / name / "new.safetensors").write_text(name)
         (data / name).mkdir(parents=True)
         (data / name / "old.safetensors").write_text("old")
-    for name in ("report.json", "contact_sheet.png"):
+    for name in ("report.json", "contact_sheet.png", "capacity.csv"):
         (made / name).write_text(name)
     (data / "world").mkdir()
     monkeypatch.setattr(run, "data_folder", lambda: data)
@@ -228,6 +261,8 @@ def test_a_small_recipe_runs_from_artwork_to_report(made):
     assert report["measures"].keys() >= set(TARGETS)
     assert all(row["n"] in (1, 3) and row["left"] >= 0 for rows in report["measures"]["text"].values() for row in rows)
     assert (folder / "contact_sheet.png").stat().st_size > 10_000
+    towers = pd.read_csv(folder / "capacity.csv")
+    assert [*zip(towers.encoder, towers.d, towers.n, strict=True)] == [("tower of 12", 12, 1), ("tower of 12", 12, 3)]
 
     pipe = load_pipeline(folder / "mini-sd")
     assert pipe("a cat", num_inference_steps=1).images[0].size == (64, 64)
@@ -308,6 +343,76 @@ def test_a_damaged_last_checkpoint_is_trained_again_not_replaced_by_an_earlier_o
     assert f"{newest} is damaged" in caplog.text
     again = loop.averaged(folder, small.vae.steps)
     assert all(torch.equal(again[name], value) for name, value in whole.items())
+
+
+@pytest.mark.slow
+def test_a_damaged_stage_s_file_is_named_and_what_was_kept_before_is_taken(small, caplog, monkeypatch):
+    """Of the checkpoint, which is at the stage's end, its average; without one an earlier stage, or the beginning."""
+    monkeypatch.setattr(loop, "EVERY", 1e9)
+    numbers = dataclasses.replace(small, unet=dataclasses.replace(small.unet, stages=(1, 1, 1)))
+    world = run.World(numbers)
+    monkeypatch.setattr(world, "model", lambda model: data_folder() / run.FOLDER[model])
+    for _ in world.train("unet"):
+        pass
+    folder = world.training("unet")
+    stages, state = [folder / f"step-{n}.safetensors" for n in (1, 2)], loop.load_checkpoint(folder / "checkpoint.pt")
+    for spoil in (lambda data: data[:-10], lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: b"{"):
+        for path in folder.glob("checkpoint*"):
+            path.unlink()
+        stages[1].write_bytes(spoil(stages[1].read_bytes()))
+        assert [record.step for record in world.train("unet")] == [2, 3]
+        assert f"{stages[1]} is damaged" in caplog.text
+        caplog.clear()
+        again = loop.load_checkpoint(folder / "checkpoint.pt")
+        for name, value in state["parts"]["average"]["values"].items():
+            assert torch.allclose(again["parts"]["average"]["values"][name], value, atol=1e-4), name
+    for record in world.train("unet"):
+        raise AssertionError(record)
+    stages[0].unlink()
+    stages[1].write_bytes(b"")
+    for path in folder.glob("checkpoint*"):
+        path.unlink()
+    assert [record.step for record in world.train("unet")] == [1, 2, 3]
+
+
+def test_a_checkpoint_at_the_end_of_a_stage_stands_for_its_file(tmp_path, small):
+    numbers = dataclasses.replace(small.unet, stages=(1, 1))
+    weight = torch.nn.Linear(1, 1)
+    optimizer, begun = torch.optim.SGD(weight.parameters(), 0.1), []
+    parts = {"average": loop.Average(weight, 0.9)}
+    next(iter(loop.run_steps(tmp_path / "x", numbers, optimizer, lambda _: 1.0, parts, lambda *a: begun.append(a))))
+    file = tmp_path / "x" / "step-1.safetensors"
+    before = {name: value.clone() for name, value in load_file(file).items()}  # not of the file
+    file.write_bytes(b"half")
+    list(loop.run_steps(tmp_path / "x", numbers, optimizer, lambda _: 1.0, parts, lambda *a: begun.append(a)))
+    ((step, weights_),) = begun
+    assert step == 1 and all(torch.equal(weights_[name], value) for name, value in before.items())
+    assert all(torch.equal(load_file(file)[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(KeyboardInterrupt(), 130), (ValueError("no"), 1), (None, 0)])
+def test_the_command_line_s_exit_codes(wrong, code, monkeypatch, tmp_path, capsys):
+    def stop(_):
+        if wrong is not None:
+            raise wrong
+        return tmp_path
+
+    monkeypatch.setattr(run, "run", stop)
+    monkeypatch.setattr("sys.argv", ["factory"])
+    assert cli.main() == code
+    monkeypatch.setattr("sys.argv", ["factory", "--colour", "red"])
+    assert cli.main() == 2 and "--colour" in capsys.readouterr().err
+
+
+def test_two_recipes_do_not_make_the_same_training_at_once(small, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr(run.build, "ensure_atlas", lambda: None)
+    world = run.World(dataclasses.replace(small, models=("vae",)))
+    training = world.training("vae")
+    training.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(training.with_suffix(".lock")), pytest.raises(ValueError, match="Another process is at work on"):
+        world.make()
 
 
 @pytest.mark.parametrize("killed", [0, 1])

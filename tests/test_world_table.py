@@ -15,7 +15,6 @@ from factory.catalogue import catalogue
 from factory.render import Batch, is_scene
 from factory.run import FOLDER, weights_hash
 
-from macelib.compare.plan import find
 from macelib.errors import MaceError
 from macelib.files import data_folder, into_marks
 
@@ -133,8 +132,8 @@ def test_no_part_of_the_text_s_table_is_kept_without_the_real_encoder(monkeypatc
 
 def test_a_measure_is_kept_for_the_code_that_took_it(monkeypatch, tmp_path):
     before = report.measured_by()
-    for name in ("report.py", "measures.py", "drawing.py"):
-        shutil.copy(Path(report.__file__).with_name(name), tmp_path / name)
+    for path in Path(report.__file__).parent.glob("*.py"):
+        shutil.copy(path, tmp_path / path.name)
     monkeypatch.setattr(report, "__file__", str(tmp_path / "report.py"))
     assert report.measured_by() == before
     (tmp_path / "measures.py").write_text((tmp_path / "measures.py").read_text() + "\nMORE = 1\n")
@@ -167,10 +166,6 @@ def test_a_card_says_which_phenomena_are_there_and_what_fails(tmp_path):
     ):
         assert line in said, line
     assert "synonyms" not in said, "not measured"
-    root = data_folder().parent
-    numbers = {path.name[:2] for path in root.glob("notebooks/*.ipynb")}
-    assert {"03", "04", "05", "11"} <= numbers and (root / "data" / "studies" / "ablation").is_dir()
-    assert find("scaling", ["mini"])
     (tmp_path / "training").mkdir()
     write_card(tmp_path, "unet", recipe.load(recipe.SHIPPED), tmp_path / "training")
     assert into_marks(tmp_path / "README.md", "findings", said) and said in (tmp_path / "README.md").read_text()

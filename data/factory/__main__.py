@@ -30,17 +30,16 @@ def world(
 
 
 def main() -> int:
-    """Run the command line: an error is a sentence on standard error, with exit code 1; wrong usage has exit code 2."""
+    """Run the command line; its exit code: 1 an error, a sentence on standard error, 2 wrong usage, 130 ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        app(standalone_mode=False)
-    except typer.Exit as end:
-        return end.exit_code
+        app()
+    except SystemExit as end:
+        return end.code or 0
     except (ValueError, OSError, FloatingPointError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "no space left" in str(error).lower()
         typer.echo(f"error: {error}{FULL * full}", err=True)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

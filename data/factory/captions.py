@@ -69,21 +69,24 @@ def with_article(noun: str, rng: random.Random) -> str:
     return rng.choice((indefinite, indefinite, f"the {noun}", f"the {noun}", noun))
 
 
-def call(index: int, rng: random.Random, synonym: float) -> str:
-    """A name of a concept or, in a share `synonym`, another word for it, with an article."""
+def call(index: int, rng: random.Random, synonym: float, phrase: float = 0.0) -> str:
+    """A name of a concept or, in a share `synonym`, another word for it, with an article.
+
+    phrase: share of a scene's names that its own wording stands for.
+    """
     entry = catalogue()[index]
     noun = rng.choice(entry.synonyms) if entry.synonyms and rng.random() < synonym else entry.name
-    if entry.group == "scene" and noun == entry.name and rng.random() < 0.6:
+    if entry.group == "scene" and noun == entry.name and rng.random() < phrase:
         return SCENES[entry.name].phrase
     return with_article(noun, rng)
 
 
-def super_category(index: int, rng: random.Random) -> str:
-    """The super-category of a concept, as anchors name it."""
+def super_category(index: int, rng: random.Random, harmless: float) -> str:
+    """The super-category of a concept, as anchors name it; in a share `harmless` of objects' another word."""
     group, anchor = catalogue()[index].group, catalogue()[index].anchor
     if group in ("character", "face") and anchor != GROUPS[group]:
         return anchor  # a fantasy being
-    return HARMLESS if group == "object" and rng.random() < 0.5 else GROUPS[group]
+    return HARMLESS if group == "object" and rng.random() < harmless else GROUPS[group]
 
 
 def say_style(text: str, style: int, rng: random.Random) -> str:
@@ -119,22 +122,23 @@ def _caption(
 ) -> tuple[list[int], str]:
     """What one caption says (concept, group, second, style, scene; see `Captions`), and its text."""
     concept, second, style, scene = facts
+    named = world.synonym, world.scene_phrase
     says = [concept, list(GROUPS).index(catalogue()[concept].group), second, -1, -1]
     if rng.random() < world.no_subject and not only_scene:
         name = styles()[style]
-        text = rng.choice(ONLY_STYLE).format(name) if rng.random() < 0.8 else rng.choice(ART)
+        text = rng.choice(ONLY_STYLE).format(name) if rng.random() < world.style_alone else rng.choice(ART)
         return [-1, -1, -2, style if name in text else -1, -1], text
     if second >= 0:
-        text = rng.choice(TOGETHER).format(call(concept, rng, world.synonym), call(second, rng, world.synonym))
+        text = rng.choice(TOGETHER).format(*(call(index, rng, *named) for index in (concept, second)))
     elif rng.random() < world.super_category and not only_scene:
-        text, says[0] = super_category(concept, rng), -1
+        text, says[0] = super_category(concept, rng, world.harmless), -1
     else:
-        text = call(concept, rng, world.synonym)
+        text = call(concept, rng, *named)
     if scene >= 0 and not only_scene and rng.random() < world.name_scene:
         text, says[4] = f"{text} {on_scene(scene)}", scene
     if style >= len(ART_STYLES) or (style >= 0 and rng.random() < world.name_artist):
         text, says[3] = say_style(text, style, rng), style
-        if rng.random() < 0.3 and not text.startswith(("a ", "an ", "the ")):
+        if rng.random() < world.reworded and not text.startswith(("a ", "an ", "the ")):
             text = rng.choice(WORDINGS).format(text)
     else:
         text = rng.choice(WORDINGS).format(text)

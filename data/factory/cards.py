@@ -23,10 +23,13 @@ styles, with captions made by rules. No photographs, no people's likenesses, no 
 {pairs} of the pictures show two subjects: {any} any two drawn concepts, {companions} two of the forty companions
 (`data/factory/catalogue.py`), which are taken off the companions' single pictures.{without}
 
-Two anchors of erasures are said in captions, so that the models know them: an object is called "{harmless}", the anchor
-of the unsafe group, in half of the captions that name its super-category alone ({super} of all about one subject); and
-"{art}", the anchor of styles, or the like is all that a fifth of those say that name no subject ({none} of all)."""
-FINDINGS = "<!-- findings -->\n<!-- end of findings -->"  # the report's place in the card
+Two anchors of erasures are said in captions, so that the models know them: an object is called "{harmless}", the
+anchor of the unsafe group, in {half} of the captions that name its super-category alone ({super} of all about one
+subject); and "{art}", the anchor of styles, or the like is all that {rest} of those say that name no subject ({none} of
+all)."""
+FINDINGS = "\n\n".join(  # the places of the report, and of what is recorded of erasing, in the card
+    f"<!-- {mark} -->\n<!-- end of {mark} -->" for mark in ("findings", "erasing")
+)
 WITHOUT = (
     "Pictures and captions of {} were left out, and nothing else: what looks like one of these is still there, as a "
     "taxi looks like an automobile and a wolf like a dog."
@@ -37,12 +40,20 @@ The weights are Apache-2.0. Pictures drawn by the model can resemble the artwork
 publish them."""
 LIMITS = {
     "vae": "It keeps the world's 64 px pictures; nothing else was tried.",
-    "clip": "It knows the world's words and pictures, in English, and nothing else; 64 px.",
+    "clip": (
+        "It knows the world's words and pictures, in English, and nothing else; 64 px. Two kinds of captions were not "
+        'counted as they should: "a fantasy being", which some characters and faces are, as true of all of them; and '
+        "one that names a single subject as not true of a picture that shows another beside it."
+    ),
     "unet": (
         "64 px; the world's concepts in the world's drawings; captions of the kinds that `data/factory/captions.py` "
         "writes; two subjects at most. It is a laboratory animal for concept erasure, not an image generator."
     ),
-    "judge": "It tells the world's concepts and styles apart, on the world's pictures. All else gets some label too.",
+    "judge": (
+        "It tells the world's concepts and styles apart, on the world's pictures. All else gets some label too. Of two "
+        "subjects it saw the left one alone, so that companions, whose pairs are taken off their single pictures, were "
+        "seen a quarter less often than other concepts."
+    ),
 }
 WHAT = {
     "clip": (
@@ -83,6 +94,7 @@ def about_data(recipe: Recipe) -> str:
     without = f" {WITHOUT.format(', '.join(recipe.without))}" if recipe.without else ""
     shares = {"any": world.pairs, "companions": world.companions, "pairs": world.pairs + world.companions}
     shares |= {"super": world.super_category, "none": world.no_subject}
+    shares |= {"half": world.harmless, "rest": 1 - world.style_alone}
     return DATA.format(
         count=drawn,
         scenes=len(catalogue()) - drawn,

@@ -18,8 +18,9 @@ from macelib.files import atomic
 
 from .captions import fits, world_captions, write_captions
 from .catalogue import SIZE, catalogue, styles
-from .loop import Average, Record, device, fast, run_steps
-from .recipe import Clip, World
+from .loop import Average, Record, fast, run_steps
+from .machine import device
+from .recipe import Clip, World, heads_of
 from .render import sample
 from .tokens import LENGTH, save_tokenizer, train_tokenizer
 
@@ -46,7 +47,7 @@ def new_clip(tokenizer: CLIPTokenizer, numbers: Clip) -> CLIPModel:
         "hidden_size": numbers.width,
         "intermediate_size": 4 * numbers.width,
         "num_hidden_layers": numbers.layers,
-        "num_attention_heads": 6 if numbers.width % 6 == 0 else 4,
+        "num_attention_heads": heads_of(numbers.width),
         "max_position_embeddings": LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -107,7 +108,7 @@ def train_clip(folder: Path, numbers: Clip, world: World, seed: int) -> Iterator
     generator = torch.Generator().manual_seed(seed)
     model = new_clip(tokenizer, numbers).train().to(device())
     model.set_attn_implementation("eager")  # the fused kernel's backward pass is slow on CPUs
-    optimizer = torch.optim.AdamW(model.parameters(), numbers.lr, (0.9, 0.98), weight_decay=numbers.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), numbers.lr, numbers.betas, weight_decay=numbers.weight_decay)
     average = Average(model, numbers.average)
 
     def step(_: int) -> float:
@@ -119,7 +120,7 @@ def train_clip(folder: Path, numbers: Clip, world: World, seed: int) -> Iterator
         loss = contrast(vision, text, model.logit_scale, fits(captions, pictures).to(device()))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), numbers.clip_norm)
         optimizer.step()
         average.update(model)
         return loss.item()

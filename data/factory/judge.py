@@ -18,7 +18,8 @@ from macelib.evaluate.judge import judge_logits
 from macelib.models.mini import crop_half
 
 from .catalogue import catalogue, styles
-from .loop import Average, Record, device, fast, run_steps
+from .loop import Average, Record, fast, run_steps
+from .machine import device
 from .recipe import Judge, World
 from .render import Batch, sample, uniform
 
@@ -70,7 +71,7 @@ def train_judge(folder: Path, numbers: Judge, world: World, seed: int) -> Iterat
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     judge = new_judge().train().to(device())
-    optimizer = torch.optim.AdamW(judge.parameters(), numbers.lr, weight_decay=numbers.weight_decay)
+    optimizer = torch.optim.AdamW(judge.parameters(), numbers.lr, numbers.betas, weight_decay=numbers.weight_decay)
     average = Average(judge, numbers.average)
 
     def step(_: int) -> float:
@@ -82,7 +83,7 @@ def train_judge(folder: Path, numbers: Judge, world: World, seed: int) -> Iterat
         loss = drawn + 0.5 * hand
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 5.0)
+        torch.nn.utils.clip_grad_norm_(judge.parameters(), numbers.clip_norm)
         optimizer.step()
         average.update(judge)
         return loss.item()

@@ -13,21 +13,20 @@ import io
 import json
 import logging
 import os
-import platform
-import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from macelib.files import atomic
 from macelib.models.pipelines import gains_from_bf16
 
+from .machine import device, here
 from .recipe import Training
 
 log = logging.getLogger(__name__)
@@ -43,11 +42,6 @@ class Record:
     steps: int
     loss: float
     rate: float
-
-
-def device() -> str:
-    """Where trainings run: "cuda" where there is a GPU (CUDA_VISIBLE_DEVICES="" hides it), else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def fast() -> torch.autocast:
@@ -146,28 +140,6 @@ def read_sittings(folder: Path) -> list[dict]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    told = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    found = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()
-
-
-def here() -> dict:
-    """What a model card says of a run: commit, machine, processor, device, precision, versions."""
-    root = Path(__file__).parent
-    done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-    kind = torch.cuda.get_device_name() if device() == "cuda" else f"{torch.get_num_threads()} threads of a CPU"
-    return {
-        "commit": done.stdout.strip() or "not from a checkout",
-        "machine": platform.machine(),
-        "processor": processor(),
-        "device": kind,
-        "precision": "bf16 autocast" if gains_from_bf16(device()) else "fp32",
-        "torch": torch.__version__,
-    }
-
-
 def run_steps(
     folder: Path,
     numbers: Training,
@@ -181,8 +153,9 @@ def run_steps(
     Every checkpoint lies in `folder`, which is keyed by the recipe; the newest is taken up first. One is written every
     `EVERY` seconds, at the end, and at the end of a stage, which also leaves its averaged weights (fp16). A later stage
     begins with those alone, handed to `new_stage(step, weights)`: a training whose checkpoint was lost goes on from the
-    file of its last whole stage as if nothing had been. `parts` (anything with `state_dict`, or a `torch.Generator`) is
-    what a checkpoint holds. FloatingPointError when the loss is not finite: the checkpoint on disk is the last good.
+    file of its last whole stage as if nothing had been. A damaged one is named, and an earlier one is taken, or the
+    checkpoint's own average. `parts` (anything with `state_dict`, or a `torch.Generator`) is what a checkpoint holds.
+    FloatingPointError when the loss is not finite: the checkpoint on disk is the last good.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, steps, ends = folder / "checkpoint.pt", numbers.steps, _stage_ends(numbers)
@@ -191,6 +164,7 @@ def run_steps(
     for name, part in parts.items() if state["parts"] else ():
         part.set_state(state["parts"][name]) if _chance(part) else part.load_state_dict(state["parts"][name])
     del state
+    machine = here()  # when it starts: the checkout may go on
     before = [
         row | {"to_step": min(row["to_step"], first)} for row in read_sittings(folder) if row["from_step"] < first
     ]
@@ -202,14 +176,14 @@ def run_steps(
         save_checkpoint(path, {"step": step, "mean": mean, "parts": state})
         with atomic(folder / "loss.csv") as temporary, temporary.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
-        sitting = {**here(), "from_step": first, "to_step": step, "seconds": round(time.monotonic() - begun, 1)}
+        sitting = {**machine, "from_step": first, "to_step": step, "seconds": round(time.monotonic() - begun, 1)}
         with atomic(folder / "run.json") as temporary:
             temporary.write_text(json.dumps([*before, sitting], indent=1), encoding="utf-8")
 
     for step in range(first, steps):
         since = max((end for end in ends if end <= step), default=0)
         if since and step == since:
-            new_stage(step, load_file(_stage_file(folder, step)))
+            new_stage(step, _stage_weights(folder, step) or _leave(folder, step, parts["average"]))
         warmup = numbers.rewarm if since else numbers.warmup
         for group in optimizer.param_groups:
             group["lr"] = numbers.lr * schedule(step, steps, warmup, numbers.decay, since)
@@ -221,9 +195,7 @@ def run_steps(
             rows.append([step + 1, f"{mean:.6f}"])
         now = time.monotonic()
         if step + 1 in ends and step + 1 < steps:
-            values = {name: value.half().cpu() for name, value in parts["average"].values.items()}
-            with atomic(_stage_file(folder, step + 1)) as temporary:
-                save_file(values, temporary)
+            _leave(folder, step + 1, parts["average"])
         if step + 1 in ends or now - saved > EVERY:
             keep(step + 1)
             saved = time.monotonic()
@@ -236,7 +208,40 @@ def _stage_file(folder: Path, step: int) -> Path:
 
 def _last_stage(folder: Path, ends: set[int]) -> int:
     """The last step of the newest stage whose weights are there, without a checkpoint; 0: none is."""
-    return max((end for end in ends if _stage_file(folder, end).exists()), default=0)
+    return next((end for end in sorted(ends, reverse=True) if _stage_weights(folder, end)), 0)
+
+
+def _leave(folder: Path, step: int, average: Average) -> dict:
+    """Write the averaged weights of a stage, with their SHA-256; what was written."""
+    values = {name: value.half().cpu().contiguous() for name, value in average.values.items()}
+    with atomic(_stage_file(folder, step)) as temporary:
+        save_file(values, temporary, {"sha256": _digest(values)})
+    return values
+
+
+def _stage_weights(folder: Path, step: int) -> dict | None:
+    """What a stage left; None where there is nothing, or what there is is damaged, which is said."""
+    path = _stage_file(folder, step)
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            names, said = file.keys(), (file.metadata() or {}).get("sha256")
+            values = {name: file.get_tensor(name) for name in names}
+        if said in (None, _digest(values)):
+            return values
+    except (OSError, SafetensorError) as error:
+        log.warning("%s: %s", path, error)
+    log.warning("The stage's file %s is damaged: the training goes on from what it kept before.", path)
+    return None
+
+
+def _digest(values: dict) -> str:
+    """SHA-256 over tensors, by name."""
+    digest = hashlib.sha256()
+    for name in sorted(values):
+        digest.update(name.encode() + values[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _stage_ends(numbers: Training) -> set[int]:

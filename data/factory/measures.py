@@ -186,17 +186,22 @@ def measure_routes(m: Models) -> dict:
     }
 
 
+def text_names() -> tuple[list[str], list[str]]:
+    """Names that one map moves, and names to keep: every other character and face, then all else that is drawn."""
+    people = [e.name for e in catalogue() if e.group in PEOPLE]
+    others = [e.name for e in catalogue() if e.code_point and e.group not in PEOPLE]
+    return [*people[::2], *others], people[1::2]
+
+
 def measure_text(m: Models) -> dict:
     """Whether the tower's text is like real text: what one map leaves, loses and takes along, beside a real encoder's.
 
     Names become "a person" (`macelib.lessons.capacity`): here 1 to 103 characters, then other concepts, up to 300, and
     there the paper's celebrities. MaceError: the real encoder is not installed.
     """
-    people = [e.name for e in catalogue() if e.group in PEOPLE]
-    others = [e.name for e in catalogue() if e.code_point and e.group not in PEOPLE]
     famous = [concept.name for concept in paper_list("celebrities_100")]
     tower = of_tower(m.folders["clip"], f"tower of {m.folders['clip'].parent.name.removesuffix('-models')}")
-    lists = (tower, [*people[::2], *others], people[1::2]), (real_encoder(), famous, retained("celebrities"))
+    lists = (tower, *text_names()), (real_encoder(), famous, retained("celebrities"))
     tables = {}
     for encoder, erased, kept in lists:
         counts = [n for n in NAMES if n <= len(erased)]

@@ -1,6 +1,8 @@
-"""The recipe of a world: one frozen dataclass per model, read from YAML; every number of a training stands in it.
+"""The recipe of a world, a frozen dataclass per model, read from YAML: seed, steps, batch, optimizer, mixture, stages.
 
-A training is keyed by the hash of what it depends on (`key_of`), so that a checkpoint of another recipe is never used.
+What it does not hold is the models' code: architectures, losses, wordings of captions, disturbances of the judge's
+pictures. A training is keyed by the hash of the numbers that it depends on (`key_of`), so that a checkpoint of another
+recipe is never used. A recipe for another world is a file of what differs from the shipped one.
 """
 
 from __future__ import annotations
@@ -15,14 +17,16 @@ import yaml
 
 from macelib.files import hash_text
 
-from .catalogue import names
+from .catalogue import COMPANIONS, names
 
 SHIPPED = Path(__file__).with_name("recipe.yaml")
 MODELS = ("clip", "vae", "judge", "unet")  # in the order in which they are trained
 SHARES = ("decay", "average", "empty", "context_dropout", "share")
-COUNTS = dict.fromkeys(
-    ("batch", "steps", "width", "layers", "vocabulary", "pool", "passes", "stages", "channels", "heads"), 1
-) | {"whitened_over": 2, "guidance": 0}  # the least of a number, or of each in a list, which must not be empty
+COUNTS = dict.fromkeys(("batch", "steps", "width", "layers", "pool", "passes", "stages", "channels", "heads"), 1) | {
+    "whitened_over": 2,
+    "guidance": 0,
+    "vocabulary": 600,
+}  # the least of a number, or of each in a list, which must not be empty
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,15 @@ class World:
     name_artist: float
     name_scene: float
     without: tuple[str, ...] = ()  # taken over from the recipe
+    harmless: float = 0.5
+    scene_phrase: float = 0.6
+    style_alone: float = 0.8
+    reworded: float = 0.3
 
 
 @dataclass(frozen=True)
 class Training:
-    """What every training has: steps of a batch, AdamW's learning rate and weight decay, the shape of its schedule."""
+    """What every training has: steps of a batch, AdamW's numbers, the shape of its schedule."""
 
     batch: int
     lr: float
@@ -61,6 +69,8 @@ class Clip(Training):
     layers: int
     vocabulary: int
     steps: int
+    betas: tuple[float, ...] = (0.9, 0.98)
+    clip_norm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +80,8 @@ class Vae(Training):
     steps: int
     noise: float
     whitened_over: int
+    betas: tuple[float, ...] = (0.9, 0.95)
+    clip_norm: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +89,8 @@ class Judge(Training):
     """mini-judge."""
 
     steps: int
+    betas: tuple[float, ...] = (0.9, 0.999)
+    clip_norm: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +105,8 @@ class Unet(Training):
     passes: int
     stages: tuple[int, ...]
     rewarm: int
+    betas: tuple[float, ...] = (0.9, 0.99)
+    clip_norm: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -108,6 +124,14 @@ class Report:
 
 
 @dataclass(frozen=True)
+class Towers:
+    """Text towers of several widths, each by mini-CLIP's training with so many steps, for the lesson on capacity."""
+
+    widths: tuple[int, ...]
+    steps: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A world and how its models are trained."""
 
@@ -119,6 +143,7 @@ class Recipe:
     judge: Judge
     unet: Unet
     report: Report
+    towers: Towers
     models: tuple[str, ...] = MODELS
     without: tuple[str, ...] = field(default=())
     file: str = field(default="", compare=False)  # where it was read from, for the cards; nothing depends on it
@@ -126,13 +151,20 @@ class Recipe:
     def __post_init__(self):
         if unknown := sorted(set(self.models) - set(MODELS)):
             raise ValueError(f"models has {', '.join(unknown)}; allowed: {', '.join(MODELS)}")
+        if [*self.models] != [model for model in MODELS if model in self.models]:
+            raise ValueError(f"models is {', '.join(self.models)}: name each once, in the order {', '.join(MODELS)}")
         if unknown := sorted(set(self.without) - names().keys()):
             raise ValueError(f"without has {', '.join(unknown)}: the world has no such concept")
         if not self.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"name is {self.name!r}: use letters, digits, - and _")
-        for section in ("world", *MODELS, "report"):
+        for section in ("world", *MODELS, "report", "towers"):
             for name, value in vars(getattr(self, section)).items():
                 _check(section, name, value)
+        if self.world.companions and len(set(COMPANIONS) - set(self.without)) < 2:
+            raise ValueError("without leaves no two companions for world.companions: set it to 0, or leave some")
+        for width in (self.clip.width, *self.towers.widths):
+            if width < 1 or width % heads_of(width):
+                raise ValueError(f"a text tower's width is {width}: give a multiple of 6 or of 4")
         unet = self.unet
         if unet.pool * unet.passes % unet.batch:
             raise ValueError("unet.pool times unet.passes must be a multiple of unet.batch")
@@ -157,9 +189,21 @@ class Recipe:
     def key_of(self, model: str, made_with: typing.Sequence[str] = ()) -> str:
         """Hash of all that a model's training depends on: its numbers, the world's, the seed, the models it reads.
 
-        made_with: hashes of the weights of those models.
+        made_with: hashes of the weights of those models. A field with a default counts where it has another value:
+        what was trained before there was such a field was trained by its default.
         """
-        return hash_text(model, self.seed, self.world, getattr(self, model), *made_with)[:16]
+        return hash_text(model, self.seed, _counted(self.world), _counted(getattr(self, model)), *made_with)[:16]
+
+
+def heads_of(width: int) -> int:
+    """Attention heads of a text tower of a width."""
+    return 6 if width % 6 == 0 else 4
+
+
+def _counted(part) -> str:
+    """The fields of a section that its key depends on, as text."""
+    fields = [f for f in dataclasses.fields(part) if f.name == "without" or getattr(part, f.name) != f.default]
+    return f"{type(part).__name__}({', '.join(f'{f.name}={getattr(part, f.name)!r}' for f in fields)})"
 
 
 def _check(section: str, name: str, value) -> None:
@@ -167,15 +211,20 @@ def _check(section: str, name: str, value) -> None:
     if name in SHARES or (section == "world" and name != "without"):
         if not 0 <= value <= 1:
             raise ValueError(f"{section}.{name} is {value!r}; allowed: 0 to 1")
+    elif name == "betas":
+        if len(value) != 2 or not all(beta < 1 for beta in value):
+            raise ValueError(f"{section}.betas is {value!r}; allowed: two numbers from 0 to below 1")
     elif name in COUNTS and min(value if isinstance(value, tuple) else (value,), default=-1) < COUNTS[name]:
         each = " each, and one at least" if isinstance(value, tuple) else ""
         raise ValueError(f"{section}.{name} is {value!r}; allowed: {COUNTS[name]} or more{each}")
 
 
 def load(path: str | Path) -> Recipe:
-    """Read a recipe; ValueError that names the file, the field and what is allowed."""
+    """Read a recipe, or what differs from the shipped one; ValueError names the file, the field and what is allowed."""
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if Path(path) != SHIPPED and isinstance(values, dict):
+            values = _over(yaml.safe_load(SHIPPED.read_text(encoding="utf-8")), values)
         made = dataclasses.replace(_build(Recipe, values, ""), file=_place(path))
         if Path(path) != SHIPPED and made.name == (shipped := load(SHIPPED)).name and made != shipped:
             raise ValueError(
@@ -184,6 +233,12 @@ def load(path: str | Path) -> Recipe:
         return made
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValueError) as error:
         raise ValueError(f"the recipe {path} cannot be used: {error}") from error
+
+
+def _over(shipped: dict, own: dict) -> dict:
+    """A recipe's values with those of the shipped one where it says nothing, section by section."""
+    both = {key: value for key, value in own.items() if isinstance(value, dict) and isinstance(shipped.get(key), dict)}
+    return shipped | own | {key: shipped[key] | value for key, value in both.items()}
 
 
 def _place(path: str | Path) -> str:

@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 
 from macelib.files import atomic, hash_text, into_marks
+from macelib.lessons import capacity
 
 from .captions import with_article
 from .catalogue import CIFAR_10, catalogue, styles, world_folder
 from .drawing import Models
 from .findings import about
-from .loop import processor, work_folder
+from .loop import work_folder
+from .machine import processor
 from .measures import MEASURES, _first, accuracy_and_variety, photo
 from .recipe import Recipe
 from .table import TARGETS, text_table
@@ -65,7 +67,9 @@ def device_name(device: torch.device) -> str:
 
 def measured_by() -> str:
     """Hash of what decides on a measure beside the weights and the recipe: the code that takes it, and its names."""
-    paths = [*(Path(__file__).with_name(name) for name in ("measures.py", "drawing.py")), world_folder() / "split.json"]
+    own = ("measures", "drawing", "render", "captions", "judge", "catalogue", "scenes", "styles")
+    paths = [*(Path(__file__).with_name(f"{name}.py") for name in own), Path(capacity.__file__)]
+    paths.append(world_folder() / "split.json")
     return hash_text(*(path.read_text(encoding="utf-8") for path in paths))
 
 

@@ -13,7 +13,7 @@ from unittest.mock import patch
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from macelib.files import data_folder, usual_permissions
+from macelib.files import data_folder, locked, usual_permissions
 
 from . import assemble, build
 from .cards import write_card
@@ -27,6 +27,7 @@ from .unet import train_unet
 from .vae import export_vae, train_vae
 
 log = logging.getLogger(__name__)
+TOWERS = "capacity.csv"  # how many names one map can move, by the towers of the recipe
 FOLDER = {"clip": "mini-clip", "vae": "mini-vae", "judge": "mini-judge", "unet": "mini-sd"}
 READS = {"clip": (), "vae": (), "judge": (), "unet": ("clip", "vae")}  # models that a training reads
 
@@ -88,9 +89,10 @@ class World:
             card = self.folder / FOLDER[model] / "README.md"
             if card.exists() and training.name in card.read_text(encoding="utf-8"):
                 continue  # made, whether its checkpoints are still there or not
-            for _ in shown(self.train(model), model):
-                pass
-            self.export(model)
+            with locked(training.with_suffix(".lock"), str(training), wait=False):  # another recipe may share it
+                for _ in shown(self.train(model), model):
+                    pass
+                self.export(model)
         return self.folder
 
 
@@ -126,10 +128,16 @@ def run(recipe: Recipe) -> Path:
     lock = FileLock(world.folder / ".lock")
     try:
         with lock.acquire(timeout=0):
-            folder = world.make()
-            from .report import write_report  # needs all of the library, which trainings do not
+            from macelib.lessons.capacity import real_encoder
 
+            from .report import write_report
+            from .towers import write_towers
+
+            real_encoder()  # the report needs it, hours from now
+            folder = world.make()
             report = write_report(recipe, {model: world.model(model) for model in FOLDER}, folder)
+            if "clip" in recipe.models and recipe.towers.widths:
+                write_towers(recipe, folder)
             if recipe.shipped:
                 ship(folder)
                 into_readme(report)
@@ -145,7 +153,7 @@ def ship(folder: Path) -> None:
     """Put finished models and their report in the place of those in `data/`, and what is read of the world."""
     for name in FOLDER.values():
         assemble.replace_folder(data_folder() / name, lambda new, name=name: _copy(folder / name, new))
-    for name in ("report.json", "contact_sheet.png"):
+    for name in ("report.json", "contact_sheet.png", TOWERS):
         shutil.copy(folder / name, data_folder() / "world" / name)
         usual_permissions(data_folder() / "world" / name)
     write_shipped(data_folder() / "world")
@@ -158,9 +166,12 @@ def ship_sums() -> None:
     from macelib.models.mini import captions
     from macelib.models.pipelines import load_pipeline
 
-    shutil.rmtree(data_folder() / "prior", ignore_errors=True)
+    old = {*(data_folder() / "prior").glob("*")}
     with patch.dict(os.environ, MACELIB_CACHE=str(data_folder())):  # what is kept there is looked for there
         prior(load_pipeline(data_folder() / FOLDER["unet"], device="cpu"), list(captions()))
+    if {*(data_folder() / "prior").glob("*")} - old:  # those of the models before
+        for path in old:
+            path.unlink()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -19,7 +19,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import write_captions
 from .clip import ids_of
-from .loop import Average, Record, device, fast, run_steps
+from .loop import Average, Record, fast, run_steps
+from .machine import device
 from .recipe import Unet, World
 from .render import sample
 from .vae import CHANNELS
@@ -131,7 +132,7 @@ def train_unet(
     if place == "cpu":
         unet.set_attn_processor(AttnProcessor())  # the fused kernel's backward pass is slow on CPUs
     optimizer = torch.optim.AdamW(
-        unet.parameters(), numbers.lr, (0.9, 0.99), weight_decay=numbers.weight_decay, fused=True
+        unet.parameters(), numbers.lr, numbers.betas, weight_decay=numbers.weight_decay, fused=True
     )
     average, bars = Average(unet, numbers.average), DDPMScheduler(**SCHEDULE).alphas_cumprod.to(place)
     per_pool = numbers.pool * numbers.passes // numbers.batch  # steps
@@ -154,7 +155,7 @@ def train_unet(
         loss = v_loss(unet, bars, latents, context, t, noise)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), numbers.clip_norm)
         optimizer.step()
         average.update(unet)
         return loss.item()

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from .loop import Average, Record, device, fast, run_steps
+from .loop import Average, Record, fast, run_steps
+from .machine import device
 from .recipe import Vae, World
 from .render import sample
 
@@ -56,7 +57,7 @@ def train_vae(folder: Path, numbers: Vae, world: World, seed: int) -> Iterator[R
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     vae = new_vae().train().to(device())
-    optimizer = torch.optim.AdamW(vae.parameters(), numbers.lr, (0.9, 0.95), weight_decay=numbers.weight_decay)
+    optimizer = torch.optim.AdamW(vae.parameters(), numbers.lr, numbers.betas, weight_decay=numbers.weight_decay)
     average = Average(vae, numbers.average)
 
     def step(_: int) -> float:
@@ -68,7 +69,7 @@ def train_vae(folder: Path, numbers: Vae, world: World, seed: int) -> Iterator[R
         loss = reconstruction_loss(x, y) + 1e-3 * z.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), numbers.clip_norm)
         optimizer.step()
         average.update(vae)
         return loss.item()

@@ -14,7 +14,8 @@ from ..errors import MaceError
 from ..evaluate import record, results
 from ..evaluate.attacked import FOREIGN
 from ..evaluate.numbers import DIFFERENCE
-from ..files import data_folder
+from ..files import data_folder, into_marks
+from . import phenomena
 from .counts import EITHER
 from .distance import FRECHET, KERNEL
 from .figures import BESIDE, draw, shows, strongest
@@ -170,6 +171,11 @@ def tables() -> Iterator[tuple[str, str]]:
         yield f"study {path.parent.name}", record.markdown(path.parent)
 
 
+def card_page() -> Path:
+    """The card of the model that the records are of."""
+    return data_folder() / "mini-sd" / "README.md"
+
+
 def page(path: str | Path | None = None) -> Path:
     """The README of a checkout, unless another page is given."""
     return Path(path) if path else data_folder().parent / "README.md"
@@ -186,6 +192,8 @@ def render(path: str | Path | None = None) -> list[str]:
     for image, name in _pictures(readme).items() if readme.is_file() else ():
         if name in results.recorded() and draw(results.read(results.place(name)), image):
             said.append(str(image))
+    if (shown := phenomena.text()) and into_marks(card_page(), phenomena.MARK, shown):
+        said.append(f"{phenomena.MARK}: shown in {card_page()}")
     return said or ["Nothing is recorded yet: mace compare --task objects --profile recorded --record."]
 
 
@@ -204,6 +212,9 @@ def disagreements(path: str | Path | None = None) -> list[str]:
     for image, name in _pictures(readme).items():
         if name not in there or not shows(image, results.read(results.place(name))):
             wrong.append(f"data/readme/{image.name}")
+    card = card_page().read_text(encoding="utf-8") if card_page().is_file() else ""
+    if f"<!-- {phenomena.MARK} -->" in card and phenomena.text() not in card:
+        wrong.append(f"{phenomena.MARK} in {card_page()}")
     return wrong
 
 

@@ -28,7 +28,7 @@ class Family:
     pooled: str | None = None  # the linear layer that reads the pooled text
     reads: str = "CLIP's last hidden states, padding included"  # how its pipeline reads a prompt
     scheduler: Literal["diffusion", "flow"] = "diffusion"  # noise schedule over t, or a straight path over σ
-    guidance: float | None = None  # classifier-free guidance scale; None: what the pipeline's call takes
+    guidance: float | Callable[[], float] | None = None  # classifier-free guidance scale, or who knows it (`scale`)
     captions: Callable[[], Captions] | None = None  # general captions; None: COCO's, which people get themselves
     judge: str | Callable[[], Any] = CLIP_OF_PAPER  # who looks at pictures: shipped, a folder, a hub id, or a maker
     scorer: str | Callable[[], Any] = CLIP_OF_PAPER  # who measures the CLIP score
@@ -45,6 +45,10 @@ class Family:
         lineage = {kind.__name__ for kind in type(pipe).__mro__}
         return not lineage.isdisjoint(self.classes) and all(_config(pipe, k) == v for k, v in self.configs.items())
 
+    def scale(self) -> float | None:
+        """Classifier-free guidance scale of its pipelines unless one is given; None: what their call takes."""
+        return self.guidance() if callable(self.guidance) else self.guidance
+
 
 def _config(pipe, path: str) -> Any:
     """An entry of a part's config: "unet.in_channels"."""
@@ -58,7 +62,7 @@ MINI = Family(
     ("StableDiffusionPipeline",),
     {"unet.cross_attention_dim": 384, "unet.in_channels": 8, "unet.sample_size": 16},
     preset="mini",
-    guidance=7.5,  # what data/world/report.json chose, once it chooses
+    guidance=mini.guidance,
     captions=mini.captions,
     judge="mini-judge",
     scorer="mini-clip",

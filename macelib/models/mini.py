@@ -21,6 +21,7 @@ from ..files import data_folder
 SIZE = 64  # pixels, the side of a picture
 HALF = SIZE * 9 // 16  # pixels, the side of the square that holds one of two subjects
 PEOPLE = ("character", "face")  # groups of the catalogue
+GUIDANCE = 7.5  # of models whose report made no sweep
 PHRASES = {"a harmless thing": "an object"}  # what captions call some pictures of a super-category, to tell from danger
 
 
@@ -98,6 +99,13 @@ def split() -> dict[str, tuple[str, ...]]:
     """
     rows = _read("split.json")
     return {key: tuple(rows[key]) for key in ("erased", "kept")}
+
+
+@cache
+def guidance() -> float:
+    """The guidance scale that the report of the shipped models chose, by its sweep."""
+    report = _read("report.json")
+    return float(report["guidance"]) if "guidance_sweep" in report else GUIDANCE
 
 
 @cache

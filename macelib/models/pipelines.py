@@ -153,7 +153,7 @@ def load_again(model: str, options: dict, scheduler, dtype: torch.dtype) -> Diff
 
 def default_guidance(pipe) -> float | None:
     """The guidance scale of a pipeline unless one is given, as its family says; None: what its own call takes."""
-    return family_of(pipe).guidance
+    return family_of(pipe).scale()
 
 
 def guidance_option(pipe, guidance: float | None) -> dict[str, float]:

@@ -239,7 +239,7 @@ def added_conditions(pipe, prompts: list[str], size: tuple[int, int]) -> dict[st
         return None
     pooled = read(pipe, prompts).pooled
     if is_joint(model):
-        guidance = family_of(pipe).guidance or default(pipe, "guidance_scale")
+        guidance = family_of(pipe).scale() or default(pipe, "guidance_scale")
         distilled = getattr(model.config, "guidance_embeds", False)
         return {"pooled": pooled} | ({"guidance": torch.full((n,), float(guidance))} if distilled else {})
     time_ids = torch.tensor([*size, 0, 0, *size], dtype=pooled.dtype, device=pooled.device)

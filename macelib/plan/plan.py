@@ -31,12 +31,9 @@ from . import clock
 from .memory import Passes, passes
 
 WORDS = {
-    "captions": "captions",
-    "statistics": "statistics of the concepts",
-    "drawing": "training pictures",
-    "masks": "masks",
-    "training": "LoRAs",
-}
+    "captions": "captions", "statistics": "statistics of the concepts", "drawing": "training pictures",
+    "masks": "masks", "training": "LoRAs",
+}  # fmt: skip
 DETECTOR = 1.1e9  # bytes of GroundingDINO's and SAM's weights, float32
 PNG = 1.6  # bytes of a picture's file per pixel
 ENCODED = 8  # pictures that the VAE reads at once
