@@ -8,6 +8,7 @@ import pytest
 from macelib import EraseConfig, MaceError, evaluate
 from macelib.evaluate import keeping, record
 from macelib.evaluate.keeping import differences, keeping_lists, keeping_study
+from macelib.evaluate.metrics import wilson
 from macelib.models.families import MINI, UNKNOWN
 from macelib.models.mini import catalogue
 from macelib.models.tiny import tiny_pipeline
@@ -38,6 +39,18 @@ def test_differences_are_paired():
     none, one = differences(pd.DataFrame(rows)).to_dict("records")
     assert none["value"] == 50 and none["difference"] == none["low"] == none["high"] == 0
     assert one["value"] == 25 and one["difference"] == -25 and one["low"] < -25 < one["high"] <= 0
+
+
+def test_a_difference_that_is_nought_everywhere_is_not_certain():
+    rows = [
+        {"erased": "ship", "kept": k, "name": name, "seed": seed, "value": 1.0}
+        for k in (0, 1)
+        for name in "ab"
+        for seed in range(4)
+    ]
+    none, one = differences(pd.DataFrame(rows)).to_dict("records")
+    assert none["low"] == none["high"] == 0  # with itself
+    assert one["difference"] == 0 and one["low"] == -one["high"] == pytest.approx(-100 * (1 - wilson(8, 8)[0]))
 
 
 def test_recorded_studies_are_shown_and_others_refused():

@@ -123,8 +123,8 @@ def test_what_an_edit_costs(folder):
 
 def test_agreement_in_words():
     row = {"source": "A", "task": "objects", "settings": "tuned", "methods": 3, "tau": 1 / 3, "low": -1.0, "high": 1.0,
-           "agree": 2, "pairs": 3, "p": 0.5, "apart": "uce and dp"}  # fmt: skip
+           "agree": 2, "pairs": 3, "p": 0.5, "apart": "uce and dp", "tied": "uce and oce"}  # fmt: skip
     told = r.agreement_said(pd.DataFrame([row]))
     assert "A as our objects, tuned settings: τ = 0.33 (-1.00 to 1.00), 2 of 3 pairs of 3 methods agree" in told
-    assert "(p = 0.50; the other way round: uce and dp)" in told
+    assert "(p = 0.50; the other way round: uce and dp; equal: uce and oce)" in told
     assert "nothing can be said" in r.agreement_said(pd.DataFrame())

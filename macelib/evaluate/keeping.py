@@ -20,7 +20,8 @@ from ..templates import SAMPLE_TEMPLATE, fill
 from .classifiers import classifier_for
 from .lists import object_list
 from .made import made_with
-from .metrics import Resampling, interval
+from .metrics import Resampling
+from .numbers import ratio
 from .pictures import Drawing
 from .tables import save_tables
 from .work import Progress, choices, label
@@ -121,16 +122,20 @@ def _erased(pipe, concepts: list[Concept], config: EraseConfig, kept: list[str],
 
 
 def differences(images: pd.DataFrame, times: int = 2000) -> pd.DataFrame:
-    """Percent of pictures recognised by erasure, and the paired difference to the same one with nothing kept."""
+    """Percent of pictures recognised by erasure, and the paired difference to the same one with nothing kept.
+
+    A difference that is the same for every name and seed has the interval of its two sides.
+    """
     rows = []
     for erased, part in images.groupby("erased", sort=False):
         tables = {
             k: of.pivot(index="name", columns="seed", values="value").to_numpy() for k, of in part.groupby("kept")
         }
-        for count, table in tables.items():
-            change = table - tables[0]
-            sample = Resampling.of([len(table)], table.shape[1], times).sample([(0, change)], lambda x: x)[1]
-            low, high = (100 * end for end in interval(np.asarray(sample)))
-            at = {"erased": erased, "kept": count, "value": 100 * table.mean(), "difference": 100 * change.mean()}
-            rows.append({**at, "low": low, "high": high, "pictures": table.size})
+        taken = Resampling.of([len(tables[0])], tables[0].shape[1], times)
+        found = {count: ratio(table, np.ones_like(table), taken) for count, table in tables.items()}
+        for count, number in found.items():
+            gap = number.minus(found[0])
+            low, high = gap.interval if count else (0.0, 0.0)
+            at = {"erased": erased, "kept": count, "value": 100 * number.value, "difference": 100 * gap.value}
+            rows.append({**at, "low": 100 * low, "high": 100 * high, "pictures": number.n})
     return pd.DataFrame(rows)

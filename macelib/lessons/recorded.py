@@ -206,7 +206,7 @@ def agreement_said(table: pd.DataFrame) -> str:
     told = [
         f"{row.source} as our {row.task}, {row.settings} settings: τ = {row.tau:.2f} ({row.low:.2f} to {row.high:.2f})"
         f", {row.agree} of {row.pairs} pairs of {row.methods} methods agree (p = {row.p:.2f}"
-        f"{'; the other way round: ' + row.apart if row.apart else ''})"
+        f"{'; the other way round: ' + row.apart if row.apart else ''}{'; equal: ' + row.tied if row.tied else ''})"
         for row in table.itertuples()
     ]
     return f"{'. '.join(told)}."
