@@ -1,11 +1,12 @@
 """The training of mini-SD's denoiser: its loss, and what is dropped from the context."""
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from factory import recipe, unet
+from factory import loop, recipe, unet
 
 NUMBERS = recipe.load(recipe.SHIPPED).unet
 BARS = DDPMScheduler(**unet.SCHEDULE).alphas_cumprod
@@ -57,3 +58,29 @@ def test_every_parameter_has_a_gradient_at_the_recipe_s_batch():
     t = torch.arange(NUMBERS.batch) * 7
     unet.v_loss(model, BARS, latents, torch.ones(NUMBERS.batch, 5, 8) * t[:, None, None] / 900, t, noise).backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.norm() > 0]
+
+
+def test_a_batch_taken_apart_has_the_gradients_of_the_whole(monkeypatch):
+    """Each part in a thread of its own, of unlike lengths; what has no part in the loss has no gradient."""
+    monkeypatch.setattr(loop, "PART", 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    model = unet.new_unet(replace(NUMBERS, channels=(16, 16, 16), heads=(1, 1, 1)), 8).train()
+    model.idle = torch.nn.Parameter(torch.zeros(2))
+    latents, noise = torch.randn(2, 7, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    t = torch.arange(7) * 100
+    batch = latents, torch.ones(7, 5, 8) * t[:, None, None] / 900, t, noise
+    whole = unet.v_loss(model, BARS, *batch)
+    whole.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    seen = []
+
+    def loss(*some):
+        seen.append((len(some[0]), threading.get_ident()))
+        return unet.v_loss(model, BARS, *some)
+
+    assert loop.backward(model, loss, batch) == pytest.approx(whole.item(), rel=1e-3)
+    assert sorted(size for size, _ in seen) == [2, 2, 3] and threading.get_ident() not in dict(map(reversed, seen))
+    assert model.idle.grad is None and len(grads) == len([*model.parameters()]) - 1
+    for name, p in model.named_parameters():
+        if name in grads:
+            assert (p.grad - grads[name]).norm() <= 0.05 * grads[name].norm() + 1e-6, name

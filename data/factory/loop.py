@@ -14,8 +14,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from .recipe import Training
 
 log = logging.getLogger(__name__)
 EVERY = 120.0  # seconds between checkpoints
+PART = 32  # samples that a thread takes at least
 DIGEST = hashlib.sha256().digest_size  # bytes
 
 
@@ -46,7 +49,36 @@ class Record:
 
 def fast() -> torch.autocast:
     """Context of a training's forward pass: bfloat16 on a device that gains from it."""
-    return torch.autocast(device(), torch.bfloat16, enabled=gains_from_bf16(device()))
+    return torch.autocast(device(), torch.bfloat16, gains_from_bf16(device()), cache_enabled=False)
+
+
+def backward(module: nn.Module, loss: Callable[..., torch.Tensor], batch: Sequence[torch.Tensor]) -> float:
+    """Put the gradients of a mean over a batch into the module's parameters; the mean. batch: tensors of one length.
+
+    On a CPU the batch is taken apart, `PART` samples at least, and each part has threads of its own: they wait for each
+    other once a pass, not at every operation.
+    """
+    size, threads = len(batch[0]), torch.get_num_threads()
+    count = max(1, min(threads, size // PART)) if device() == "cpu" else 1
+    parameters = [p for p in module.parameters() if p.requires_grad]
+
+    def part(i: int) -> tuple[float, Sequence[torch.Tensor]]:
+        some = slice(i * size // count, (i + 1) * size // count)
+        share = (some.stop - some.start) / size
+        value = share * loss(*(tensor[some] for tensor in batch))
+        return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
+
+    parts = [*_workers(count, threads // count).map(part, range(count))] if count > 1 else [part(0)]
+    for parameter, *grads in zip(parameters, *(grads for _, grads in parts), strict=True):
+        there = [grad for grad in grads if grad is not None]
+        parameter.grad = sum(there[1:], there[0]) if there else None
+    return float(sum(value for value, _ in parts))
+
+
+@cache
+def _workers(count: int, threads: int) -> ThreadPoolExecutor:
+    """So many threads of Python, whose operations are spread over so many of the processor's each."""
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def work_folder() -> Path:

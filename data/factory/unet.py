@@ -8,7 +8,9 @@ tricks with captions. Latents and caption embeddings are computed once for a poo
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from .captions import write_captions
 from .clip import ids_of
-from .loop import Average, Record, fast, run_steps
+from .loop import Average, Record, backward, fast, run_steps
 from .machine import device
 from .recipe import Unet, World
 from .render import sample
@@ -82,13 +84,18 @@ def make_pool(
 ) -> Pool:
     """Draw `size` pictures with captions and encode both, on the models' device; chance from `seed` alone."""
     generator = torch.Generator().manual_seed(seed)
+
+    def drawn(count: int) -> tuple[Tensor, list[str]]:
+        batch = sample(count, generator, world)
+        return batch.images, write_captions(batch, generator, world).texts
+
     latents, texts = [], []
-    for start in range(0, size, CHUNK):
-        batch = sample(min(CHUNK, size - start), generator, world)
-        texts += write_captions(batch, generator, world).texts
-        with fast():
-            mean = vae.quant_conv(vae.encoder(batch.images.to(vae.device) * 2 - 1))[:, :CHANNELS]
-        latents.append(mean.half())
+    with ThreadPoolExecutor(1) as ahead:  # the next are drawn while some are encoded, one after the other
+        for images, some in ahead.map(drawn, [min(CHUNK, size - start) for start in range(0, size, CHUNK)]):
+            texts += some
+            with fast():
+                mean = vae.quant_conv(vae.encoder(images.to(vae.device) * 2 - 1))[:, :CHANNELS]
+            latents.append(mean.half())
     distinct = {text: i for i, text in enumerate(dict.fromkeys(["", *texts]))}
     caption = torch.tensor([distinct[text] for text in texts], device=vae.device)
     return Pool(torch.cat(latents), caption, *embed(encoder, tokenizer, list(distinct)))
@@ -152,13 +159,11 @@ def train_unet(
         noise = torch.randn(latents.shape, generator=generator).to(place)
         empty = pool.context[0].float()
         context = drop_context(pool.context[which].float(), pool.ends[which], empty, chance, numbers)
-        loss = v_loss(unet, bars, latents, context, t, noise)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = backward(unet, partial(v_loss, unet, bars), (latents, context, t, noise))
         torch.nn.utils.clip_grad_norm_(unet.parameters(), numbers.clip_norm)
         optimizer.step()
         average.update(unet)
-        return loss.item()
+        return loss
 
     def new_stage(index: int, weights: dict) -> None:
         unet.load_state_dict(weights)
