@@ -63,6 +63,7 @@ def test_every_parameter_has_a_gradient_at_the_recipe_s_batch():
 def test_a_batch_taken_apart_has_the_gradients_of_the_whole(monkeypatch):
     """Each part in a thread of its own, of unlike lengths; what has no part in the loss has no gradient."""
     monkeypatch.setattr(loop, "PART", 2)
+    monkeypatch.setattr(loop, "gains_from_bf16", lambda device: False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     model = unet.new_unet(replace(NUMBERS, channels=(16, 16, 16), heads=(1, 1, 1)), 8).train()
     model.idle = torch.nn.Parameter(torch.zeros(2))
@@ -78,9 +79,9 @@ def test_a_batch_taken_apart_has_the_gradients_of_the_whole(monkeypatch):
         seen.append((len(some[0]), threading.get_ident()))
         return unet.v_loss(model, BARS, *some)
 
-    assert loop.backward(model, loss, batch) == pytest.approx(whole.item(), rel=1e-3)
+    assert loop.backward(model, loss, batch) == pytest.approx(whole.item(), rel=1e-5)
     assert sorted(size for size, _ in seen) == [2, 2, 3] and threading.get_ident() not in dict(map(reversed, seen))
     assert model.idle.grad is None and len(grads) == len([*model.parameters()]) - 1
     for name, p in model.named_parameters():
         if name in grads:
-            assert (p.grad - grads[name]).norm() <= 0.05 * grads[name].norm() + 1e-6, name
+            assert (p.grad - grads[name]).norm() <= 1e-3 * grads[name].norm() + 1e-7, name
