@@ -87,6 +87,6 @@ def test_the_study(tmp_path, monkeypatch):
     assert list(found.metrics.erased) == ["ship"] * 2 + ["ship + frog + horse"] * 2
     assert "ship, 1 kept: pictures" in told and (tmp_path / "evaluation" / "metrics.csv").exists()
     page = record.markdown(record.record("keeping", found, tmp_path / "kept"))
-    assert "| ship + frog + horse | 1 | 50.0 | +0.0 | +0.0 to +0.0 |" in page and "2 names that were not" in page
+    assert "| ship + frog + horse | 1 | 50.0 | +0.0 | -70.7 to +70.7 |" in page and "2 names that were not" in page
     kept = [e["settings"]["prior"]["names"] for e in found.settings["config"]]
     assert kept == [(), ("castle",)] * 2
