@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from macelib.files import atomic
+from macelib.files import atomic, hash_tensors
 from macelib.models.pipelines import gains_from_bf16
 
 from .machine import device, here
@@ -48,7 +48,7 @@ class Record:
 
 
 def fast() -> torch.autocast:
-    """Context of a training's forward pass: bfloat16 on a device that gains from it."""
+    """Context of a training's forward pass: bfloat16 on a device that gains from it; threads share no cast."""
     return torch.autocast(device(), torch.bfloat16, gains_from_bf16(device()), cache_enabled=False)
 
 
@@ -247,7 +247,7 @@ def _leave(folder: Path, step: int, average: Average) -> dict:
     """Write the averaged weights of a stage, with their SHA-256; what was written."""
     values = {name: value.half().cpu().contiguous() for name, value in average.values.items()}
     with atomic(_stage_file(folder, step)) as temporary:
-        save_file(values, temporary, {"sha256": _digest(values)})
+        save_file(values, temporary, {"sha256": hash_tensors(values)})
     return values
 
 
@@ -260,20 +260,12 @@ def _stage_weights(folder: Path, step: int) -> dict | None:
         with safe_open(path, "pt") as file:
             names, said = file.keys(), (file.metadata() or {}).get("sha256")
             values = {name: file.get_tensor(name) for name in names}
-        if said in (None, _digest(values)):
+        if said in (None, hash_tensors(values)):
             return values
     except (OSError, SafetensorError) as error:
         log.warning("%s: %s", path, error)
     log.warning("The stage's file %s is damaged: the training goes on from what it kept before.", path)
     return None
-
-
-def _digest(values: dict) -> str:
-    """SHA-256 over tensors, by name."""
-    digest = hashlib.sha256()
-    for name in sorted(values):
-        digest.update(name.encode() + values[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _stage_ends(numbers: Training) -> set[int]:

@@ -13,7 +13,7 @@ from ..concepts import Concept, folded, refuse_both
 from ..errors import MaceError, unknown
 from ..files import data_folder
 from ..method.captions import read_captions
-from ..method.prior import coco_files, names
+from ..method.prior import coco_captions, names
 from ..reading import Where, build_settings, phrase, phrases, placed, read_data
 
 COCO = "coco"  # stands for the captions of COCO 2014, which people get themselves
@@ -79,8 +79,7 @@ class Task:
 
     def with_captions(self, gone: Sequence[Concept], most: int) -> "Task":
         """The task with so many of its captions, evenly from those that name nothing of what goes; MaceError: none."""
-        own = self.captions if self.captions != (COCO,) else (c for path in coco_files() for c in read_captions(path))
-        texts = list(dict.fromkeys(own))
+        texts = list(dict.fromkeys(coco_captions() if self.captions == (COCO,) else self.captions))
         free = [text for text, hit in zip(texts, names(texts, gone), strict=True) if not hit]
         if not free:
             raise MaceError(f"Every caption of {self.name} names what is erased: give others.")

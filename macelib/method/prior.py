@@ -131,9 +131,14 @@ def captions_for(pipe, source: str | None = None) -> Captions:
     if own is not None:
         return list(own())
     if source == "coco":
-        return [caption for path in coco_files() for caption in read_captions(path)]
+        return coco_captions()
     log.warning("The prior uses %d built-in captions: a file of COCO's captions protects far more.", len(GENERAL))
     return list(GENERAL)
+
+
+def coco_captions() -> list[str]:
+    """COCO 2014's captions, train and val, as they stand there; MaceError where `coco_files` finds none."""
+    return [caption for path in coco_files() for caption in read_captions(path)]
 
 
 def coco_files() -> list[Path]:
