@@ -33,7 +33,7 @@ from .recipe import Training
 
 log = logging.getLogger(__name__)
 EVERY = 120.0  # seconds between checkpoints
-PART = 32  # samples that a thread takes at least
+PART = 32  # samples that a thread takes at a time: few enough for the processor's cache
 DIGEST = hashlib.sha256().digest_size  # bytes
 
 
@@ -55,11 +55,12 @@ def fast() -> torch.autocast:
 def backward(module: nn.Module, loss: Callable[..., torch.Tensor], batch: Sequence[torch.Tensor]) -> float:
     """Put the gradients of a mean over a batch into the module's parameters; the mean. batch: tensors of one length.
 
-    On a CPU the batch is taken apart, `PART` samples at least, and each part has threads of its own: they wait for each
-    other once a pass, not at every operation.
+    On a CPU the batch is taken apart, `PART` samples or more at a time, and each part has threads of its own: they wait
+    for each other once a pass, not at every operation.
     """
     size, threads = len(batch[0]), torch.get_num_threads()
-    count = max(1, min(threads, size // PART)) if device() == "cpu" else 1
+    count = max(1, size // PART) if device() == "cpu" else 1
+    workers = min(threads, count)
     parameters = [p for p in module.parameters() if p.requires_grad]
 
     def part(i: int) -> tuple[float, Sequence[torch.Tensor]]:
@@ -68,7 +69,7 @@ def backward(module: nn.Module, loss: Callable[..., torch.Tensor], batch: Sequen
         value = share * loss(*(tensor[some] for tensor in batch))
         return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
-    parts = [*_workers(count, threads // count).map(part, range(count))] if count > 1 else [part(0)]
+    parts = [*_workers(workers, threads // workers).map(part, range(count))] if count > 1 else [part(0)]
     for parameter, *grads in zip(parameters, *(grads for _, grads in parts), strict=True):
         there = [grad for grad in grads if grad is not None]
         parameter.grad = sum(there[1:], there[0]) if there else None
