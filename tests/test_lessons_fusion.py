@@ -66,9 +66,11 @@ def test_interference_is_what_the_weights_do(erasure, E):
     assert table.shape == (3, 3) and isinstance(interference.matrix_figure({"M": M}, ["a", "b", "c"]), Figure)
 
 
-@pytest.mark.parametrize("weights", [(1, 1, 1), (130, 20, 1)])
-def test_pair_is_the_fusion_of_two(erasure, E, weights):
+@pytest.mark.parametrize(("weights", "share"), [((1, 1, 1), 1.0), ((130, 20, 1), 1.0), ((130, 20, 1), 0.5)])
+def test_pair_is_the_fusion_of_two(erasure, E, weights, share):
     weighed = zip(erasure.parts, weights, strict=True)
+    fuse = dataclasses.replace(erasure.config.fuse, null_space=share)
+    erasure = erasure.with_config(dataclasses.replace(erasure.config, fuse=fuse))
     erasure = erasure.of([dataclasses.replace(part, weight=float(weight)) for part, weight in weighed])
     P = torch.randn(32, 32, generator=torch.Generator().manual_seed(1)).double()
     erasure = erasure.with_prior(P @ P.T, "random")

@@ -110,8 +110,12 @@ class Fused:
             for p, M in zip(self._fused, D[1:], strict=True)
         ]
         lambdas = self.prior_weight("fuse.lambda2"), self.ridge("fuse.lambda0")
-        U = null_space(self.P, self._whole("fuse").null_space)
-        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, *lambdas, U)
+        return fuse_sums(self.refinement.R, torch.cat(DC, 1), C, self.P, *lambdas, self.directions)
+
+    @cached_property
+    def directions(self) -> Tensor | None:
+        """The directions (d, q) that the fusion may change, see `null_space`; None: all."""
+        return null_space(self.P, self._whole("fuse").null_space)
 
     @property
     def _fused(self) -> tuple[Part, ...]:

@@ -110,7 +110,7 @@ def pair(erasure: Erasure, own: Part, other: Part, C: Tensor, E: Tensor) -> tupl
     """
     layers, D = erasure.layers, (own.D.double(), other.D.double())
     one, later, two = (
-        {"lambda2": some.prior_weight("fuse.lambda2"), "lambda0": some.ridge("fuse.lambda0")}
+        {"lambda2": some.prior_weight("fuse.lambda2"), "lambda0": some.ridge("fuse.lambda0"), "U": some.directions}
         for some in (erasure.of([own]), erasure.of([other]), erasure.of([own, other]))
     )
     C_own, C = own.weight * own.statistics.C(), other.weight * C

@@ -7,14 +7,13 @@ from typing import Any
 import pandas as pd
 
 from .. import evaluate
+from ..compare.rows import joint
 from ..evaluate import results
 from ..files import data_folder
 from ..models.pipelines import model_hash
 from ..show.viz import COLORS, Figure
 from .shared import panels, series, tiles
 
-COMBINED = ("H_o", "H_c", "H_a")
-JOINT = (*COMBINED, "CLIP_s")  # the first that a file has: of captions there is nothing but their score
 PARTS = {"scaling": (1, 3, 10, 30, 100, 300)}  # tasks whose counts are all in one file
 ATTACKS = "attacks"
 CHARACTERS = ("characters-1", "characters-5", "characters-10", "characters-30", "characters-50", "characters-100")
@@ -100,8 +99,7 @@ def rows(whole: Mapping[str, Any], metric: str | None = None) -> pd.DataFrame:
 
 def combined(whole: Mapping[str, Any]) -> str | None:
     """Which metric joins the others in a file; None where none does."""
-    there = {row["metric"] for row in whole["rows"]}
-    return next((metric for metric in JOINT if metric in there), None)
+    return next(iter(joint({row["metric"] for row in whole["rows"]})), None)
 
 
 def tasks_figure(tables: Mapping[str, Mapping[str, Any]]) -> Figure | None:
@@ -168,7 +166,7 @@ def costs(whole: Mapping[str, Any]) -> pd.DataFrame:
 def costs_figure(table: pd.DataFrame) -> Figure:
     """The combined metric of `costs` against the seconds that an edit takes, on a logarithmic axis."""
     fig, (ax,) = panels(1, 6.0, 3.2)
-    metric = next((name for name in JOINT if name in table), None)
+    metric = next(iter(joint(table)), None)
     y = table[metric] if metric else pd.Series(0.0, table.index)
     for i, name in enumerate(table.index):
         color = COLORS[0] if name.startswith("mace") else COLORS[1]
@@ -194,7 +192,7 @@ def costs_said(table: pd.DataFrame) -> str:
     own = table.loc[ours]
     told = [f"{name} {seconds / own.seconds:.2g}" for name, seconds in table.seconds.drop(ours).items()]
     text = f"{text} In parts of the {own.seconds:.2g} s of {ours}: {series(told, 99)}."
-    metric = next((name for name in JOINT if name in table), None)
+    metric = next(iter(joint(table)), None)
     better = table[(table.seconds < own.seconds) & (table[metric] > own[metric])] if metric else table.iloc[:0]
     return f"{text} Cheaper and with a higher {metric or 'metric'}, whatever the interval: {series(better.index, 99)}."
 

@@ -12,12 +12,13 @@ from ..errors import MaceError
 from ..method.sums import gram
 from ..show.viz import COLORS, Figure
 from .capacity import ANCHOR, TRIED, Encoder, rows_of
-from .recorded import COMBINED, label
+from .recorded import label
 from .shared import series, tiles
 
 RELATIONS = ("shares a word", "same group", "unrelated")  # of a kept name to what is erased
 TASKS = ("characters-1", "characters-5", "characters-10", "characters-30", "characters-50", "characters-100", "scaling")
-JOINED = (*COMBINED, "Acc_e", "Acc_s")  # the joint metric and what it is made of
+HARMONIC = ("H_o", "H_c", "H_a")  # one by task
+JOINED = (*HARMONIC, "Acc_e", "Acc_s")  # with what it is made of
 COLUMNS = ("n/d", "metric", "mean", "low", "high")
 TIME, MEMORY = "time, s", "peak memory, MB"
 
@@ -96,7 +97,7 @@ def family(task: str) -> str:
 
 def combined(tables: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """The combined metric of every method by load."""
-    return loads(tables, COMBINED)
+    return loads(tables, HARMONIC)
 
 
 def loads_figure(table: pd.DataFrame, titles: Mapping[str, str], log_y: bool = False) -> Figure:
