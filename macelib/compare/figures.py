@@ -9,7 +9,6 @@ from PIL import Image
 
 from ..baselines.registry import source
 from ..files import atomic, hash_text
-from .rows import joint
 
 BESIDE = ("no-attack", "foreign")  # controls that stand beside a method's rate
 OF = "Description"  # of a picture: the key of what it was drawn of

@@ -20,7 +20,6 @@ from .counts import EITHER
 from .distance import FRECHET, KERNEL
 from .figures import BESIDE, draw, shows, strongest
 from .plan import BEST, PRESET
-from .rows import joint
 
 SHOWN = ("Acc_e", EITHER, "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
 DISTANCES = [FRECHET, KERNEL]  # of captions, of which nothing is counted

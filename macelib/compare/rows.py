@@ -1,6 +1,6 @@
 """From what was seen in pictures to the numbers of one method, with a crossed bootstrap that all methods share."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from math import inf
@@ -8,23 +8,13 @@ from math import inf
 import numpy as np
 
 from ..errors import MaceError
-from ..evaluate.metrics import Resampling, h_a, h_c, h_o, resample, standing
+from ..evaluate.metrics import COMBINE, Resampling, resample, standing
 from ..evaluate.numbers import Number, ratio
 from ..evaluate.tables import SEED, TIMES
 from .counts import COMBINED, Cells, Counts
 from .plan import Plan
 
 TRAINED = 1000  # added to the bootstrap's seed for the training seeds
-COMBINE: dict[str, Callable] = {"H_o": h_o, "H_c": h_c, "H_a": h_a, "CLIP_s": lambda clip_s: clip_s}
-
-
-def joint(metrics: Collection[str]) -> list[str]:
-    """Those of a table's metrics that are made of its others, one by task; of captions there is the score alone.
-
-    >>> joint(["CLIP_e", "CLIP_s", "H_a"]), joint(["CLIP_s", "rank"])
-    (['H_a'], ['CLIP_s'])
-    """
-    return [metric for metric in COMBINE if metric in metrics and not (metric == "CLIP_s" and "CLIP_e" in metrics)]
 
 
 def resampling(counts: Counts, seeds: int) -> Resampling | None:

@@ -1,6 +1,6 @@
 """The paper's metrics as pure functions of accuracies (0..1) and CLIP scores, and their bootstrap (section 4)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, inf, sqrt
 from statistics import NormalDist
@@ -54,6 +54,18 @@ def h_a(clip_e, clip_s):
     5.99
     """
     return clip_s - clip_e
+
+
+COMBINE: dict[str, Callable] = {"H_o": h_o, "H_c": h_c, "H_a": h_a, "CLIP_s": lambda clip_s: clip_s}
+
+
+def joint(metrics: Collection[str]) -> list[str]:
+    """Those of a table's metrics that are made of its others, one by task; of captions there is the score alone.
+
+    >>> joint(["CLIP_e", "CLIP_s", "H_a"]), joint(["CLIP_s", "rank"])
+    (['H_a'], ['CLIP_s'])
+    """
+    return [metric for metric in COMBINE if metric in metrics and not (metric == "CLIP_s" and "CLIP_e" in metrics)]
 
 
 def resample(draws: int, times: int, seed: int) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from .. import evaluate
-from ..compare.rows import joint
 from ..evaluate import results
 from ..files import data_folder
 from ..models.pipelines import model_hash
