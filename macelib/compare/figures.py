@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..baselines.registry import source
+from ..evaluate.metrics import joint
 from ..files import atomic, hash_text
 
 BESIDE = ("no-attack", "foreign")  # controls that stand beside a method's rate

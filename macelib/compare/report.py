@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import MaceError
 from ..evaluate import record, results
 from ..evaluate.attacked import FOREIGN
+from ..evaluate.metrics import joint
 from ..evaluate.numbers import DIFFERENCE
 from ..files import data_folder, into_marks
 from . import phenomena

@@ -8,6 +8,7 @@ import pandas as pd
 
 from .. import evaluate
 from ..evaluate import results
+from ..evaluate.metrics import joint
 from ..files import data_folder
 from ..models.pipelines import model_hash
 from ..show.viz import COLORS, Figure
