@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from macelib import __version__, cli
+from macelib.baselines.edit import FORMAT
 from macelib.config import EraseConfig
 from macelib.erasure import Erasure
 from macelib.errors import MaceError
-from macelib.files import locked
+from macelib.files import locked, save_tensors
 from macelib.models.mini import catalogue
 from macelib.models.tiny import tiny_pipeline
 
@@ -216,6 +217,10 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["bench", "--model", "nowhere"], "nowhere"),
         (["bench", "--dtype", "float8"], "--dtype is 'float8'; choose from float32, float16, bfloat16"),
         (["evaluate", "--prompts", "list.csv", "--jobs", "2", "--out", "x"], "belong to an engine"),
+        (
+            ["evaluate", "edits/ours.safetensors", "--model", "m", "--out", "x"],
+            "of method 'ours', which is not known here",
+        ),
     ],
 )
 def test_bad_input_is_a_sentence_and_exit_code_1(arguments, sentence, capsys, tmp_path, monkeypatch):
@@ -223,6 +228,7 @@ def test_bad_input_is_a_sentence_and_exit_code_1(arguments, sentence, capsys, tm
     (tmp_path / "file").touch()
     (tmp_path / "templates.yaml").write_text("templates: our\n")
     (tmp_path / "list.csv").write_text("prompt,seed\na ship,1\n")
+    save_tensors(tmp_path / "edits" / "ours.safetensors", {}, {"format": FORMAT, "change": "Ours", "method": "ours"})
     code, _, said = mace(capsys, *arguments)
     assert code == 1 and sentence in said and "Traceback" not in said
 

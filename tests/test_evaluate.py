@@ -19,6 +19,7 @@ from macelib.erasure import Part
 from macelib.evaluate import lists, made, metrics, pictures, protocols, record, studies, work
 from macelib.files import data_folder
 from macelib.method.refine import compress
+from macelib.models import about
 from macelib.models.families import MINI, family_of
 from macelib.models.mini import catalogue, split
 from macelib.models.pipelines import kv_weights, model_hash
@@ -252,6 +253,15 @@ def test_autocast_draws_nearly_the_same(pipe):
     assert 0 < distance < 0.2 * np.abs(drawn[None][0] - drawn[None][1]).mean()
     with pytest.raises(MaceError, match="autocast is 'int8'"):
         pictures.Drawing(autocast="int8")
+
+
+def test_weights_are_hashed_once_however_many_batches_there_are(pipe, tmp_path, monkeypatch):
+    hashed = []
+    for module in (pictures, about):
+        own = module.hash_tensors
+        monkeypatch.setattr(module, "hash_tensors", lambda tensors, own=own: hashed.append(1) or own(tensors))
+    jobs = [("a photo of the ship", seed) for seed in range(3)]
+    assert len([*pictures.Drawing(steps=1, batch=1).pictures(pipe, jobs, tmp_path)]) == 3 and len(hashed) == 1
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ from macelib.errors import MaceError
 from macelib.files import data_folder
 from macelib.method import images
 from macelib.method.images import Asked, draw_together, read_images, read_manifest, read_maps, training_images
+from macelib.models import forwards
+from macelib.models.entrances import kv_names
 from macelib.models.sample import check_drawing, ddim, encode_images, generate, image_size
 from macelib.models.tiny import KINDS, tiny_pipeline
 
@@ -68,6 +70,57 @@ def test_a_picture_depends_on_its_seed_and_not_on_the_batch(kind):
     assert told == [(2, 3), (3, 3)] and together[0].size == (64, 64)
     other = generate(pipe, prompts[0], [4], steps=2)
     assert np.abs(pixels(other) - pixels(alone[:1])).max() > 5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_encodes_each_text_once(kind):
+    pipe, rows = tiny_pipeline(kind), []
+    encoder = pipe.text_encoder
+    own, hook = encoder.forward, encoder.register_forward_hook(lambda m, args, out: rows.append(len(out[0])))
+    encoder.forward = lambda ids, *args, **kwargs: rows.append(-len(ids)) or own(ids, *args, **kwargs)
+    kept = encoder.forward
+    drawn = generate(pipe, ["a ship", "a ship", "a frog", "a ship"], [1, 1, 2, 3], steps=2, batch=4)
+    empty = [] if kind == "sdxl" else [-1, 4]  # SDXL has zeros in its place
+    assert encoder.forward is kept and rows == [-2, 4, *empty]  # how many are read, how many are handed on
+    hook.remove()
+    assert np.array_equal(pixels(drawn[:1]), pixels(drawn[1:2])) and not np.array_equal(
+        *map(pixels, (drawn[:1], drawn[3:]))
+    )
+
+
+@pytest.fixture
+def threads():
+    """PyTorch's number of threads is afterwards what it was."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_taken_apart_and_its_text_read_once(kind, monkeypatch, threads):
+    pipe, seen = tiny_pipeline(kind), {}
+    layers = {"text": pipe.unet.get_submodule(kv_names(pipe.unet)[0]), "passes": pipe.unet.conv_in}
+    for name, layer in layers.items():
+        own = layer.forward
+        layer.forward = lambda x, name=name, own=own: seen[name].append(len(x)) or own(x)
+
+    def drawn(threads):
+        seen.update(text=[], passes=[])
+        torch.set_num_threads(threads)
+        return pixels(generate(pipe, ["a ship", "a frog", "a dog"], [1, 2, 3], steps=3, batch=3))
+
+    monkeypatch.setattr(forwards, "ROWS", 1)
+    whole = drawn(1)
+    assert seen["text"] == [6] and set(seen["passes"]) == {6}
+    steps = len(seen["passes"])
+    assert np.abs(whole - drawn(2)).max() <= 1  # of 255: rounding
+    assert seen == {"text": [3, 3], "passes": [3] * 2 * steps}
+    hook = pipe.unet.mid_block.register_forward_hook(lambda *_: None)  # it sees whole batches
+    assert np.abs(whole - drawn(2)).max() <= 1 and seen == {"text": [6], "passes": [6] * steps}
+    hook.remove()
+    with pytest.raises(ZeroDivisionError):
+        generate(pipe, "a ship", [1], steps=1, callback=lambda *_: 1 / 0)
+    assert "forward" not in vars(pipe.unet) and "forward" not in vars(pipe.text_encoder)
 
 
 def test_generate_refuses(pipe):

@@ -15,9 +15,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -27,6 +25,7 @@ from torch import nn
 
 from macelib.files import atomic, hash_tensors
 from macelib.models.pipelines import gains_from_bf16
+from macelib.models.threads import workers
 
 from .machine import device, here
 from .recipe import Training
@@ -60,7 +59,7 @@ def backward(module: nn.Module, loss: Callable[..., torch.Tensor], batch: Sequen
     """
     size, threads = len(batch[0]), torch.get_num_threads()
     count = max(1, size // PART) if device() == "cpu" else 1
-    workers = min(threads, count)
+    most = min(threads, count)
     parameters = [p for p in module.parameters() if p.requires_grad]
 
     def part(i: int) -> tuple[float, Sequence[torch.Tensor]]:
@@ -69,17 +68,11 @@ def backward(module: nn.Module, loss: Callable[..., torch.Tensor], batch: Sequen
         value = share * loss(*(tensor[some] for tensor in batch))
         return value.detach(), torch.autograd.grad(value, parameters, allow_unused=True)
 
-    parts = [*_workers(workers, threads // workers).map(part, range(count))] if count > 1 else [part(0)]
+    parts = [*workers(most, threads // most).map(part, range(count))] if count > 1 else [part(0)]
     for parameter, *grads in zip(parameters, *(grads for _, grads in parts), strict=True):
         there = [grad for grad in grads if grad is not None]
         parameter.grad = sum(there[1:], there[0]) if there else None
     return float(sum(value for value, _ in parts))
-
-
-@cache
-def _workers(count: int, threads: int) -> ThreadPoolExecutor:
-    """So many threads of Python, whose operations are spread over so many of the processor's each."""
-    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def work_folder() -> Path:

@@ -45,7 +45,10 @@ def compare(
     engine: Annotated[str | None, typer.Option(help="local or ray: each method in a process of its own")] = None,
     jobs: Annotated[int | None, typer.Option(help="of an engine: methods at once", min=1)] = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 16,
-    autocast: Annotated[str | None, typer.Option(help="bf16 or fp16: precision of the pictures")] = None,
+    autocast: Annotated[
+        str | None,
+        typer.Option(help="bf16 or fp16: precision of the pictures; auto: bf16 where it saves time, as quick has it"),
+    ] = None,
     record: Annotated[bool, typer.Option("--record", help="keep the tables in data/results and in the README")] = False,
     revision: Revision = None,
     local_files_only: Local = False,
@@ -63,6 +66,7 @@ def compare(
     from ..evaluate.pictures import Drawing
     from ..files import check_writable
     from ..models.families import family_of
+    from ..models.pipelines import fast_precision
 
     def settled(worlds, family=None):
         plan = comparing.planned(*comparing.find(task, worlds), profile, only=only, seeds=seeds, trainings=trainings)
@@ -70,7 +74,8 @@ def compare(
         return plan, comparing.ways(listed(methods), plan, chosen, family, among)
 
     comparing.either(settled)  # refuses what there is not before the model is loaded
-    Drawing(batch=batch, autocast=autocast)
+    auto = autocast == "auto" or (autocast is None and profile == "quick")
+    Drawing(batch=batch, autocast=None if auto else autocast)
     if jobs is not None and engine is None:
         raise MaceError("--jobs belongs to an engine: give --engine local or ray.")
     if record and (only or seeds or methods or metrics or profile == "quick"):
@@ -89,7 +94,7 @@ def compare(
             "classifier": classifier,
             "features": features,
             "batch": batch,
-            "autocast": autocast,
+            "autocast": fast_precision(pipe) if auto else autocast,
             "engine": where,
             "progress": bars,
         }

@@ -31,7 +31,10 @@ from .options import (
 
 
 def evaluate(
-    erasure: Annotated[Path | None, typer.Argument(help="an erasure file; with --prompts none: the original")] = None,
+    erasure: Annotated[
+        Path | None,
+        typer.Argument(help="the file of an erasure, or of another method's edit; with --prompts none: the original"),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the results")] = ...,
     model: Model = "mini-sd",
     prompts: Annotated[
@@ -83,7 +86,7 @@ def evaluate(
     With --prompts, every row of a CSV is drawn by both models, with --engine over GPUs or a cluster: the CLIP score,
     what a classifier sees, distances. Cut short, the same command goes on.
     """
-    from ..erasure import Erasure
+    from ..compare.measure import loaded
     from ..evaluate import listed, plugged, protocols, read_prompts
     from ..evaluate.distances import INCEPTION, ClipFeatures
     from ..files import check_writable
@@ -101,7 +104,7 @@ def evaluate(
         raise MaceError(INCEPTION)
     rows = None if prompts is None else read_prompts(prompts)
     where = engine_of(engine, jobs, threads, gpus, address)
-    chosen = None if erasure is None else Erasure.load(erasure)
+    chosen = None if erasure is None else loaded(erasure)
     check_writable(out)
     who = None if classifier is None else plugged(classifier)
     if rows is not None:

@@ -51,7 +51,7 @@ class Drawing:
         entered while so many are drawn.
         """
         about = self.about(pipe)
-        place = self.place(pipe, folder, state) if folder else None
+        place = _place(folder, state, about) if folder else None
         known = _read(place, about) if place else {}
         for prompt in dict.fromkeys(prompt for prompt, _ in jobs):
             check_prompt(pipe, prompt)  # refuses one that is too long before the first picture is drawn
@@ -73,11 +73,12 @@ class Drawing:
 
     def place(self, pipe, folder: str | Path, state: str = "pictures") -> Path:
         """The sub-folder that keeps the pictures of the pipeline as it is now."""
-        return Path(folder) / f"{state}-{hash_text(json.dumps(self.about(pipe)))[:12]}"
+        return _place(folder, state, self.about(pipe))
 
     def kept(self, pipe, folder: str | Path, state: str = "pictures") -> set[Job]:
         """The jobs whose pictures are in the folder."""
-        return set(_read(self.place(pipe, folder, state), self.about(pipe)))
+        about = self.about(pipe)
+        return set(_read(_place(folder, state, about), about))
 
     def about(self, pipe) -> dict:
         """Everything that the pictures depend on besides prompt and seed."""
@@ -89,6 +90,10 @@ class Drawing:
         if (edit := applied_edit(pipe)) is not None:  # its hooks are in no weights
             about["edit"] = edit.key
         return about | {"scheduler": type(pipe.scheduler).__name__, **values}
+
+
+def _place(folder: str | Path, state: str, about: dict) -> Path:
+    return Path(folder) / f"{state}-{hash_text(json.dumps(about))[:12]}"
 
 
 def file_of(job: Job) -> str:

@@ -35,10 +35,7 @@ def made(pipe) -> dict:
 
     A manifest's pictures are told from others by its other entries.
     """
-    known = about(pipe)
-    return {name: known[name] for name in ("model_name", "revision", "precision", "scheduler")} | {
-        "versions": versions()
-    }
+    return {**_by_name(pipe), "versions": versions()}
 
 
 def about(pipe) -> dict:
@@ -46,18 +43,25 @@ def about(pipe) -> dict:
 
     A model from a folder goes by the folder's name; `weights` tells the original from an erased one.
     """
+    return {
+        **_by_name(pipe),
+        "model": model_hash(pipe),
+        "weights": hash_tensors(text_weights(denoiser(pipe))),
+        "drawn_by": drawing_hash(pipe),
+        "guidance": default_guidance(pipe),
+        "size": list(image_size(pipe)),
+    }
+
+
+def _by_name(pipe) -> dict:
+    """What no weights have to be read for."""
     options = pipe.__dict__.get("_macelib_source", (None, {}))[1]
     settings = {name: _plain(value) for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     return {
         "model_name": model_name(pipe),
         "revision": options.get("revision"),
-        "model": model_hash(pipe),
-        "weights": hash_tensors(text_weights(denoiser(pipe))),
-        "drawn_by": drawing_hash(pipe),
-        "scheduler": {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(settings, default=str))},
-        "guidance": default_guidance(pipe),
-        "size": list(image_size(pipe)),
         "precision": str(denoiser(pipe).dtype).removeprefix("torch."),
+        "scheduler": {"class": type(pipe.scheduler).__name__, **json.loads(json.dumps(settings, default=str))},
     }
 
 

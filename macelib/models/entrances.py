@@ -29,6 +29,12 @@ def part_of(pipe) -> str:
     return "unet" if getattr(pipe, "unet", None) is not None else "transformer"
 
 
+def text_encoders(pipe) -> list[nn.Module]:
+    """The pipeline's text encoders that are there, in its order."""
+    found = (getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3"))
+    return [encoder for encoder in found if encoder is not None]
+
+
 def is_joint(model: nn.Module) -> bool:
     """Whether text and picture attend to each other in one softmax (SD3, FLUX)."""
     return any(kind.__name__ in JOINT for kind in type(model).__mro__)

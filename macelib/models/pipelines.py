@@ -1,7 +1,8 @@
 """Loading pipelines, here or again elsewhere; their precision, their guidance, and the hashes that tell them apart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,10 @@ from transformers.utils import logging as transformers_logging
 from ..errors import MaceError, first_line
 from ..files import data_folder, hash_tensors, hash_text
 from .dit import PIPELINES, kind_of
-from .entrances import cross_attention, denoiser, parameters, part_of, text_weights
+from .entrances import cross_attention, denoiser, parameters, part_of, text_encoders, text_weights
 from .entrances import kv_weights as kv_weights  # known from here, too
 from .families import families, family_of
+from .forwards import with_forward
 from .offload import offload, runs_on
 from .threads import say_if_late
 
@@ -43,32 +45,24 @@ def cast(pipe, autocast: str | None) -> Iterator[None]:
     if autocast is None:
         yield
         return
-    encoders = [getattr(pipe, name, None) for name in ("text_encoder", "text_encoder_2", "text_encoder_3")]
-    exact = [*filter(None, encoders), *(denoiser(pipe).get_submodule(name) for name in text_weights(denoiser(pipe)))]
+    exact = [*text_encoders(pipe), *(denoiser(pipe).get_submodule(name) for name in text_weights(denoiser(pipe)))]
     with ExitStack() as stack:
         for module in exact:
-            stack.enter_context(_as_loaded(module))
+            stack.enter_context(with_forward(module, partial(_as_loaded, module)))
         stack.enter_context(torch.autocast(runs_on(denoiser(pipe)).type, AUTOCAST[autocast]))
         yield
 
 
-@contextmanager
-def _as_loaded(module: nn.Module) -> Iterator[None]:
-    """The module computes in the precision of its weights, whatever autocast is on."""
-    before, forward, weight = module.__dict__.get("forward"), module.forward, next(module.parameters())
+def _as_loaded(module: nn.Module, forward: Callable) -> Callable:
+    """The module's forward pass in the precision of its weights, whatever autocast is on."""
+    weight = next(module.parameters())
 
     def exact(*args, **kwargs):
         args = [a.to(weight.dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args]
         with torch.autocast(runs_on(module).type, enabled=False):
             return forward(*args, **kwargs)
 
-    module.forward = exact
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
+    return exact
 
 
 def fast_precision(pipe) -> str | None:

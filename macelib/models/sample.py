@@ -15,6 +15,7 @@ from ..errors import MaceError
 from .denoise import patch_size
 from .entrances import denoiser, part_of
 from .finite import check_finite, not_finite
+from .forwards import sparing
 from .offload import runs_on
 from .pipelines import guidance_option
 from .text import check_prompt, encode
@@ -95,7 +96,8 @@ def _drawn(pipe, prompts: list[str], **options) -> list[Image.Image]:
     last = []
     hook = denoiser(pipe).register_forward_hook(lambda _, args, output: last.__setitem__(slice(None), [output[0]]))
     try:
-        pixels = pipe(prompts, output_type="np", **options).images  # (n, height, width, 3) in 0..1
+        with sparing(pipe):
+            pixels = pipe(prompts, output_type="np", **options).images  # (n, height, width, 3) in 0..1
     finally:
         hook.remove()
     for prompt, finite in zip(prompts, np.isfinite(pixels).all((1, 2, 3)), strict=True):
