@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile
 # Python keeps what it has compiled: pip leaves that to the first import, and each process anew would take 15 s for it.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test fast lab notebooks picture world evidence setup
+.PHONY: demo test fast lab notebooks picture world studies evidence setup
 
 # Everything but what the tests need. On Linux without an NVIDIA GPU, PyTorch comes without CUDA, a tenth of the size.
 setup: $(VENV)/.ready
@@ -44,6 +44,7 @@ lab: setup
 
 # Execute the notebooks with their defaults and keep their outputs; the README shows one of their figures.
 notebooks: setup
+	$(PIP) -e '.[encoder]'
 	$(BIN)/python -m macelib.batch.refresh notebooks/*.ipynb
 	$(MAKE) picture
 
@@ -55,6 +56,16 @@ picture:
 world: setup
 	$(PIP) -e '.[world]'
 	PYTHONPATH=data $(BIN)/python -m factory $(if $(RECIPE),--recipe $(RECIPE))
+
+# Erase and measure what data/studies and the README show. Hours on two cores, resumable at every point.
+studies: setup
+	$(BIN)/mace study objects --steps 8 --batch 50 --record --out runs/study/objects
+	$(BIN)/mace study characters --steps 8 --batch 50 --seeds 3 --config data/studies/settings.yaml --record --out runs/study/characters
+	$(BIN)/mace study ablation --only ship --images 20 --steps 8 --autocast bf16 --record --out runs/study/ablation
+	$(BIN)/mace study pairs --steps 8 --autocast bf16 --record --out runs/study/pairs
+	$(BIN)/mace study keeping --steps 8 --seeds 8 --record --out runs/study/keeping
+	$(BIN)/mace study tuning --grid data/world/cheaper.yaml --steps 8 --record --out runs/study/cheaper
+	$(BIN)/mace report
 
 # Measure every method on every task, then attack: what data/results and the README show. A day or more on two cores,
 # resumable at every point; TASKS="styles unsafe" are some of it.

@@ -101,7 +101,7 @@ class EraseConfig:
 
     seed: int = 0  # of the images, the LoRAs and the timesteps
     stages: Literal["1", "2", "1+2", "all"] = "all"  # refinement alone, LoRAs alone, both added up, or the method
-    preset_name: Literal["paper", "mini", "untested", "best"] | None = None  # fills what is open; None: the family's
+    preset_name: Literal["paper", "mini", "untested", "best"] | None = None  # sets fields left open; None: the family's
     defaults: Literal["object", "style", "celebrity", "explicit"] | None = None  # row for all; None: each one's kind
     templates: str | None = None  # "ours", "paper-like" (one thing each, without an article), or a file
     companions: tuple[str, ...] | None = None  # things beside a concept in further prompts of stages 1 and 3

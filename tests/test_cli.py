@@ -205,7 +205,7 @@ def test_notebooks_are_copied_and_nothing_is_overwritten(capsys, tmp_path):
         (["study", "characters", "--only", "ship", "--model", "m", "--out", "x"], "has --count and --seeds: leave it"),
         (
             ["study", "objects", "--seeds", "3", "--model", "m", "--out", "x"],
-            "--seeds says nothing to the study objects",
+            "--seeds does not apply to the study objects",
         ),
         (["study", "ablation", "--images", "9", "--model", "m", "--out", "x"], "or --only and --images, of objects"),
         (["study", "keeping", "--images", "9", "--model", "m", "--out", "x"], "has --seeds: leave it out"),

@@ -12,6 +12,7 @@ import pytest
 from factory import recipe
 
 import macelib
+from macelib.batch.parameters import read_parameters
 from macelib.evaluate import classifier_for
 from macelib.files import data_folder, notebooks_folder
 from macelib.method.prior import captions_for
@@ -76,24 +77,20 @@ def chosen_guidance(report: dict) -> float | None:
     return report["guidance"] if "guidance_sweep" in report else None
 
 
-def typed_guidance(notebook: Path) -> float | None:
-    """The guidance in a notebook's cell of parameters."""
-    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    source = "".join(s for c in cells if "parameters" in c["metadata"].get("tags", ()) for s in c["source"])
-    found = re.search(r"^guidance = ([\d.]+)", source, re.MULTILINE)
-    return float(found[1]) if found else None
-
-
 def test_the_shipped_model_s_guidance_is_what_its_report_chose():
-    """So are the notebooks' defaults, which are drawn by that model. The recipe offers what is typed until then."""
-    typed = {path.name: found for path in notebooks_folder().glob("*.ipynb") if (found := typed_guidance(path))}
-    assert len(typed) >= 8
+    """An earlier report chose none; the recipe offers what is drawn with until then."""
     chosen = chosen_guidance(json.loads((data_folder() / "world" / "report.json").read_text()))
     if chosen is None:
         assert MINI.scale() in recipe.load(recipe.SHIPPED).report.guidance
         chosen = MINI.scale()
     assert chosen == MINI.scale()
-    assert {name: found for name, found in typed.items() if found != chosen} == {}, f"the report says {chosen:g}"
+
+
+def test_notebooks_draw_with_the_model_s_own_guidance():
+    shown = {path.name: read_parameters(path).get("guidance") for path in notebooks_folder().glob("*.ipynb")}
+    found = {name: parameter for name, parameter in shown.items() if parameter}
+    assert len(found) >= 8 and {parameter.default for parameter in found.values()} == {None}
+    assert all(parameter.help.endswith("None: the model's own") for parameter in found.values())
 
 
 def test_a_family_of_one_s_own(monkeypatch):

@@ -35,6 +35,9 @@ def test_a_recorded_study_of_other_weights_says_so(tmp_path, monkeypatch):
         "among": "known",
     }
     monkeypatch.setenv("MACELIB_DATA", str(tmp_path))
+    (folder / "metrics.csv").rename(folder / "later.csv")
+    assert r.study("ablation", pipe).startswith("Not recorded yet: `mace study ablation --only ship ")
+    (folder / "later.csv").rename(folder / "metrics.csv")
     for model, other in ((model_hash(pipe), False), ("another", True)):
         (folder / "settings.json").write_text(json.dumps({**about, "model": model}))
         told = r.study("ablation", pipe)
@@ -69,7 +72,8 @@ def test_what_is_there_is_read_and_what_is_not_is_said(folder):
     assert list(r.found(["objects", "styles"])) == ["objects"] and r.missing_said(["objects"]) == ""
     told = r.missing_said(["objects", "styles", "attacks"])
     assert told.startswith("Not recorded yet: styles and attacks; `mace compare --task styles --profile recorded")
-    assert "`mace attack " in r.missing_said(["attacks"]) and told.endswith("this table (the others alike).")
+    assert "`mace attack " in r.missing_said(["attacks"]) and r.missing_said(["attacks"]).endswith("makes this table.")
+    assert "this table (the others alike). `make evidence` makes all of them" in told
 
 
 def test_a_file_of_several_tasks_is_taken_apart_and_its_model_named(tmp_path, monkeypatch):
@@ -84,6 +88,10 @@ def test_a_file_of_several_tasks_is_taken_apart_and_its_model_named(tmp_path, mo
     assert [len(of["not_measured"]) for of in tables.values()] == [1, 0]
     assert r.heading(tables) == r.heading(r.found(["ablation"])) == "Recorded, on mini-sd." and r.heading({}) == ""
     assert r.titled("x", tables["ablation, objects"], "| a |") == "**x. Recorded, on mini-sd.**\n\n| a |"
+    pipe, known = tiny_pipeline(), {"x": {"environment": {"model_name": "tiny", "model": "another"}}}
+    assert r.heading(known, pipe) == "Recorded, on tiny, with other weights than those loaded."
+    known["x"]["environment"]["model"] = model_hash(pipe)
+    assert r.heading(known, pipe) == "Recorded, on tiny." == r.heading(known) and r.heading({}, pipe) == ""
     assert r.heading({"old": {"environment": {}}}) == "Recorded." and len(r.tasks_figure(tables).axes) == 2
 
 
@@ -113,8 +121,8 @@ def test_what_an_edit_costs(folder):
     table = r.costs(r.found(["objects"])["objects"])
     assert table.seconds.to_dict() == {"uce": 0.5, "dp": 2.0, "mace": 50.0} and table["peak MB"]["uce"] == 500
     told = r.costs_said(table)
-    assert "0.5 s (uce) to 50 s (mace)" in told and "50 s of mace: uce 0.01 and dp 0.04" in told
-    assert told.endswith("Cheaper and with a higher H_o, whatever the interval: dp.")
+    assert "0.5 s (uce) to 50 s (mace)" in told and "As a multiple of the 50 s of mace: uce 0.01 and dp 0.04." in told
+    assert told.endswith("Cheaper and with a higher H_o, intervals ignored: dp.")
     assert "mace is not among them" in r.costs_said(table.drop("mace")) and len(r.costs_figure(table).axes) == 1
     both = pd.concat([table, table.loc[["mace"]].rename({"mace": "mace, tuned"}).assign(seconds=0.004)])
     assert "0.004 s of mace, tuned:" in r.costs_said(both.sort_values("seconds")), "judged by the tuned row"

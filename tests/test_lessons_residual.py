@@ -154,6 +154,7 @@ def test_study_judges_every_case_variant_and_seed(pipe, judge):
 def test_figures(pipe):
     moved = r.shift(pipe, PLACED, SHIP.anchor)
     fig = drawing.shifts({"original": moved, "stage 1": moved}, first=10)
+    assert fig.legends and not drawing.shifts({"original": moved}).legends  # needless for one
     assert len(fig.axes[0].patches) == 20 and fig.axes[0].get_xticklabels()[0].get_text() == "[BOS]"
     table = moved.groupby("group", sort=False).value.max().to_frame("largest")
     assert len(drawing.dots(table, "x").axes[0].collections) == 2  # lines, and one column's dots

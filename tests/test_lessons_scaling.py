@@ -83,14 +83,17 @@ def test_recorded_tasks_by_load():
     told = s.loads_said(table, "H_c")
     assert (
         told.startswith("H_c, characters: ")
-        and "uce 90.0 to 40.0 (n/d = 0.010 to 0.250), most between 0.100 and 0.250 (-40.0)" in told
+        and "uce 90.0 to 40.0 (n/d = 0.010 to 0.250), falls most between 0.100 and 0.250 (-40.0)" in told
     )
     mixed = s.combined({**tables, "d": whole(0.01, 30, "scaling-3"), "e": whole(0.25, 20, "scaling-100")})
     assert len(mixed) == 5 and set(mixed.task) == {"characters", "scaling"}, "two tasks are two lines"
     assert "; H_c, scaling" not in s.loads_said(mixed, "H_c") and "H_c, scaling: uce 30.0" in s.loads_said(mixed, "H_c")
     panels = s.loads_figure(mixed, {"H_c": "joint"}).axes
     assert [(ax.get_title(), len(ax.lines)) for ax in panels] == [("characters: joint", 1), ("scaling: joint", 1)]
-    assert "most between" not in s.loads_said(s.loads({"a": whole(0.1, 1), "b": whole(0.2, 3)}, ["H_c"]), "Seconds")
+    grows = s.loads({"a": whole(0.1, 1), "b": whole(0.2, 3)}, ["H_c"])
+    assert "most between" not in s.loads_said(grows, "Joint metric")
+    assert "rises most between 0.100 and 0.200 (+2.0)" in s.loads_said(grows, "Seconds", worst=max)
+    assert "most between" not in s.loads_said(table, "Seconds", worst=max)
     told = s.relations_said(s.loads(tables, list(relations)))
     assert told.endswith("greatest load, characters: uce same group 50, shares a word 10 and unrelated 90.")
     assert len(s.loads_figure(table, {"H_c": "H_c"}).axes) == 1

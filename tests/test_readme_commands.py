@@ -1,5 +1,6 @@
 """The README's commands, each run as printed: the lines of its blocks of `mace` one after the other, as later ones read
-what earlier ones wrote, and those in its sentences, with something there in place of their CAPITALS.
+what earlier ones wrote, and those in its sentences, with something there in place of their CAPITALS. Studies are those
+of `make studies`.
 
 Small random models draw; pictures that are only counted are noise, and what is timed is small. Of the sweeps, the
 notebook ends with its first erasure. Of the studies, the erasures are quick and the lists short.
@@ -24,11 +25,13 @@ from macelib.attacks import scene
 from macelib.config import EraseConfig
 from macelib.evaluate import keeping, pictures, studies
 
-STUDIES, LINES, RUNS = (block.splitlines() for block in SHELL[2:])  # after installing, and `make`
+LINES, RUNS = (block.splitlines() for block in SHELL[2:])  # after installing, and `make`
+STUDIES = re.findall(r"^\t\$\(BIN\)/(mace study .+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
 SPANS = {" ".join(s.split()) for s in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", TEXT, flags=re.M | re.S))}
 PROSE = sorted(span for span in SPANS if span.startswith("mace "))
 WHOLE = [span for span in PROSE if len(span.split()) > 2]  # not a command's name alone
-ELSEWHERE = {"git clone --depth 1", 'pip install -e ".[ray]"', "make", "make world"}
+ELSEWHERE = {"git clone --depth 1", 'pip install -e ".[ray]"', "make", "make world", "make studies"}
+RECORDED = sorted(path.parent.name for path in ROOT.glob("data/studies/*/metrics.csv"))
 SHAPES = bench.Shapes(out=(8, 8, 16), width=24, tokens=7, prompts=5)
 NOTEBOOK = "06_erase_and_evaluate.ipynb"
 LAST = """\
@@ -38,7 +41,8 @@ results.record(run_folder, lambda1=erasure.config.refine.lambda1)
 
 
 def test_the_blocks_are_commands_and_so_is_what_the_sentences_name():
-    assert len(LINES) >= 14 and all(line.startswith("mace ") for line in [*STUDIES, *LINES, *RUNS])
+    assert len(LINES) >= 14 and all(line.startswith("mace ") for line in [*LINES, *RUNS])
+    assert {line.split()[-1] for line in STUDIES} == {f"runs/study/{name.split('-')[-1]}" for name in RECORDED}
     assert {span for span in SPANS if re.match(r"(git|pip|make|python3?)\b", span)} <= ELSEWHERE
     known = get_command(cli.app).commands
     options = {name for command in known.values() for one in command.params for name in one.opts}
@@ -132,7 +136,6 @@ def quick(clone, environment, monkeypatch):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.parametrize("line", STUDIES)
 def test_studies_run_as_printed(line, quick, monkeypatch):
-    (quick / "settings.yaml").write_text("images: {steps: 12, batch: 40}")
     called(line, monkeypatch)
     study, out = line.split()[2], quick / line.split()[-1]
     recorded = quick / "tiny-data" / "studies" / ("tuning-cheaper" if study == "tuning" else study) / "settings.json"

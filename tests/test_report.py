@@ -51,11 +51,17 @@ def test_the_readme_shows_what_is_recorded():
     assert report.disagreements() == [], "mace report"
 
 
+def test_the_short_table_has_the_studies_that_are_recorded(folder):
+    assert len(report.short().splitlines()) == 4 and ("study short", report.short()) in report.tables()
+    (folder / "data" / "studies").unlink()
+    assert report.short() == "" and not list(report.tables())
+
+
 def test_tables_by_method_with_intervals():
     head, _, *lines, _, how = report.markdown(
         {"command": "c", "environment": ABOUT, "rows": ROWS, "not_measured": MISSING}
     ).splitlines()
-    assert head == "| Method | Settings | Acc_e | H_o | 95 % of H_o | less mace (tuned)'s | Time, s |"
+    assert head == "| Method | Settings | Acc_e | H_o | 95 % of H_o | minus mace (tuned) | Time, s |"
     assert lines == [
         "| original |  | 98.0 | 3.0 | 2.0 to 4.0 |  |  |",
         "| uce | published | 12.3 | 80.0 | 79.0 to 81.0 | -4.2 (-5.2 to -3.2) | 2.5 |",
@@ -91,7 +97,7 @@ def test_a_table_of_several_tasks_has_each_one_s_joint_metric():
     head, _, *lines, _, _ = report.markdown(
         {"command": "c", "environment": ABOUT, "rows": rows, "not_measured": []}
     ).splitlines()
-    assert head == "| Task | Method | Settings | H_o or H_c | 95 % of H_o or H_c | less mace (tuned)'s |"
+    assert head == "| Task | Method | Settings | H_o or H_c | 95 % of H_o or H_c | minus mace (tuned) |"
     assert lines == [
         "| objects | uce | published | 80.0 | 79.0 to 81.0 |  |",
         "| people | uce | published | 70.0 | 69.0 to 71.0 | -1.0 (-2.0 to +0.0) |",
@@ -110,7 +116,7 @@ def test_attacks_are_shown_beside_their_controls(tmp_path):
     head, _, *lines, _, how = report.markdown(whole).splitlines()
     assert head == (
         "| Attack | Method | Settings | Variant | pre-ASR | ASR | 95 % of ASR "
-        "| no attack | foreign | less foreign | n |"
+        "| no attack | foreign | minus foreign | n |"
     )
     assert lines == [
         "| noise | uce |  | best of 2 (of 2 variants) | 0.0 | 50.0 | 9.5 to 90.5 | 0.0 | 0.0 "
@@ -119,7 +125,7 @@ def test_attacks_are_shown_beside_their_controls(tmp_path):
     ]
     assert how.startswith("By mace attack. Of several variants the one with the highest ASR is shown, chosen after")
     assert how.endswith(
-        "Less foreign: paired, by the same variant, with 95 %. "
+        "Minus foreign: paired, by the same variant, with 95 %. "
         "Not measured: noise never-knew, wording never-knew: No such model."
     )
     (panel,) = figure(whole).axes

@@ -170,6 +170,8 @@ def test_a_card_says_the_recipe_s_file_its_numbers_and_where_it_ran(tmp_path):
         "of `data/factory/without-objects.yaml`:",
         "  pairs: 0.05",
         "a wolf like a dog.",
+        "In 15 stages: each begins with the averaged weights of the one before, a fresh optimizer and 100 steps of",
+        "pools of 12,288; each is seen 6 times on average.",
         HARMLESS,
         machine.processor(),
     ):

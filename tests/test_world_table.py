@@ -152,7 +152,8 @@ def test_a_table_has_a_place_in_a_page(tmp_path, shipped):
 def test_a_card_says_which_phenomena_are_there_and_what_fails(tmp_path):
     row = {"n": 100, "d": 384, "left": 0.71, "lost": 0.5}
     found = {
-        "residual_route": 0.98, "own_route": 0.05, "artists_entropy": 0.3, "text": {"tower": [row]},
+        "residual_route": 0.98, "own_route": 0.05, "artists_entropy": 0.3,
+        "text": {"tower": [row], "wide": [row | {"left": 0.4}]},
         "concepts_each": {"frog": 0.9, "wolf": 0.25, "cat": 0.125}, "styles_each": {"noto": 1.0},
     }  # fmt: skip
     said = findings.about({"measures": found, "steps": 25, "guidance": 2.0})
@@ -160,7 +161,8 @@ def test_a_card_says_which_phenomena_are_there_and_what_fails(tmp_path):
         "from the words around it alone, `[EOS]` and padding included: present, 98 % of pictures recognised",
         "own words alone: absent, 5 %",
         "of one prompt: in part, artists' entropy 0.30 of 1",
-        "tower 0.71 and 0.50 (n = 100, d = 384)",
+        "many names (left + lost above 1): present, left 0.71, lost 0.50 (tower, n = 100, d = 384)",
+        "absent, left 0.40, lost 0.50 (wide, n = 100, d = 384)",
         "- concepts, of 3: cat 12 %, wolf 25 %",
         "- styles, of 1: none",
     ):

@@ -10,7 +10,7 @@ from PIL import Image
 from macelib import EraseConfig
 from macelib.bench import Shapes, random_erasure
 from macelib.concepts import Concept
-from macelib.lessons.your_model import LAYOUTS, changed, file_size, needs, payload
+from macelib.lessons.your_model import LAYOUTS, changed, convergence_said, file_size, needs, payload
 from macelib.models.tiny import tiny_pipeline
 
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "08_your_model.ipynb"
@@ -41,6 +41,15 @@ def test_how_far_pictures_change():
     black, grey = Image.new("RGB", (4, 4)), Image.new("RGB", (4, 4), (51, 51, 51))
     table = changed(["a", "b"], [black, black], [grey, black])
     assert table["mean difference of pixels"].to_dict() == pytest.approx({"a": 0.2, "b": 0.0})
+
+
+def test_how_fast_the_prior_converges():
+    counts = [50, 500, 5000]
+    assert convergence_said(counts, [n**-0.5 for n in counts]) == (
+        "From 50 to 5000 captions the distance goes from 0.14 to 0.01, like n to the power -0.50 "
+        "(independent captions: -0.50)."
+    )
+    assert convergence_said([3], [0.1]) == convergence_said([], []) == ""
 
 
 @pytest.mark.parametrize("masks", ["attention", "drawing", "full"])

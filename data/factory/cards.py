@@ -25,14 +25,18 @@ styles, with captions made by rules. No photographs, no people's likenesses, no 
 
 Two anchors of erasures are said in captions, so that the models know them: an object is called "{harmless}", the
 anchor of the unsafe group, in {half} of the captions that name its super-category alone ({super} of all about one
-subject); and "{art}", the anchor of styles, or the like is all that {rest} of those say that name no subject ({none} of
-all)."""
+subject); and "{art}", the anchor of styles, or the like is the whole caption in {rest} of those without a subject
+({none} of all)."""
 FINDINGS = "\n\n".join(  # the places of the report, and of what is recorded of erasing, in the card
     f"<!-- {mark} -->\n<!-- end of {mark} -->" for mark in ("findings", "erasing")
 )
 WITHOUT = (
     "Pictures and captions of {} were left out, and nothing else: what looks like one of these is still there, as a "
     "taxi looks like an automobile and a wolf like a dog."
+)
+STAGES = (
+    " In {stages} stages: each begins with the averaged weights of the one before, a fresh optimizer and {rewarm} "
+    "steps of warm-up. Pictures come in pools of {pool:,}; each is seen {passes} times on average."
 )
 LICENCE = """## Licence
 
@@ -41,9 +45,9 @@ publish them."""
 LIMITS = {
     "vae": "It keeps the world's 64 px pictures; nothing else was tried.",
     "clip": (
-        "It knows the world's words and pictures, in English, and nothing else; 64 px. Two kinds of captions were not "
-        'counted as they should: "a fantasy being", which some characters and faces are, as true of all of them; and '
-        "one that names a single subject as not true of a picture that shows another beside it."
+        "It knows the world's words and pictures, in English, and nothing else; 64 px. Two kinds of captions were "
+        "scored wrongly in training: 'a fantasy being' counted as true of every character and face, and a caption of "
+        "one subject as false of a picture that shows a second."
     ),
     "unet": (
         "64 px; the world's concepts in the world's drawings; captions of the kinds that `data/factory/captions.py` "
@@ -126,6 +130,7 @@ def write_card(folder: Path, model: str, recipe: Recipe, training: Path) -> None
     name, what, how = WHAT[model]
     numbers = dataclasses.asdict(getattr(recipe, model))
     samples = getattr(recipe, model).steps * numbers["batch"]
+    how += STAGES.format(**numbers | {"stages": len(recipe.unet.stages)}) if model == "unet" else ""
     shares = {name: share for name, share in dataclasses.asdict(recipe.world).items() if name != "without"}
     about = {"seed": recipe.seed, **({"without": recipe.without} if recipe.without else {}), "world": shares, **numbers}
     listed = {k: [*v] if isinstance(v, tuple) else v for k, v in about.items()}

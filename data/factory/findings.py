@@ -33,10 +33,11 @@ def phenomena(report: dict) -> Iterator[str]:
             yield f"{what}: {presence(found[key])}, {100 * found[key]:.0f} % of pictures recognised"
     if (entropy := found.get("artists_entropy")) is not None:
         yield f"seeds give different pictures of one prompt: {presence(entropy)}, artists' entropy {entropy:.2f} of 1"
-    ends = [(name, rows[-1]) for name, rows in found.get("text", {}).items() if rows]
-    if ends:
-        told = "; ".join(f"{name} {r['left']:.2f} and {r['lost']:.2f} (n = {r['n']}, d = {r['d']})" for name, r in ends)
-        yield f"one map for many names leaves them in part and takes others along (left and lost, 0 is perfect): {told}"
+    for name, rows in found.get("text", {}).items():
+        for r in rows[-1:]:
+            told = f"left {r['left']:.2f}, lost {r['lost']:.2f} ({name}, n = {r['n']}, d = {r['d']})"
+            full = "present" if r["left"] + r["lost"] > 1 else "absent"
+            yield f"one map runs out of room for many names (left + lost above 1): {full}, {told}"
 
 
 def failures(report: dict) -> Iterator[str]:

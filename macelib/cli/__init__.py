@@ -96,7 +96,7 @@ def erase(
     dtype: Dtype = None,
     low_memory: LowMemory = False,
 ) -> None:
-    """Erase concepts: stages 1-3. Cut short, the same command goes on where it stopped.
+    """Erase concepts: stages 1-3. If interrupted, run the same command again; it resumes.
 
     It first says what it will take, as `mace plan` does. With --engine, groups of concepts train at the same time.
     """

@@ -42,7 +42,8 @@ def attack(
         ),
     ] = None,
     each: Annotated[
-        bool, typer.Option("--each", help="of --task: foreign on every method's edits, not once on the original model")
+        bool,
+        typer.Option("--each", help="of --task: run the foreign control on every edit, not once on the original model"),
     ] = False,
     never_knew: Annotated[
         str | None, typer.Option(help="of never-knew: a model whose denoiser was trained without the concepts")
@@ -70,7 +71,7 @@ def attack(
 ) -> None:
     """Attack an erasure, or every method on a task, with controls: success rates, intervals and what was spent.
 
-    Cut short, the same command goes on.
+    If interrupted, run the same command again; it resumes.
     """
     from ..attacks import CONTROLS, Nearest, attacks, named, read_pictures
     from ..attacks.never import check_card, check_never
@@ -233,7 +234,7 @@ def _every(pipe, plan, ways: list, minutes: float | None, record: bool, **asked)
         typer.echo(f"Not measured: {', '.join(names)}: {why}", err=True)
     typer.echo(path)
     if record and any(row["why"] == compare.LATER for row in whole["not_measured"]):
-        raise MaceError("The time was over, and a part is not recorded: call the same command again.")
+        raise MaceError("The time ran out; incomplete tasks are not recorded: call the same command again.")
     if record:
         typer.echo(compare.record_attacks(path))
         report()

@@ -19,7 +19,7 @@ def compare(
         typer.Option("--task", "-t", help="objects, characters-100, styles, unsafe, captions, ...; or a file.yaml"),
     ],
     methods: Annotated[
-        str | None, typer.Option(help="some, with commas between; unless given all, of quick those without training")
+        str | None, typer.Option(help="comma-separated; default: all, with `quick` those that need no training")
     ] = None,
     profile: Annotated[str, typer.Option(help="quick, recorded or paper: how much is drawn")] = "quick",
     out: Annotated[
@@ -27,8 +27,8 @@ def compare(
         typer.Option("--out", "-o", help="folder: pictures, what is seen there, TASK.json; runs/compare-..."),
     ] = None,
     model: Model = "mini-sd",
-    only: Annotated[list[str] | None, typer.Option(help="some of the task's erased names")] = None,
-    seeds: Annotated[int | None, typer.Option(help="so many in place of the profile's", min=1)] = None,
+    only: Annotated[list[str] | None, typer.Option(help="erase only this name; repeatable")] = None,
+    seeds: Annotated[int | None, typer.Option(help="number of seeds, instead of the profile's", min=1)] = None,
     trainings: Annotated[
         int | None,
         typer.Option(help="seeds of a training; of objects three unless quick, else one", min=1),
@@ -36,14 +36,14 @@ def compare(
     metrics: Annotated[
         str | None, typer.Option(help="some, with commas between; one with a comma in quotes: '\"time, s\"'")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="whom the others are compared with, pair by pair; mace")] = None,
+    against: Annotated[str | None, typer.Option(help="reference for paired differences (default: mace)")] = None,
     classifier: Annotated[str | None, typer.Option(help="who judges, as in `mace evaluate`; the model's own")] = None,
     features: Annotated[
         str | None,
         typer.Option(help="the CLIP whose image vectors distances are taken of; the judge, or the model's own"),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="local or ray: each method in a process of its own")] = None,
-    jobs: Annotated[int | None, typer.Option(help="of an engine: methods at once", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option(help="with --engine: methods in parallel", min=1)] = None,
     batch: Annotated[int, typer.Option(help="pictures drawn at once", min=1)] = 16,
     autocast: Annotated[
         str | None,
@@ -58,7 +58,7 @@ def compare(
 ) -> None:
     """Erase what a task asks for by every method, with published settings and tuned ones, and measure all alike.
 
-    Cut short, the same command goes on.
+    If interrupted, run the same command again; it resumes.
     """
     from .. import compare as comparing
     from ..batch.engines import make_engine

@@ -84,7 +84,7 @@ def evaluate(
     """Acc_e, Acc_s, Acc_g and H_o of an erasure by the objects protocol, with the original model's row.
 
     With --prompts, every row of a CSV is drawn by both models, with --engine over GPUs or a cluster: the CLIP score,
-    what a classifier sees, distances. Cut short, the same command goes on.
+    what a classifier sees, distances. If interrupted, run the same command again; it resumes.
     """
     from ..compare.measure import loaded
     from ..evaluate import listed, plugged, protocols, read_prompts
@@ -166,9 +166,10 @@ def study(
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Erase what a protocol of the paper asks for, and measure it. Cut short, the same command goes on.
+    """Erase what a protocol of the paper asks for, and measure it.
 
-    Choose settings by `mace study tuning`: then the other two stay a test of them.
+    If interrupted, run the same command again; it resumes. Choose settings by `mace study tuning`: then the other two
+    stay a test of them.
     """
     from ..config import EraseConfig
     from ..evaluate import studies

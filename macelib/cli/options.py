@@ -34,10 +34,10 @@ LowMemory = Annotated[
 ]
 
 Engine = Annotated[str | None, typer.Option(help="local or ray: in processes of their own, here or on a cluster")]
-Jobs = Annotated[int | None, typer.Option(help="of an engine: processes at once", min=1)]
-Threads = Annotated[int | None, typer.Option(help="of an engine: cores of a process", min=1)]
-Gpus = Annotated[float | None, typer.Option(help="of --engine ray: GPUs of a process", min=0)]
-Address = Annotated[str | None, typer.Option(help="of --engine ray: the cluster")]
+Jobs = Annotated[int | None, typer.Option(help="with --engine: parallel processes", min=1)]
+Threads = Annotated[int | None, typer.Option(help="with --engine: cores of a process", min=1)]
+Gpus = Annotated[float | None, typer.Option(help="with --engine ray: GPUs of a process", min=0)]
+Address = Annotated[str | None, typer.Option(help="with --engine ray: the cluster")]
 
 
 def engine_of(name: str | None, jobs, threads, gpus, address):

@@ -14,7 +14,8 @@ Kind = Annotated[
     str, typer.Option(help="kind of the concepts given as arguments: object, style, celebrity or explicit")
 ]
 Preset = Annotated[
-    str | None, typer.Option(help="paper, mini, untested or best: fills what is open; the model's own by default")
+    str | None,
+    typer.Option(help="paper, mini, untested or best: sets the fields left open; the model's own by default"),
 ]
 Task = Annotated[
     str | None,

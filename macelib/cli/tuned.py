@@ -24,7 +24,7 @@ def check_sizes(protocol: str, **given) -> None:
     if stray := [name for name, value in given.items() if value is not None and name not in has]:
         known = " and ".join(f"--{name}" for name in has)
         more = " (or --only and --images, of objects)" if protocol == "ablation" and has == SIZES[protocol] else ""
-        raise MaceError(f"--{stray[0]} says nothing to the study {protocol}, which has {known}{more}: leave it out.")
+        raise MaceError(f"--{stray[0]} does not apply to the study {protocol}, which has {known}{more}: leave it out.")
 
 
 def grids(methods: str, task: str | None, grid: Path | None) -> tuple[list, list[str]]:

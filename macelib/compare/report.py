@@ -1,7 +1,8 @@
 """What is recorded, as pages show it: a table of every task in Markdown, and the README's place for it and its figure.
 
-The README's tables stand between the marks `<!-- results TASK -->` and `<!-- study STUDY -->` and their ends; a figure
-is drawn where the README names `data/readme/results-TASK.png`.
+The README's tables stand between the marks `<!-- results TASK -->` and `<!-- study STUDY -->` and their ends, the first
+one, of two studies, between those of `<!-- study short -->`; a figure is drawn where the README names
+`data/readme/results-TASK.png`.
 """
 
 import re
@@ -9,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..errors import MaceError
 from ..evaluate import record, results
@@ -23,6 +26,10 @@ from .figures import BESIDE, draw, shows, strongest
 from .plan import BEST, PRESET
 
 SHOWN = ("Acc_e", EITHER, "Acc_s", "Acc_g", "CLIP_e", "CLIP_s", "Acc_a", "residual")
+SHORT = {  # study -> its row in the short table
+    "objects": "each of the paper's ten objects alone, mean",
+    "characters": "a hundred characters together, a hundred kept",
+}
 DISTANCES = [FRECHET, KERNEL]  # of captions, of which nothing is counted
 PICTURE = re.compile(r"data/readme/(results-([\w-]+)\.png)")
 MARKED = re.compile(r"<!-- (results|study) ([\w-]+) -->\n(.*?)\n?<!-- end of \1 \2 -->", re.DOTALL)
@@ -51,7 +58,7 @@ def markdown(whole: Mapping[str, Any]) -> str:
         *shown,
         *([title, f"95 % of {title}"] if combined else []),
     ]
-    head += [f"less {against}'s"] if against else []
+    head += [f"minus {against}"] if against else []
     head += ["Time, s"] if "time, s" in every else []
     lines = [head, ["---"] * len(head)]
     for key, of in rows.items():
@@ -70,7 +77,7 @@ def _attacks(whole: Mapping[str, Any]) -> str:
     """A row per attack and method, and for the original and one that never knew: each with its strongest variant."""
     best, tried = strongest(whole["rows"]), variants(whole["rows"])
     head = ["Attack", "Method", "Settings", "Variant", "pre-ASR", "ASR", "95 % of ASR", "no attack", "foreign"]
-    lines = [[*head, "less foreign", "n"], ["---"] * (len(head) + 2)]
+    lines = [[*head, "minus foreign", "n"], ["---"] * (len(head) + 2)]
     for (attack, control, method, settings), of in best.items():
         if control not in BESIDE:
             own = [best.get((attack, beside, method, settings), {}).get("ASR") for beside in BESIDE]
@@ -136,7 +143,7 @@ def _against_all(whole: Mapping[str, Any]) -> str:
         says += " Of several variants the one with the highest ASR is shown, chosen after the fact; so is that of the "
         says += "foreign concepts. The interval leaves this choice out, and un-attacked pictures have none."
     if any(row["metric"] == FOREIGN for row in whole["rows"]):
-        says += " Less foreign: paired, by the same variant, with 95 %."
+        says += " Minus foreign: paired, by the same variant, with 95 %."
     for why, names in unmeasured(whole).items():
         says += f" Not measured: {', '.join(names)}: {why.rstrip('.')}."
     return says
@@ -163,8 +170,22 @@ def variants(rows: Sequence[Mapping[str, Any]]) -> Counter:
     )
 
 
+def short() -> str:
+    """Two studies in a row each: the erased model, the mean of several erasures; "" where neither is recorded."""
+    some, lines = ("Acc_e", "Acc_g", "Acc_s"), []
+    for study, what in SHORT.items():
+        if (path := data_folder() / "studies" / study / "metrics.csv").is_file():
+            table = pd.read_csv(path)
+            of = table[table.model == "erased"].groupby("metric").value.last()  # the mean is the last row
+            (name,) = joint(of.index)
+            lines.append([what, *(f"{of[m]:.1f}" if m in of else "" for m in some), f"{name} {of[name]:.1f}"])
+    return "\n".join(map(_line, [["Erased", *some, "Joint"], ["---"] * 5, *lines])) if lines else ""
+
+
 def tables() -> Iterator[tuple[str, str]]:
     """Every recorded table: the mark of its place, and its Markdown."""
+    if text := short():
+        yield "study short", text
     for name in results.recorded():
         yield f"results {name}", markdown(results.read(results.place(name)))
     for path in sorted((data_folder() / "studies").glob("*/metrics.csv")):

@@ -14,6 +14,7 @@ from ..evaluate.metrics import wilson
 from ..method.fuse import Fusion
 from ..method.lora.train import Example, Loras, Record, TrainConfig, example, train
 from ..method.masks import drawn_and_read, make_masks
+from ..models.pipelines import guidance_option
 from ..models.sample import generate
 from ..models.text import encode, tokenizers
 from ..models.tokens import token_spans
@@ -183,15 +184,20 @@ def own_words(pipe, phrase: str, template: str = TEMPLATE) -> Tensor:
 
 
 @torch.no_grad()
-def draw_words(pipe, names: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, batch: int = 8) -> dict:
-    """Pictures by name, drawn from the name's own words alone (see `own_words`); not for SDXL."""
+def draw_words(
+    pipe, names: Sequence[str], seeds: Sequence[int], steps: int, guidance: float | None = None, batch: int = 8
+) -> dict:
+    """Pictures by name, drawn from the name's own words alone (see `own_words`); not for SDXL.
+
+    guidance: the pipeline's own unless given.
+    """
     jobs, images = [(name, seed) for name in names for seed in seeds], []
     e = {name: own_words(pipe, name) for name in names}
     for start in range(0, len(jobs), batch):
         some = jobs[start : start + batch]
         context = torch.stack([e[name] for name, _ in some]).to(pipe.unet.device, pipe.unet.dtype)
         generators = [torch.Generator().manual_seed(int(seed)) for _, seed in some]
-        options = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": generators}
+        options = {"num_inference_steps": steps, "generator": generators, **guidance_option(pipe, guidance)}
         with fast(pipe):
             images += pipe(prompt_embeds=context, **options).images
     return {n: images[i * len(seeds) : (i + 1) * len(seeds)] for i, n in enumerate(names)}

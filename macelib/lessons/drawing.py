@@ -14,12 +14,13 @@ STAGES = (  # title, what it does, notebooks
     ("2  LoRA + CFIS", "its own tokens:\n$W' + B_i D_i$ per concept", "04"),
     ("3  Fusion", "all concepts at once:\n$W^* = W\\tilde{R} + \\sum_i B_i D_i^*$", "05"),
     ("Erased model", "measure, explore, export", "06, 07, 08"),
+    ("Beyond MACE", "compare, attack, scale", "09, 10, 11"),
 )
 
 
 def method_map() -> Figure:
-    """The stages of the method from left to right, and the notebooks that show them."""
-    fig = Figure(figsize=(9.0, 1.7), dpi=DPI, layout="constrained", facecolor="white")
+    """The stages of the method from left to right and what is done beyond it, with the notebooks that show them."""
+    fig = Figure(figsize=(10.8, 1.7), dpi=DPI, layout="constrained", facecolor="white")
     ax = fig.subplots()
     ax.set(xlim=(0, len(STAGES)), ylim=(0, 1))
     ax.axis("off")
@@ -57,7 +58,8 @@ def shifts(frames: Mapping[str, pd.DataFrame], first: int = 16, title: str | Non
     ax.set_ylabel("distance to the token\nbeside the anchor", fontsize=8)
     ax.tick_params(axis="y", labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=7, frameon=False)
+    if len(shown) > 1:
+        fig.legend(fontsize=7, frameon=False, loc="outside lower center", ncols=len(shown))
     if title:
         ax.set_title(title, fontsize=9)
     return fig

@@ -39,16 +39,23 @@ def by_task(tables: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
     return apart
 
 
-def heading(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """What stands before sentences on recorded tables: the models that they are of; "" without any."""
+def heading(tables: Mapping[str, Mapping[str, Any]], pipe=None) -> str:
+    """What stands before sentences on recorded tables: the models that they are of; "" without any.
+
+    pipe: the pipeline at hand; it is said where one of them has other weights.
+    """
+    if not tables:
+        return ""
     abouts = [about for whole in tables.values() for about in (whole["environment"], *whole["environment"].values())]
-    models = [about["model_name"] for about in abouts if isinstance(about, Mapping) and about.get("model_name")]
-    return f"Recorded{f', on {series(list(dict.fromkeys(models)), 99)}' if models else ''}." if tables else ""
+    abouts = [about for about in abouts if isinstance(about, Mapping) and about.get("model_name")]
+    models = f", on {series(list(dict.fromkeys(about['model_name'] for about in abouts)), 99)}" if abouts else ""
+    other = pipe is not None and {about["model"] for about in abouts if about.get("model")} - {model_hash(pipe)}
+    return f"Recorded{models}{', with other weights than those loaded' if other else ''}."
 
 
-def titled(name: str, whole: Mapping[str, Any], table: str) -> str:
-    """The Markdown table of a recorded file with its name and its model above."""
-    return f"**{name}. {heading({name: whole})}**\n\n{table}"
+def titled(name: str, whole: Mapping[str, Any], table: str, pipe=None) -> str:
+    """The Markdown table of a recorded file with its name and its model above; pipe: as in `heading`."""
+    return f"**{name}. {heading({name: whole}, pipe)}**\n\n{table}"
 
 
 def command(name: str) -> str:
@@ -67,15 +74,18 @@ def missing_said(names: Sequence[str]) -> str:
     missing = [part for name, parts in wanted.items() for part in parts if part not in held]
     if not missing:
         return ""
-    beside = " (the others alike)" if len(missing) > 1 else ""
-    return f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` makes this table{beside}."
+    text = f"Not recorded yet: {series(missing, 99)}; `{command(missing[0])}` makes this table"
+    every = " (the others alike). `make evidence` makes all of them, in a day or more on two cores."
+    return text + (every if len(missing) > 1 else ".")
 
 
 def study(name: str, pipe) -> str:
     """A recorded study of several ways to erase the same, in Markdown, and whether it is of this pipeline's weights.
 
-    MaceError where it is not recorded.
+    Where it is not recorded, the command that makes it.
     """
+    if not (data_folder() / "studies" / name / "metrics.csv").is_file():
+        return f"Not recorded yet: `mace study {name} --only ship --record --out FOLDER` makes this table."
     table = evaluate.recorded(name).replace("| Erased |", "| Way |", 1)
     settings = json.loads((data_folder() / "studies" / name / "settings.json").read_text(encoding="utf-8"))
     other = "" if settings["model"] == model_hash(pipe) else "**Recorded for other weights than those of this model.** "
@@ -191,10 +201,10 @@ def costs_said(table: pd.DataFrame) -> str:
         return f"{text} mace is not among them."
     own = table.loc[ours]
     told = [f"{name} {seconds / own.seconds:.2g}" for name, seconds in table.seconds.drop(ours).items()]
-    text = f"{text} In parts of the {own.seconds:.2g} s of {ours}: {series(told, 99)}."
+    text = f"{text} As a multiple of the {own.seconds:.2g} s of {ours}: {series(told, 99)}."
     metric = next(iter(joint(table)), None)
     better = table[(table.seconds < own.seconds) & (table[metric] > own[metric])] if metric else table.iloc[:0]
-    return f"{text} Cheaper and with a higher {metric or 'metric'}, whatever the interval: {series(better.index, 99)}."
+    return f"{text} Cheaper and with a higher {metric or 'metric'}, intervals ignored: {series(better.index, 99)}."
 
 
 def agreement_said(table: pd.DataFrame) -> str:

@@ -1,10 +1,9 @@
 """Notebook 11: from 1 to 300 names in one map. Why it gets tight, on embeddings; what was recorded of pictures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise, zip_longest
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -155,23 +154,24 @@ def breaks_said(table: pd.DataFrame, limit: float) -> str:
     return f"Left and lost of the map with the best worst case add up to more than {limit:g}: {'; '.join(told)}."
 
 
-def loads_said(table: pd.DataFrame, what: str) -> str:
-    """By task and method the value at the least and the greatest load, and where it falls most; table: of `loads`."""
+def loads_said(table: pd.DataFrame, what: str, worst: Callable = min) -> str:
+    """By task and method the value at the least and the greatest load, and where it falls most; table: of `loads`.
+
+    worst: `max` for what is bad when it rises: then, where it rises most.
+    """
+    verb, sign = ("rises", 1) if worst is max else ("falls", -1)
     told: dict[str, list[str]] = {}
     for (task, name), rows in table.groupby(["task", "label"], sort=False):
         first, last = rows.iloc[0], rows.iloc[-1]
         if len(rows) < 2:
             told.setdefault(task, []).append(f"{name} {_short(first['mean'])} at n/d = {first['n/d']:.3f} alone")
             continue
-        falls = [b - a for a, b in pairwise(rows["mean"])]
-        i = int(np.argmin(falls))
-        fall = (
-            ""
-            if falls[i] >= 0
-            else f", most between {rows['n/d'].iloc[i]:.3f} and {rows['n/d'].iloc[i + 1]:.3f} ({falls[i]:+.1f})"
-        )
+        steps = [b - a for a, b in pairwise(rows["mean"])]
+        i = steps.index(worst(steps))
+        where = f"{verb} most between {rows['n/d'].iloc[i]:.3f} and {rows['n/d'].iloc[i + 1]:.3f} ({steps[i]:+.1f})"
+        most = f", {where}" if sign * steps[i] > 0 else ""
         ends = f"{_short(first['mean'])} to {_short(last['mean'])} (n/d = {first['n/d']:.3f} to {last['n/d']:.3f})"
-        told.setdefault(task, []).append(f"{name} {ends}{fall}")
+        told.setdefault(task, []).append(f"{name} {ends}{most}")
     return " ".join(f"{what}, {task}: {'; '.join(some)}." for task, some in told.items())
 
 

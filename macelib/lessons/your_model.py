@@ -7,6 +7,7 @@ are exact for the layers; what a GPU's allocator and its fused kernels make of t
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
@@ -129,6 +130,17 @@ def convergence(pipe, captions: list, sizes: list[int], exclude=()) -> tuple[lis
     sizes = [n for n in sizes if n < len(captions)]
     parts = [prior(pipe, captions[:n], exclude=exclude).P for n in sizes]
     return sizes, [float((P - whole.P).norm() / whole.P.norm()) for P in parts], whole
+
+
+def convergence_said(counts: Sequence[int], away: Sequence[float]) -> str:
+    """How the distance of `convergence` falls with the number of captions; "" of fewer than two numbers."""
+    if len(counts) < 2:
+        return ""
+    power = np.polyfit(np.log(counts), np.log(away), 1)[0]
+    return (
+        f"From {counts[0]} to {counts[-1]} captions the distance goes from {away[0]:.2f} to {away[-1]:.2f}, like n to "
+        f"the power {power:.2f} (independent captions: -0.50)."
+    )
 
 
 def changed(prompts: Sequence[str], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> pd.DataFrame:
