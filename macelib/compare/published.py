@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..errors import MaceError
 from ..evaluate import results
-from ..evaluate.metrics import interval
+from ..evaluate.metrics import interval, joint
 from ..reading import read_text
 
 LEAST = 3  # methods that both must have
@@ -90,11 +90,9 @@ _SIGNS = (("agree", 1), ("apart", -1), ("tied", 0))
 
 def _row(theirs: Mapping[str, float], whole: Mapping, settings: str, kept: pd.DataFrame) -> dict | None:
     """One block with one choice of settings; None with too few methods in common."""
-    ours = {
-        row["method"]: row["mean"]
-        for row in whole["rows"]
-        if row["settings"] == settings and row["metric"] in ("H_o", "H_c", "H_a")
-    }
+    rows = [row for row in whole["rows"] if row["settings"] == settings]
+    combined = joint({row["metric"] for row in rows})
+    ours = {row["method"]: row["mean"] for row in rows if row["metric"] in combined}
     common = [method for method in theirs if method in ours and f"{method} ({settings})" in kept]
     if len(common) < LEAST:
         return None
