@@ -14,7 +14,7 @@ from ..groups import grouped
 from ..method.images import seconds
 
 EVERY = 0.05  # seconds between looks at the memory
-KEPT = ("images/*/manifest.json", "loras/*.json")  # what says how long training pictures and LoRAs took
+KEPT = ("images/*/manifest.json", "seconds/*.json")  # what says how long training pictures and LoRAs took
 Batch = tuple[int, float, float]  # pictures that were drawn at once, seconds, megabytes
 
 

@@ -46,7 +46,7 @@ class Work:
     @property
     def spent(self) -> Path:
         """Where the seconds are kept that training takes, as it goes on; pictures have theirs in their manifest."""
-        return self.kept.with_suffix(".json")
+        return self.folder / "seconds" / f"{self.key}.json"
 
     def pictures(self, concept: Concept) -> Path:
         """Folder of a concept's training pictures: one for each way to draw them, so that no two settings meet."""
