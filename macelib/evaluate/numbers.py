@@ -13,6 +13,7 @@ from math import hypot, inf
 import numpy as np
 import pandas as pd
 
+from ..errors import MaceError
 from .metrics import Resampling, interval, standing, widened, wilson
 
 DIFFERENCE = "difference"
@@ -104,7 +105,9 @@ class Cells:
         return int(self.counts.reshape(self.things or len(self.counts), -1).any(1).sum())
 
     def mean(self, taken: Resampling | None) -> Number:
-        """Mean over all values."""
+        """Mean over all values; MaceError where there is none."""
+        if not self.counts.any():
+            raise MaceError("A mean over no pictures is none: name concepts that are erased, and others that are kept.")
         value, sample = float(self.hits.sum() / self.counts.sum()), None
         if taken is not None:
             with np.errstate(invalid="ignore"):  # a resample without a picture is left out
