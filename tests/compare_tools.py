@@ -30,6 +30,7 @@ CAPTIONS = {**MANY, "metric": "CLIP_s", "kept": [], "captions": [f"a {n} thing" 
 STYLES = {**MANY, "metric": "H_a", "kind": "style", "erased": [ROWS["ship"]], "kept": [ROWS["cat"]]}
 KNOWN = [f"concept:{name}" for name in [*NAMES, "sea", "grass"]] + ["style:ship", "style:cat"]
 METHODS = ["uce", "semantic-surgery"]
+COLORS = {name: 40 * i for i, name in enumerate([*NAMES, "sea"], 1)}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,26 @@ def pictured(pipe, prompts, seeds, *args, **kw):
     edit = applied_edit(pipe)
     texts = [hash_text(p, s, "" if edit is None else edit.key) for p, s in zip(prompts, seeds, strict=True)]
     return [Image.frombytes("RGB", (4, 5), text.encode()[:60]) for text in texts]
+
+
+def in_halves(pipe, prompts, seeds, *args, **kw):
+    """Pictures whose halves have the colours of the two things that a prompt names; what is erased is the sea."""
+    edit, images = applied_edit(pipe), []
+    gone = set() if edit is None else {concept.name for concept in edit.concepts}
+    for prompt in prompts:
+        named = sorted((name for name in NAMES if name in prompt), key=prompt.index)
+        left, right = (COLORS["sea" if name in gone else name] for name in named)
+        images.append(Image.new("RGB", (16, 16), (left, left, left)))
+        images[-1].paste((right, right, right), (8, 0, 16, 16))
+    return images
+
+
+class Halves(Judge):
+    """Names a half after its colour."""
+
+    def top1(self, images, among=None, kind="concept"):
+        values = [image.getpixel((image.width // 2, image.height // 2))[0] for image in images]
+        return [min(COLORS, key=lambda name: abs(COLORS[name] - value)) for value in values]
 
 
 @pytest.fixture(autouse=True)

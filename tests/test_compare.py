@@ -5,7 +5,6 @@ from collections import Counter
 
 import compare_tools
 import numpy as np
-import pandas as pd
 import pytest
 from compare_tools import (
     ALONE,
@@ -16,7 +15,9 @@ from compare_tools import (
     SCENES,
     STYLES,
     TWO,
+    Halves,
     Judge,
+    in_halves,
     numbers_of,
     pictured,
     planned_of,
@@ -29,17 +30,19 @@ from macelib import evaluate
 from macelib.baselines import build
 from macelib.compare.counts import CLASSES
 from macelib.compare.looking import Looking
+from macelib.compare.published import samples
 from macelib.compare.report import markdown
 from macelib.compare.rows import numbers, resampling
+from macelib.compare.tables import load
 from macelib.errors import MaceError
-from macelib.evaluate import metrics, results
+from macelib.evaluate import metrics, pictures, results
 
 pipe, drawn = compare_tools.pipe, compare_tools.drawn
 
 
 def test_bootstrap_samples_of_the_combined_metric_are_kept_and_agree_with_its_interval(pipe, tmp_path):
     whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out")
-    kept = pd.read_csv(tmp_path / "out" / "pets.samples.csv")
+    kept = samples(tmp_path / "out" / "pets.json")
     assert list(kept) == ["original", *(f"{method} (published)" for method in METHODS)] and len(kept) == 500
     for row in (row for row in whole["rows"] if row["metric"] == "H_c" and row["method"] in METHODS):
         taken = kept[f"{row['method']} (published)"]
@@ -147,16 +150,19 @@ def test_two_things_count_where_the_original_shows_both(tmp_path, pipe):
     assert numbers(found, counts(run_, [now], blind, None), None) == {}
 
 
-def test_two_things_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
+def test_two_things_are_drawn_and_looked_at_in_halves(pipe, tmp_path, monkeypatch):
     """A name that is erased alone may be kept beside the others; no method is told both of it."""
+    monkeypatch.setattr(pictures, "generate", in_halves)
     found = planned_of({**TWO, "kept": [ROWS["ship"], ROWS["frog"], ROWS["cat"]]}, tmp_path)
-    whole = run(pipe, found, tmp_path / "out", ["uce"])
+    whole = run(pipe, found, tmp_path / "out", ["uce"], classifier=Halves())
     assert [found.told(i) for i in range(2)] == [["frog", "cat"], ["ship", "cat"]]
-    assert {r["method"] for r in whole["rows"]} == {"original", "uce"}, whole["not_measured"]
-    whys = {r["metric"]: r["why"] for r in whole["not_measured"] if r["method"] == "original"}
-    measured = {r["metric"] for r in whole["rows"]}
-    assert "Acc_e" in measured or "shows no such pair" in whys["Acc_e"]
-    assert "Acc_a" not in measured and "Acc_g" not in measured
+    orders = {f"{metric} {order}" for metric in ("Acc_e", "Acc_s") for order in ("erased first", "companion first")}
+    for method, settings, erased, h in (("original", "", 100, 0), ("uce", "published", 0, 100)):
+        of = numbers_of(whole, method, settings)
+        assert (of["Acc_e"], of["Acc_s"], of["H_c"]) == (erased, 100, h) and orders < set(of)
+        assert not {"Acc_a", "Acc_g"} & set(of)
+    count = {r["method"]: r["n"] for r in whole["rows"] if r["metric"] == "Acc_e"}
+    assert count == {"original": 12, "uce": 16}, "ship beside frog and frog beside ship are one picture of the original"
 
 
 def test_scenes_count_erased_things_by_twos_and_kept_ones_by_twos(tmp_path, pipe):
@@ -174,9 +180,9 @@ def test_scenes_count_erased_things_by_twos_and_kept_ones_by_twos(tmp_path, pipe
     now["drawn"][scenes[1][-2:]]["right"] = "sea"
     sums = counts(type("Run", (), {"plan": found}), [[now]], [before], None)
     of = numbers(found, sums, resampling(sums, 2))
-    assert (of["Acc_e"].value, of["Acc_e"].n, of["Acc_e"].concepts) == (pytest.approx(2 / 6), 6, 2)
+    assert (of["Acc_e"].value, of["Acc_e"].n, of["Acc_e"].concepts) == (pytest.approx(2 / 6), 3, 2)  # of three scenes
     assert (of[EITHER].value, of[EITHER].n) == (pytest.approx(2 / 3), 3)
-    assert (of["Acc_s"].value, of["Acc_s"].n) == (0.5, 8)
+    assert (of["Acc_s"].value, of["Acc_s"].n) == (0.5, 4)
     assert of["H_c"].value == pytest.approx(metrics.h_c(2 / 6, 0.5))
     blind = {"drawn": {job: {"left": "sea", "right": "sea"} for job in before["drawn"]}}
     assert numbers(found, counts(type("Run", (), {"plan": found}), [[now]], [blind], None), None) == {}
@@ -184,15 +190,35 @@ def test_scenes_count_erased_things_by_twos_and_kept_ones_by_twos(tmp_path, pipe
         planned_of(SCENES, tmp_path, only=["ship"])
 
 
-def test_scenes_are_drawn_and_looked_at_in_halves(pipe, tmp_path):
+def test_scenes_are_drawn_and_looked_at_in_halves(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "generate", in_halves)
     found = planned_of(SCENES, tmp_path)
-    whole = run(pipe, found, tmp_path / "out", ["uce"])
-    assert {r["method"] for r in whole["rows"]} == {"original", "uce"} and found.told(0) == ["horse", "cat"]
-    measured = {r["metric"] for r in whole["rows"]}
-    whys = {r["metric"]: r["why"] for r in whole["not_measured"] if r["method"] == "original"}
-    for metric in ("Acc_e", "Acc_e of either", "Acc_s", "H_c"):
-        assert metric in measured or "shows no such pair" in whys[metric]
-    assert "Acc_a" not in measured and "Acc_e erased first" not in measured
+    whole = run(pipe, found, tmp_path / "out", ["uce"], classifier=Halves())
+    assert found.told(0) == ["horse", "cat"]
+    for method, settings, erased, h in (("original", "", 100, 0), ("uce", "published", 0, 100)):
+        of = numbers_of(whole, method, settings)
+        assert (of["Acc_e"], of["Acc_e of either"], of["Acc_s"], of["H_c"]) == (erased, erased, 100, h)
+        assert "Acc_a" not in of and "Acc_e erased first" not in of
+
+
+def test_what_is_not_looked_at_is_not_drawn_and_that_is_said(pipe, tmp_path, drawn, monkeypatch):
+    """A judge without styles: their CLIP scores are all that is counted."""
+    clip = evaluate.ClipClassifier(*tiny_clip())
+    monkeypatch.setattr("macelib.compare.run.classifier_for", lambda pipe, kind="objects": clip)
+    found = planned_of(STYLES, tmp_path)
+    whole = run(pipe, found, tmp_path / "out", [], classifier=ByPixel())
+    assert len(drawn["jobs"]) == 2 * len(found.templates) * len(found.seeds), "the residual's are not drawn"
+    whys = {r["metric"]: r["why"] for r in whole["not_measured"]}
+    assert {whys[m] for m in ("Acc_e", "Acc_s", "Acc_a", "residual")} == {
+        "no classifier of this model knows styles by name"
+    }
+    assert whys["H_a difference"].startswith("mace, mace-stage-1, uce: not measured")
+
+
+def test_the_rank_is_of_what_is_told_or_else_of_what_is_kept(pipe, tmp_path):
+    alone, told = (load(pipe, planned_of(values, tmp_path)) for values in (ALONE, MANY))
+    assert (alone["rank"], alone["of"]) == ([2, 2, 2], "all that is kept")
+    assert (told["rank"], told["of"]) == ([1], "names that are told")
 
 
 def test_captions_are_scored_and_their_pictures_compared(pipe, tmp_path, monkeypatch):
@@ -224,14 +250,16 @@ def test_rows_hold_together(pipe, tmp_path):
     by = {(r["method"], r["metric"]): r for r in rows}
     assert by["uce", "Acc_e"]["n"] == 9 and by["uce", "Acc_s"]["n"] == 18 and by["uce", "H_o"]["n"] == 36
     assert by["uce", "Acc_s same group"]["n"] == 6 and by["uce", "Acc_s unrelated"]["n"] == 12
-    assert by["uce", "H_o difference"]["against"] == "uce (published)" if ("uce", "H_o difference") in by else True
+    assert by["original", "Acc_e"]["n"] == 9 and by["original", "Acc_s"]["n"] == 9 and by["original", "H_o"]["n"] == 18
+    assert ("uce", "H_o difference") not in by
     difference = by["semantic-surgery", "H_o difference"]
     expected = by["semantic-surgery", "H_o"]["mean"] - by["uce", "H_o"]["mean"]
     assert difference["against"] == "uce (published)" and difference["mean"] == pytest.approx(expected, abs=1e-3)
     assert by["uce", "time, s"]["n"] == 3 and by["uce", "peak memory, MB"]["low"] > 0
     assert ("original", "time, s") not in by
     missing = {(r["method"], r["metric"]) for r in whole["not_measured"]}
-    assert ("original", "time, s") in missing and ("uce (published)", "rank of what is kept") in missing
+    assert ("original", "time, s") in missing and ("uce (published)", "H_o difference") in missing
+    assert by["uce", "rank of what is kept"]["of"] == "all that is kept"
     settings = whole["environment"]["settings"]
     assert settings["uce (published)"]["lambda_"] == 0.5 and whole["environment"]["task"] == "pets"
     told = run(pipe, planned_of(MANY, tmp_path), tmp_path / "many", ["uce"])

@@ -1,5 +1,7 @@
 """What a comparison leaves in `data/results`: its own table, one of several counts, and the ablation's."""
 
+import dataclasses
+
 import pytest
 
 from macelib.compare import find, planned, record, report, ways
@@ -44,6 +46,14 @@ def test_the_counts_of_one_table_stand_in_their_order_and_a_new_one_takes_the_pl
     lines = report.markdown(whole).splitlines()
     assert lines[0].startswith("| Task | Method |") and lines[2].startswith("| scaling-3 | mace | published | 90.0 |")
     assert figure(whole) is None
+
+
+def test_a_whole_list_that_no_count_names_has_its_place_too(kept, tmp_path):
+    kept("scaling-30", [row("scaling-30", "mace", 70.0)])
+    plan = planned(dataclasses.replace(find("scaling")[0], counts=(3, 30)))
+    path = results.write(tmp_path / "all.json", "mace compare", {}, [row("scaling-300", "mace", 60.0)], [])
+    assert plan.name == "scaling-300" and [file.name for file in record(path, plan)] == ["scaling.json"]
+    assert [r["task"] for r in results.of("scaling")["rows"]] == ["scaling-30", "scaling-300"]
 
 
 def test_the_ablation_is_what_objects_and_characters_say_of_mace_and_its_parts(kept):

@@ -1,13 +1,14 @@
 """Numbers of a comparison: relations of names, and intervals against plain resampling, by loops and by hand."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from macelib.compare import planned
-from macelib.compare.counts import Cells, Counts, relation
+from macelib.compare.counts import Counts, relation
 from macelib.compare.rows import numbers, resampling
 from macelib.evaluate import metrics
-from macelib.evaluate.numbers import Number, ratio, row
+from macelib.evaluate.numbers import Cells, Number, combined, ratio, row
 from macelib.evaluate.tasks import task
 
 
@@ -133,3 +134,21 @@ def test_differences_are_paired():
     assert np.ptp(paired) < 0.5 * np.ptp(loose) and paired[0] > 0
     alone = Number(0.5, None, (0.2, 0.8), 4, 1)
     assert alone.minus(Number(0.4, None, (0.4, 0.4), 4, 1)).interval == pytest.approx((-0.2, 0.4))
+
+
+def test_pictures_count_once_and_trainings_of_one_prompt_and_seed_are_no_new_ones():
+    """Kept names of ten erasures: the original drew each once; three trainings drew three, as good as one to Wilson."""
+
+    def of(model, trainings):
+        lines = [
+            {"key": i, "training": t, "model": model(i), "prompt": f"a {name}", "seed": seed, "value": 1.0}
+            for i in range(10) for t in range(trainings) for name in range(10) if name != i for seed in range(2)
+        ]  # fmt: skip
+        return Cells.of(pd.DataFrame(lines), range(10), range(2), trainings=trainings)
+
+    original, trained = of(lambda i: 0, 1), of(lambda i: i, 3)
+    assert original.counts.sum() == 180 and (original.n, original.independent) == (20, 20)
+    assert (trained.n, trained.independent) == (3 * 180, 180) and trained.counts.shape == (10, 6)
+    assert original.mean(None).ends == metrics.wilson(20, 20) and original.mean(None).n == 20
+    assert trained.mean(None).ends == metrics.wilson(180, 180)
+    assert combined(metrics.h_c, [original, original], None).n == 20, "pictures of two metrics are the same"

@@ -2,25 +2,27 @@
 
 import dataclasses
 import importlib.util
-import json
 from importlib import import_module
 
 import compare_tools
 import pytest
-from compare_tools import ALONE, KNOWN, MANY, METHODS, ROWS, Judge, planned_of, run, untimed
-from tiny_data import tiny_judge
+import torch
+from compare_tools import ALONE, KNOWN, MANY, METHODS, ROWS, STYLES, Judge, planned_of, run, untimed
+from tiny_data import tiny_clip, tiny_judge
 
-from macelib import Erasure, MaceError
-from macelib.baselines import build, register
+from macelib import Concept, Erasure, MaceError, evaluate
+from macelib.baselines import TextMap, build, register
 from macelib.baselines.registry import _METHODS, Settings
+from macelib.batch.jobs import Outcome
 from macelib.compare import compare, measure, metric_names, ways
 from macelib.compare.plan import ORIGINAL, Way
 from macelib.evaluate import pictures, results
-from macelib.files import locked
+from macelib.files import locked, read_tensors
+from macelib.method.images import seconds
 from macelib.models.families import family_of
 from macelib.models.pipelines import kv_weights
 from macelib.models.sample import generate
-from macelib.models.tiny import tiny_pipeline
+from macelib.models.tiny import WIDTH, tiny_pipeline
 
 values = import_module("macelib.presets.values")  # the package has a function of this name
 drawn, pipe = compare_tools.drawn, compare_tools.pipe
@@ -39,6 +41,141 @@ def test_killed_at_any_moment_and_run_again_gives_the_same_tables(pipe, tmp_path
     drawn["stop"] = None
     again = run(pipe, found, tmp_path / "out")
     assert untimed(again) == untimed(whole) and 0 < before < count == len(drawn["jobs"])
+
+
+WRITES = [  # what is written of a row, and which time it is called
+    ("compare.measure.save_tensors", 0), ("compare.measure.write_json", 1), ("compare.spent.write_json", 1),
+    ("evaluate.pictures._write", 4), ("evaluate.pictures.write_json", 4), ("compare.tables.results.write", 0),
+    ("compare.tables.keep_samples", 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_where_something_is_written(pipe, tmp_path, drawn, slow, after):
+    """Before or after it: the same command gives the same tables, draws one batch again at most, counts none twice."""
+    clip, found = evaluate.ClipClassifier(*tiny_clip()), planned_of(MANY, tmp_path)
+    whole = run(pipe, found, tmp_path / "whole", ["slow"], features=clip)
+    count = len(drawn["jobs"])
+    for number, (place, at) in enumerate(WRITES):
+        drawn["jobs"].clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"macelib.{place}", killing(import_from(place), at, after))
+            with pytest.raises(KeyboardInterrupt):
+                run(pipe, found, tmp_path / str(number), ["slow"], features=clip)
+        again = run(pipe, found, tmp_path / str(number), ["slow"], features=clip)
+        assert untimed(again) == untimed(whole), place
+        assert len(drawn["jobs"]) <= count + 4, place
+        times = {r["method"]: r["n"] for r in again["rows"] if r["metric"] == "time per picture, s"}
+        assert max(times.values()) <= 12, place
+
+
+def import_from(place):
+    """What a place in macelib holds."""
+    module, _, name = place.rpartition(".")
+    return getattr(results if module.endswith("results") else import_module(f"macelib.{module}"), name)
+
+
+def killing(call, at, after):
+    """The call, of which one is the last."""
+    done = []
+
+    def instead(*args, **options):
+        done.append(1)
+        if len(done) <= at or after:
+            value = call(*args, **options)
+        if len(done) > at:
+            raise KeyboardInterrupt
+        return value
+
+    return instead
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Settings):
+    scale: float = 1.0
+
+
+@pytest.fixture
+def slow():
+    """A method that trains, with settings of its own; what it was built with, in turn."""
+    built = []
+
+    @register("slow", Own, trains=True)
+    def slow(request, settings):
+        built.append(settings.scale)
+        return TextMap(torch.eye(WIDTH) * (1 + settings.scale / 100))
+
+    yield built
+    del _METHODS["slow"]
+
+
+def test_an_edit_of_other_settings_of_others_or_damaged_is_made_anew(pipe, tmp_path, slow, monkeypatch, caplog):
+    found = planned_of(MANY, tmp_path)
+    measuring = measure.Measuring(found, None, None, tmp_path / "out", family=family_of(pipe))
+
+    def scale(value):
+        edit = measuring.built(pipe, Way("slow", "tuned", {"scale": value}), (0, 0), lambda *_: None)
+        return edit.settings["scale"], [concept.name for concept in edit.concepts]
+
+    first = scale(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(measure, "write_json", killing(measure.write_json, 0, False))  # the edit is kept, and no more
+        with pytest.raises(KeyboardInterrupt):
+            scale(2.0)
+    assert scale(1.0) == first == (1.0, ["ship", "frog"]) and slow == [1.0, 2.0]
+    assert scale(2.0)[0] == 2.0 and measuring.made(Way("slow", "tuned", {"scale": 1.0})) == [{}]
+    (kept,) = [
+        path for path in (tmp_path / "out" / "edits").iterdir() if read_tensors(path)[0]["settings"]["scale"] == 2
+    ]
+    kept.write_bytes(b"cut")
+    assert scale(2.0)[0] == 2.0 and str(kept) in caplog.text and slow == [1.0, 2.0, 2.0, 2.0]
+    build(pipe, [Concept("horse", "sea")], "slow", {"scale": 2.0}).save(kept)
+    assert scale(2.0)[1] == ["ship", "frog"] and f"{kept} erases horse=sea, not ship=sea, frog=sea" in caplog.text
+
+
+class Looks:
+    """An engine whose jobs end as they are told."""
+
+    def __init__(self, **outcomes):
+        self.outcomes = outcomes
+
+    def run(self, jobs):
+        for job in jobs:
+            yield Outcome(job.key, **self.outcomes[job.key.partition(" ")[0].replace("-", "_")])
+
+
+def test_a_row_that_dies_in_its_process_is_no_result(pipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("macelib.compare.run.elsewhere", lambda pipe: ())
+    monkeypatch.setattr("macelib.compare.run.plugged", lambda who: Judge())
+    died = {"error": "ValueError: no", "trace": "Traceback, line 7"}
+    engine = Looks(uce=died, semantic_surgery={"value": "It does not do that."})
+    with pytest.raises(MaceError, match=r"uce \(published\): ValueError: no(?s:.*)line 7"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", engine=engine, classifier="judge")
+    whys = {r["method"]: r["why"] for r in results.read(tmp_path / "out" / "pets.json")["not_measured"]
+            if r["metric"] == "all"}  # fmt: skip
+    assert whys == {"semantic-surgery (published)": "It does not do that."}
+
+
+def test_who_looks_is_known_by_weights_and_code(pipe, tmp_path, monkeypatch):
+    clips = [evaluate.ClipClassifier(*tiny_clip(), name="clip") for _ in range(2)]
+    with torch.no_grad():
+        clips[1].model.visual_projection.weight.add_(1)
+    run(pipe, planned_of(MANY, tmp_path), tmp_path / "features", [], features=clips[0])
+    with pytest.raises(MaceError, match=r"another run \(features differ\)"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "features", [], features=clips[1])
+    for clip in clips:
+        monkeypatch.setattr("macelib.compare.run.classifier_for", lambda pipe, kind="objects", clip=clip: clip)
+        if clip is clips[0]:
+            run(pipe, planned_of(STYLES, tmp_path), tmp_path / "scorer", [])
+    with pytest.raises(MaceError, match=r"another run \(features, scorer differ\)"):
+        run(pipe, planned_of(STYLES, tmp_path), tmp_path / "scorer", [])
+    mine = tmp_path / "mine.py"
+    for name in ("ship", "horse"):
+        mine.write_text(f"def look(pictures, among):\n    return ['{name}'] * len(pictures)\n")
+        if name == "ship":
+            run(pipe, planned_of(MANY, tmp_path), tmp_path / "judge", [], classifier=f"{mine}:look")
+    with pytest.raises(MaceError, match=r"another run \(judge differ\)"):
+        run(pipe, planned_of(MANY, tmp_path), tmp_path / "judge", [], classifier=f"{mine}:look")
 
 
 def test_what_is_damaged_is_looked_at_anew_without_drawing(pipe, tmp_path, drawn):
@@ -68,11 +205,13 @@ def test_a_method_that_refuses_is_not_measured_and_the_others_are(pipe, tmp_path
         raise MaceError("It does not do that.")
 
     try:
-        whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["refuses", "uce"])
+        whole = run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["refuses", "uce"], against="refuses")
     finally:
         del _METHODS["refuses"]
     row = {"method": "refuses (published)", "metric": "all", "why": "It does not do that."}
     assert row in whole["not_measured"] and {r["method"] for r in whole["rows"]} == {"original", "uce"}
+    why = "refuses: not measured, and the others are compared with it"
+    assert {"method": "uce (published)", "metric": "H_c difference", "why": why} in whole["not_measured"]
 
 
 def test_best_is_not_measured_while_nothing_is_chosen(pipe, tmp_path):
@@ -103,29 +242,38 @@ def test_a_training_that_was_done_is_kept(pipe, tmp_path, drawn):
     assert built == [1] and {r["training_seeds"] for r in whole["rows"] if r["method"] == "slow"} == {1}
 
 
+TRAINED = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 2}}
+
+
 @pytest.mark.slow
-def test_mace_is_trained_as_by_itself_and_its_time_goes_on(pipe, tmp_path, drawn):
-    values = {"prior": {"use": False}, "images": {"count": 1, "steps": 1, "masks": "full"}, "train": {"steps": 2}}
-    found, way = planned_of({**MANY, "kept": [ROWS["cat"]]}, tmp_path), Way("mace", "tuned", values)
-    options = {"classifier": Judge(), "batch": 4}
-    folder = tmp_path / "out"
-    (folder / "spent").mkdir(parents=True)
-    key = measure.Measuring(found, None, None, folder, family=family_of(pipe))._key(way, (0, 0))
-    spent = folder / "spent" / "mace-tuned-000.json"
-    spent.write_text(json.dumps({"key": key, "seconds": 1000.0}))  # of a run that was cut short
-    (folder / "run.json").write_text(json.dumps(about_of(pipe, found, tmp_path)))
-    drawn["stop"] = len(drawn["jobs"]) + 20  # the original and a part of the method
+def test_mace_is_trained_as_by_itself_and_its_loras_are_those_of_all_that_need_the_same(pipe, tmp_path, drawn):
+    found = planned_of({**MANY, "kept": [ROWS["cat"]]}, tmp_path)
+    rows = [Way(name, "tuned", TRAINED) for name in ("mace", "mace-added-up", "mace-without-cfis")]
+    folder, options = tmp_path / "out", {"classifier": Judge(), "batch": 4}
+    drawn["stop"] = 20  # the original and a part of the method
     with pytest.raises(KeyboardInterrupt):
-        compare(pipe, found, [ORIGINAL, way], folder, **options)
-    kept = Erasure.load(folder / "edits" / "mace-tuned-000.safetensors")
-    own = build(pipe, found.erasures[0], "mace", values, task="object", kept=["cat"])
+        compare(pipe, found, [ORIGINAL, rows[0]], folder, **options)
+    (kept,) = (folder / "edits").glob("mace-tuned-000-*.safetensors")
+    own = build(pipe, found.erasures[0], "mace", TRAINED, task="object", kept=["cat"])
     weights = {name: w.detach() for name, w in kv_weights(pipe.unet).items()}
-    for (name, a), (_, b) in zip(kept.weights(weights), own.weights(weights), strict=True):
+    for (name, a), (_, b) in zip(Erasure.load(kept).weights(weights), own.weights(weights), strict=True):
         assert (a - b).abs().max() < 1e-5, name
+    (spent,) = (folder / "work" / "seconds").iterdir()
+    assert 0 < seconds(spent) < 1000
+    spent.write_text('{"seconds": 1000.0}')
     drawn["stop"] = None
-    whole = results.read(compare(pipe, found, [ORIGINAL, way], folder, **options))
-    time = next(r for r in whole["rows"] if r["metric"] == "time, s")
-    assert not spent.exists() and time["mean"] > 1000
+    whole = results.read(compare(pipe, found, [ORIGINAL, *rows], folder, **options))
+    time, encoder, memory = (
+        {r["method"]: r["mean"] for r in whole["rows"] if r["metric"] == metric}
+        for metric in ("time, s", "time in the text encoder, s", "peak memory, MB")
+    )
+    assert time["mace"] < 1000 < time["mace-added-up"] and time["mace-without-cfis"] < 1000
+    assert set(encoder) == {"mace"} and min(memory["mace-added-up"], memory["mace-without-cfis"]) >= memory["mace"]
+    why = next(r["why"] for r in whole["not_measured"] if r["metric"] == "time in the text encoder, s"
+               and r["method"] == "mace-added-up (tuned)")  # fmt: skip
+    assert "LoRAs were there before" in why
+    assert len([*(folder / "work" / "loras").glob("*.safetensors")]) == 2, "with CFIS and without it"
+    assert len([*(folder / "work" / "images").iterdir()]) == 2, "of the ship and of the frog, drawn once"
     assert whole["environment"]["settings"]["mace (tuned)"]["train"]["steps"] == 2
 
 
@@ -161,22 +309,6 @@ def test_a_method_of_one_s_own_is_measured_anew_when_its_code_is_edited(tmp_path
     finally:
         _METHODS.pop("mine", None)
     assert keys[0] != keys[1] == keys[2]
-
-
-def about_of(pipe, found, tmp_path):
-    """What a folder says of its run."""
-    compare(pipe, found, [ORIGINAL], tmp_path / "about", classifier=Judge(), batch=4)
-    return json.loads((tmp_path / "about" / "run.json").read_text())
-
-
-def test_time_that_other_settings_took_is_not_counted(pipe, tmp_path):
-    found, way = planned_of(MANY, tmp_path), Way("mace-stage-1", "tuned", {"prior": {"use": False}})
-    spent = tmp_path / "out" / "spent" / "mace-stage-1-tuned-000.json"
-    spent.parent.mkdir(parents=True)
-    spent.write_text(json.dumps({"key": "of another learning rate", "seconds": 1000.0}))
-    measuring = measure.Measuring(found, None, None, tmp_path / "out", family=family_of(pipe))
-    measuring.built(pipe, way, (0, 0), lambda *_: None)
-    assert measuring.made(way)[0]["seconds"] < 1000 and not spent.exists()
 
 
 @pytest.mark.parametrize("values", [{"synonyms": ["boat"]}, {"super": "a boat"}])

@@ -8,7 +8,7 @@ import pytest
 from macelib.errors import MaceError
 from macelib.evaluate import metrics
 from macelib.evaluate.metrics import Resampling, h_o, interval, wilson
-from macelib.evaluate.protocols import OBJECTS
+from macelib.evaluate.protocols import CHARACTERS, OBJECTS
 from macelib.evaluate.tables import evaluation
 
 Z = 1.959963984540054
@@ -98,8 +98,8 @@ def test_paired_differences_are_narrower():
 def test_nothing_missed_is_not_certainty():
     """Tables of 20 pictures a role without a single failure: Wilson's interval, and its worst corner for H_o."""
     rows = [
-        {"erased": "ship", "model": "erased", "role": role, "name": role, "word": role, "prompt": role, "seed": i,
-         "draw": i, "group": i % 3, "found": "x", "value": float(role == "kept")}
+        {"erased": "ship", "model": "erased", "role": role, "name": "cat" if role == "kept" else "ship", "word": role,
+         "prompt": role, "seed": i, "group": i % 3, "found": "x", "value": float(role == "kept")}
         for role in OBJECTS.roles for i in range(20)
     ]  # fmt: skip
     result = evaluation(OBJECTS, rows, {})
@@ -116,6 +116,39 @@ def test_nothing_missed_is_not_certainty():
     down = value - h_o(0.05, 1 - high, 0), value - h_o(0.05, 1, high)
     low = value - np.hypot(value - low, np.hypot(*down))
     assert tuple(again.loc["H_o", ["low", "high"]]) == pytest.approx((100 * low, 100), abs=0.05)
+
+
+def row_of(erased, model, role, name, seed, value):
+    return {"erased": erased, "model": model, "role": role, "name": name, "word": name, "prompt": f"a {name}",
+            "seed": seed, "group": seed % 3, "found": name, "value": float(value)}  # fmt: skip
+
+
+def test_intervals_of_an_evaluation_are_over_concepts_too():
+    """Kept names that are always or never recognised: no seed differs, and the interval is that of plain resampling."""
+    names, rng = [f"kept {i}" for i in range(12)], np.random.default_rng(0)
+    rows = [row_of("ship", "erased", "kept", name, seed, i < 6) for i, name in enumerate(names) for seed in range(3)]
+    rows += [row_of("ship", "erased", role, "ship", seed, False) for role in ("erased", "synonym") for seed in range(3)]
+    found = evaluation(OBJECTS, rows, {}).metrics.set_index("metric").loc["Acc_s"]
+    plain = [100 * (rng.integers(12, size=12) < 6).mean() for _ in range(4000)]
+    assert found.value == 50 and np.allclose([found.low, found.high], interval(np.array(plain)), atol=3)
+
+
+def test_a_mean_over_erasures_is_over_them_and_the_original_s_pictures_count_once():
+    things, rows = [f"thing {i}" for i in range(8)], []
+    for i, gone in enumerate(things):
+        for model in ("original", "erased"):
+            shown = model == "original" or i < 4  # half of the erasures do nothing
+            some = [("erased", gone, shown), *(("kept", name, True) for name in things if name != gone)]
+            rows += [row_of(gone, model, role, name, seed, value) for role, name, value in some for seed in range(3)]
+    found = evaluation(CHARACTERS, rows, {})
+    of = found.metrics[found.metrics.erased == "mean of 8"].set_index(["model", "metric"])
+    value, low, high, images = of.loc[("erased", "Acc_e"), ["value", "low", "high", "images"]]
+    rng = np.random.default_rng(0)
+    plain = [100 * (rng.integers(8, size=8) < 4).mean() for _ in range(4000)]
+    assert value == 50 and np.allclose([low, high], interval(np.array(plain)), atol=3) and images == 24
+    assert of.loc[("erased", "Acc_s"), "images"] == 8 * 7 * 3 and of.loc[("original", "Acc_s"), "images"] == 24
+    assert of.loc[("original", "Acc_s"), "low"] == pytest.approx(100 * wilson(24, 24)[0])
+    assert of.loc[("original", "H_c"), "images"] == 24
 
 
 def test_what_cannot_vary_is_said():

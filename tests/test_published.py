@@ -12,7 +12,16 @@ from test_report import line
 from macelib.baselines import methods
 from macelib.compare import agreement
 from macelib.compare import published as module
-from macelib.compare.published import NAMES, chance, kendall, read_published
+from macelib.compare.published import (
+    NAMES,
+    NOTHING,
+    chance,
+    keep_samples,
+    kendall,
+    markdown,
+    read_published,
+    samples,
+)
 from macelib.errors import MaceError
 from macelib.evaluate import results
 
@@ -34,10 +43,10 @@ def folder(tmp_path):
     (tmp_path / "published.csv").write_text(PUBLISHED)
     rows = [line(method, "published", "H_o", h) for method, h in H.items()]
     rows += [line(method, "published", "Acc_e", 50.0) for method in H] + [line("mace", "tuned", "H_o", 99.0, 0.5)]
-    results.write(tmp_path / "objects.json", "mace compare", {}, rows, [])
+    path = results.write(tmp_path / "objects.json", "mace compare", {}, rows, [])
     noise = np.random.default_rng(0).normal(0, 6, (500, 3))
     columns = [f"{method} (published)" for method in H]
-    pd.DataFrame(np.array([*H.values()]) + noise, columns=columns).to_csv(tmp_path / "objects.samples.csv", index=False)
+    keep_samples(path, pd.DataFrame(np.array([*H.values()]) + noise, columns=columns))
     return tmp_path
 
 
@@ -78,17 +87,32 @@ def test_a_block_that_has_three_methods_in_common_is_told_with_the_pairs_apart(f
     row = table.iloc[0]
     assert (row.methods, row.agree, row.pairs, row.apart) == (3, 2, 3, "mace and uce") and row.tied == ""
     assert row.tau == pytest.approx(1 / 3) and row.p == pytest.approx(0.5)
-    kept = pd.read_csv(folder / "objects.samples.csv").to_numpy()
+    kept = samples(folder / "objects.json").to_numpy()
     share = (kept[:, 0] > kept[:, 1]).mean()  # samples in which all three are in their order
     assert 0.025 < share < 0.3 and row.low == pytest.approx(1 / 3) and row.high == pytest.approx(1.0)
 
 
 def test_equal_methods_are_not_the_other_way_round(folder):
     rows = [line(method, "published", "H_o", h) for method, h in (H | {"uce": 20.0}).items()]
-    results.write(folder / "objects.json", "mace compare", {}, rows, [])
+    kept = samples(folder / "objects.json")
+    keep_samples(results.write(folder / "objects.json", "mace compare", {}, rows, []), kept)
     row = agreement(folder).iloc[0]
     assert (row.agree, row.pairs, row.apart, row.tied) == (2, 3, "", "uce and esd-x")
     assert row.tau == pytest.approx(2 / 3) and row.p == pytest.approx(1 / 3)
+
+
+def test_samples_of_other_rows_are_refused(folder):
+    rows = [line(method, "published", "H_o", h + 1) for method, h in H.items()]
+    results.write(folder / "objects.json", "mace compare", {}, rows, [])
+    with pytest.raises(MaceError, match=r"objects\.samples\.csv holds samples of other rows"):
+        agreement(folder)
+
+
+def test_the_order_is_shown_as_a_table(folder):
+    *_, row = markdown(folder).splitlines()
+    assert row == "| A | objects | published | 0.33 | 0.33 to 1.00 | 2 of 3 | 0.500 | mace and uce |"
+    (folder / "objects.json").unlink()
+    assert markdown(folder) == NOTHING
 
 
 def test_without_records_there_is_nothing_and_a_file_without_columns_is_refused(tmp_path):

@@ -8,7 +8,7 @@ from test_attacks_table import row as attack_row
 from test_cli import mace
 
 from macelib.attacks import Result
-from macelib.compare import phenomena, report
+from macelib.compare import phenomena, published, report
 from macelib.compare.figures import figure
 from macelib.errors import MaceError
 from macelib.evaluate import record, results
@@ -130,6 +130,18 @@ def test_attacks_are_shown_beside_their_controls(tmp_path):
     )
     (panel,) = figure(whole).axes
     assert [tick.get_text() for tick in panel.get_yticklabels()] == ["original", "uce"]
+
+
+def test_the_order_beside_published_tables_is_shown_where_its_marks_stand(folder):
+    (folder / "data" / "results").mkdir()
+    (folder / "data" / "results" / "published.csv").write_text("source,task,method,h\n")
+    report.render()
+    page = folder / "README.md"
+    assert "results agreement" not in page.read_text()
+    page.write_text(page.read_text() + "<!-- results agreement -->\n<!-- end of results agreement -->\n")
+    assert "results agreement" in report.disagreements()
+    assert "results agreement: shown" in report.render() and published.NOTHING in page.read_text()
+    assert "results agreement" not in report.disagreements()
 
 
 def test_readme_is_rendered_and_checked(folder, capsys):

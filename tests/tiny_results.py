@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from macelib.compare.published import keep_samples
 from macelib.evaluate import results
 
 METHODS = {"original": "", "uce": "published", "esd-x": "published", "esd-u": "published", "mace": "published"}
@@ -43,7 +44,7 @@ def _task(folder: Path, name: str, metric: str, n: int) -> None:
     results.write(folder / f"{name}.json", f"mace compare --task {name}", {"profile": "quick"}, rows, missing)
     draws = np.random.default_rng(0).normal(0, 5, (50, len(METHODS)))
     columns = [f"{method} ({settings})" if settings else method for method, settings in METHODS.items()]
-    pd.DataFrame(draws + 60, columns=columns).to_csv(folder / f"{name}.samples.csv", index=False)
+    keep_samples(folder / f"{name}.json", pd.DataFrame(draws + 60, columns=columns))
 
 
 def _about(task: str, method: str, settings: str) -> dict:

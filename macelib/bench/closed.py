@@ -128,7 +128,13 @@ def per_layer(W: list[Tensor], concepts: Callable[[], Iterable[Data]], P: Tensor
 
 
 class Meter:
-    """Seconds spent inside, without those that `feed` takes, and the most memory above the start in megabytes."""
+    """Seconds spent inside, without those that `feed` takes, and the most memory above the start in megabytes.
+
+    every: seconds between two looks at the memory.
+    """
+
+    def __init__(self, every: float = 0.003):
+        self.every = every
 
     def __enter__(self) -> "Meter":
         self.process = psutil.Process()
@@ -145,7 +151,7 @@ class Meter:
         self.megabytes = self.peak / 1e6
 
     def _watch(self) -> None:
-        while not self.done.wait(0.003):
+        while not self.done.wait(self.every):
             self.peak = max(self.peak, self.process.memory_info().rss - self.base)
 
     def feed(self, shapes: Shapes, count: int, tell: Callable[[int], None]) -> Iterator[Data]:

@@ -1,9 +1,9 @@
 """Every method on one task, drawn and counted alike: `mace compare`, and the pages that show what was recorded.
 
-`plan` says what is drawn, `measure` draws, `looking` looks, `residual` leaves a concept's own words out, `counts` adds
-up, `rows` has means and intervals, `distance` how far kept pictures move, `tables` the file, `run` all of it in turn;
-`attacking` attacks every method of a task; `kept` records it, `report` and `figures` render that, `published` holds it
-against published tables.
+`plan` says what is drawn, `measure` draws, `spent` says what that takes, `looking` looks, `residual` leaves a concept's
+own words out, `counts` adds up, `rows` has means and intervals, `distance` how far kept pictures move, `tables` the
+file, `run` all of it in turn; `attacking` attacks every method of a task; `kept` records it, `report` and `figures`
+render that, `published` holds it against published tables.
 
 It may import all that measures and erases, `batch.jobs` and `bench`; nothing of `show`, `lessons` or `cli`.
 """

@@ -4,16 +4,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
+from ..evaluate.numbers import Cells
 from ..evaluate.shown import stand_ins
 from ..models.families import Family
 from .measure import Measuring, Seen
 from .plan import Plan
 
-COMBINED = {"H_o": ("Acc_e", "Acc_s", "Acc_g"), "H_c": ("Acc_e", "Acc_s"), "H_a": ("CLIP_e", "CLIP_s"),
-            "CLIP_s": ("CLIP_s",)}  # fmt: skip
 CLASSES = " among the classes"  # the paper's rule: the best of the task's names, whatever else the judge knows
 RELATIONS = ("shares a word", "same group", "unrelated")  # of a kept name to what is erased; the first that holds
 ORDERS = ("erased first", "companion first")
@@ -21,19 +19,6 @@ EITHER = "Acc_e of either"  # pictures of two erased things that show one of the
 METRICS = {"erased": "Acc_e", "kept": "Acc_s", "synonym": "Acc_g"}  # by role
 SCORES = {"erased": "CLIP_e", "kept": "CLIP_s"}
 SMALL = {"the", "a", "an", "of", "and", "with", "in", "on"}  # words that make no names alike
-
-
-@dataclass(frozen=True)
-class Cells:
-    """Sums of values, and counts of pictures: a row per concept (or per erasure), a column per seed.
-
-    Where a method was trained with several seeds: the drawing seeds of the first training, of the second, ...
-    """
-
-    which: int  # of `Counts.sizes`
-    hits: np.ndarray
-    counts: np.ndarray
-    proportion: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,20 +55,15 @@ def counts(run: Measuring, seen: Sequence[Sequence[Seen]], original: Sequence[Se
     for metric, (frame, role) in frames.items():
         at = which.get(role, 0)
         key = frame["erasure" if plan.apart else "name"]
-        columns = [(training, seed) for training in range(len(seen)) for seed in plan.seeds]
-        cells[metric] = _cells(frame.assign(key=key), sets[at], columns, at, not metric.startswith("CLIP"))
+        how = {"proportion": not metric.startswith("CLIP"), "trainings": len(seen)}
+        cells[metric] = Cells.of(frame.assign(key=key), sets[at], plan.seeds, at, **how)
     marks = (CLASSES,) if any(metric.endswith(CLASSES) for metric in cells) else ()
     return Counts(cells, sizes, plan.apart, marks, len(seen))
 
 
-def _cells(frame: pd.DataFrame, keys: Sequence, columns: Sequence, which: int, proportion: bool = True) -> Cells:
-    """columns: (training seed, seed)."""
-    parts = []
-    for how in ("sum", "count"):
-        table = frame.groupby(["key", "training", "seed"]).value.agg(how).unstack(["training", "seed"], fill_value=0)
-        table = table.reindex(index=keys, columns=pd.MultiIndex.from_tuples(columns), fill_value=0)
-        parts.append(table.fillna(0).to_numpy(float))
-    return Cells(which, *parts, proportion)
+def _models(seen: Sequence[Seen]) -> list[int]:
+    """By erasure which model drew: what was seen of the original is the same for all."""
+    return [next(j for j, other in enumerate(seen) if other is of) for of in seen]
 
 
 def _frames(run: Measuring, seen: Sequence[Sequence[Seen]], family: Family) -> Iterator[tuple[str, tuple]]:
@@ -119,7 +99,7 @@ def _by_role(frame: pd.DataFrame, metrics: Mapping[str, str], mark: str = ""):
 
 def _rows(run: Measuring, seen: Sequence[Sequence[Seen]], rule: str, role: str = "", family: Family | None = None):
     """One row per picture, counted as the protocols count. role: of the erased names alone, "shown" or "residual"."""
-    rows, plan = [], run.plan
+    rows, plan, models = [], run.plan, _models(seen[0])
     for training, i, of in ((t, i, of) for t, trained in enumerate(seen) for i, of in enumerate(trained)):
         asks, right = plan.asks(i), None
         if role:
@@ -128,7 +108,8 @@ def _rows(run: Measuring, seen: Sequence[Sequence[Seen]], rule: str, role: str =
             right = _instead(run, i, rule, family)
         work, part = (run.around, "residual") if role == "residual" else (run.work, "drawn")
         found = {job: rules[rule] for job, rules in of[part].items()}
-        rows += [{**line, "erasure": i, "training": training} for line in work.rows(str(i), "", asks, found, right)]
+        about = {"erasure": i, "training": training, "model": models[i]}
+        rows += [line | about for line in work.rows(str(i), "", asks, found, right)]
     return pd.DataFrame(rows)
 
 
@@ -159,24 +140,23 @@ def _words(name: str) -> set[str]:
 def _two(plan: Plan, seen: Sequence[Seen], original: Sequence[Seen]) -> Counts:
     """Erased things seen, and companions not lost, in pairs of which the original shows both."""
     rows = []
-    for i, (now, before) in enumerate(zip(seen, original, strict=True)):
+    for i, (now, before, model) in enumerate(zip(seen, original, _models(seen), strict=True)):
         for gone, other, order, prompt, seed in plan.two(i):
             if set(before["drawn"][prompt, seed].values()) != {gone, other}:
                 continue
             shown = set(now["drawn"][prompt, seed].values())
             for metric, value in (("Acc_e", gone in shown), ("Acc_s", other in shown)):
-                about = {"metric": metric, "key": f"{gone}, {other}", "order": order, "training": 0, "seed": seed}
-                rows.append(about | {"value": float(value)})
+                about = {"training": 0, "model": model, "prompt": prompt, "seed": seed, "value": float(value)}
+                rows.append({"metric": metric, "key": f"{gone}, {other}", "order": order, **about})
     things = [concept.name for concepts in plan.erasures for concept in concepts]
     companions = [row.name for row in plan.task.kept or plan.task.erased]
     frame, pairs, cells = pd.DataFrame(rows), [f"{gone}, {other}" for gone in things for other in companions], {}
-    columns = [(0, seed) for seed in plan.seeds]
     for metric in ("Acc_e", "Acc_s") if rows else ():
         of = frame[frame.metric == metric]
-        cells[metric] = _cells(of, pairs, columns, 0)
+        cells[metric] = Cells.of(of, pairs, plan.seeds)
         for order in ORDERS:
             if (part := of[of.order == order]).size:
-                cells[f"{metric} {order}"] = _cells(part, pairs, columns, 0)
+                cells[f"{metric} {order}"] = Cells.of(part, pairs, plan.seeds)
     return Counts(cells, (len(things), len(companions)), False, crossed=True)
 
 
@@ -190,8 +170,9 @@ def _alike(plan: Plan, now: Seen, before: Seen) -> Counts:
         shown = set(now["drawn"][prompt, seed].values())
         values = [("Acc_e" if one in gone else "Acc_s", name, name in shown) for name in (one, other)]
         values += [(EITHER, one, not shown.isdisjoint({one, other}))] if one in gone else []
-        rows += [{"metric": m, "key": key, "training": 0, "seed": seed, "value": float(v)} for m, key, v in values]
-    columns, sets = [(0, seed) for seed in plan.seeds], {"Acc_e": (gone, 0), EITHER: (gone, 0), "Acc_s": (kept, 1)}
+        about = {"training": 0, "model": 0, "prompt": prompt, "seed": seed}
+        rows += [{"metric": m, "key": key, **about, "value": float(v)} for m, key, v in values]
+    sets = {"Acc_e": (gone, 0), EITHER: (gone, 0), "Acc_s": (kept, 1)}
     found = pd.DataFrame(rows).groupby("metric") if rows else ()
-    cells = {metric: _cells(part, sets[metric][0], columns, sets[metric][1]) for metric, part in found}
+    cells = {metric: Cells.of(part, sets[metric][0], plan.seeds, sets[metric][1]) for metric, part in found}
     return Counts(cells, (len(gone), len(kept)), False)

@@ -17,7 +17,8 @@ from .plan import ORIGINAL, Way
 
 FRECHET, KERNEL = "Fréchet distance on CLIP features", "CMMD on CLIP features"
 TIMES = 200  # bootstrap samples of these
-FEW = "{} different pictures of the original for {} features: no covariance can be estimated"
+LEAST = 2  # different pictures for each feature: a bootstrap sample has fewer, and needs a covariance, too
+FEW = "{} different pictures of the original for {} features: a covariance and its interval need {} at least"
 
 
 def distances(run: Measuring, way: Way, taken: Resampling | None) -> tuple[dict[str, Number], dict[str, str]]:
@@ -39,19 +40,19 @@ def _distances(run: Measuring, way: Way, vectors, taken) -> tuple[dict[str, Numb
     x, y, cells = _sets(run, way, vectors)
     weights = None if taken is None else _weights(run, cells, taken)
     concepts = len({name for *_, name in cells}) if not run.plan.apart else len(run.plan.erasures)
-    equal = torch.full((1, len(x)), 1 / len(x), dtype=torch.float64)
-    found = {KERNEL: _number(float(cmmds(x, y, equal)), None if weights is None else cmmds(x, y, weights), x, concepts)}
+    every = torch.full((1, len(x)), 1 / len(x), dtype=torch.float64)  # the value first, then the bootstrap's
+    every = every if weights is None else torch.cat([every, weights])
+    found = {KERNEL: _number(cmmds(x, y, every), x, concepts)}
     different, width = len({job for *_, job, _ in cells}), x.shape[1]
-    if different <= width:
-        return found, {FRECHET: FEW.format(different, width)}
-    sample = None if weights is None else torch.tensor([frechet(x, y, row) for row in weights])
-    return {FRECHET: _number(frechet(x, y), sample, x, concepts), **found}, {}
+    if different < LEAST * width:
+        return found, {FRECHET: FEW.format(different, width, LEAST * width)}
+    return {FRECHET: _number(torch.tensor([frechet(x, y, row) for row in every]), x, concepts), **found}, {}
 
 
-def _number(value: float, sample: Tensor | None, x: Tensor, concepts: int) -> Number:
-    """A distance with its sample about the value, never below 0."""
-    value = max(value, 0.0)
-    moved = None if sample is None else np.clip(sample.numpy() - float(sample.mean()) + value, 0, None)
+def _number(values: Tensor, x: Tensor, concepts: int) -> Number:
+    """A distance, and behind it its sample, which is moved about it; never below 0."""
+    value, sample = max(float(values[0]), 0.0), values[1:].numpy()
+    moved = np.clip(sample - sample.mean() + value, 0, None) if len(sample) else None
     return Number(value, moved, (value, value), len(x), concepts, proportion=False)
 
 

@@ -1,13 +1,15 @@
 """What a comparison leaves in `data/results`: its own table, and the tables that are parts of several."""
 
-import shutil
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import MaceError
 from ..evaluate import results
+from ..files import write_text
 from .plan import BEST, WORLDS, Plan
+from .published import beside
 
 ABLATED = ("objects", "characters-100")  # tasks of which MACE's own rows are the ablation
 ATTACKED = "objects"  # the task whose attacks are recorded
@@ -19,13 +21,12 @@ def record(path: Path, plan: Plan) -> list[Path]:
     A task of one table for all counts has its rows put among those of other counts. `ablation.json` is written anew out
     of `ABLATED`, those that there are: the rows of the original model, MACE and its ablations.
     """
-    results.folder().mkdir(parents=True, exist_ok=True)
     if plan.task.about.one_table:
         kept = [_joined(results.read(path), plan)]
     else:
-        kept = [results.place(plan.name), results.place(plan.name).with_suffix(".samples.csv")]
-        for source, target in zip((path, path.with_suffix(".samples.csv")), kept, strict=True):
-            shutil.copyfile(source, target)
+        place = results.place(plan.name)
+        pairs = {path: place, beside(path): beside(place)}
+        kept = [write_text(target, source.read_text(encoding="utf-8")) for source, target in pairs.items()]
     return [*kept, *_ablation(plan)]
 
 
@@ -46,13 +47,13 @@ def record_attacks(path: Path) -> Path:
 def _joined(new: Mapping[str, Any], plan: Plan) -> Path:
     """The table of all counts, this one's rows in place of earlier ones."""
     name = plan.task.name.removeprefix(f"{WORLDS[0]}-")
-    place, order = results.place(name), [f"{name}-{count}" for count in plan.task.counts]
+    place = results.place(name)
     old = results.read(place) if place.is_file() else {"environment": {}, "rows": [], "not_measured": []}
     rows = [row for row in old["rows"] if row["task"] != plan.name] + [*new["rows"]]
     left = [row for row in old["not_measured"] if row.get("task") != plan.name]
     left += [{"task": plan.name, **row} for row in new["not_measured"]]
     about = {**old["environment"], plan.name: {"command": new["command"], **new["environment"]}}
-    rows.sort(key=lambda row: order.index(row["task"]))
+    rows.sort(key=lambda row: int((re.findall(r"\d+$", row["task"]) or [0])[0]))  # by count
     return results.write(place, f"mace compare --task {name}-COUNT --record", about, rows, left)
 
 

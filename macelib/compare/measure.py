@@ -1,13 +1,13 @@
 """One method of a comparison: built, applied, drawn, looked at and removed, one erasure after the other.
 
 What is seen in the pictures is kept in the folder when an erasure is through; the pictures are kept, too, so that a run
-that was cut short goes on where it stopped, and every measure looks at the same ones.
+that was cut short goes on where it stopped, and every measure looks at the same ones. So are training pictures and
+LoRAs, which are one for all methods that need the same; what they took is part of what each of these took.
 """
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,10 @@ from torch import Tensor
 from ..baselines import Edit, build, method
 from ..baselines.ablations import filled
 from ..baselines.edit import FORMAT
-from ..bench import Meter
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..erasure import Erasure
-from ..errors import MaceError
+from ..errors import MaceError, refusal
 from ..evaluate.pictures import Drawing, Job
 from ..evaluate.work import Protocol, Work
 from ..files import hash_text, read_cached, read_tensors, save_tensors, write_json
@@ -32,10 +31,12 @@ from ..reading import build_settings
 from .looking import Looking
 from .plan import ORIGINAL, Plan, Way
 from .residual import why_not, words_around
+from .spent import Batch, Strain, encoding, known_seconds, spending, used_by
 
+log = logging.getLogger(__name__)
+NO_STYLES = "no classifier of this model knows styles by name"
 Seen = dict[str, dict[Job, dict[str, Any]]]  # "drawn" and "residual" -> (prompt, seed) -> what is seen, by rule
 Unit = tuple[int, int]  # number of the erasure, training seed
-Batch = tuple[int, float, float]  # pictures that were drawn at once, seconds, megabytes
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
 
 
@@ -107,10 +108,16 @@ class Measuring:
                     with untouched(pipe):
                         self._unit(pipe, way, unit, tell)
                 except MaceError as error:
-                    if isinstance(error.__cause__, OSError):  # the disk's fault, not the method's
-                        raise
-                    return str(error)
+                    return refusal(error)
         return None
+
+    def no_residual(self, pipe) -> str | None:
+        """Why there is no residual score; None where there is one."""
+        if self.plan.pairs:
+            return "prompts of two things have more words than those around the erased one"
+        if self.plan.scored and not (self.plan.kind == "style" and getattr(self.look.classifier, "styles", None)):
+            return NO_STYLES
+        return why_not(pipe)
 
     def _unit(self, pipe, way: Way, unit: Unit, tell: Progress) -> None:
         plan, erasures = self.plan, range(len(self.plan.erasures)) if way == ORIGINAL else [unit[0]]
@@ -118,7 +125,7 @@ class Measuring:
             self.built(pipe, way, unit, tell).apply(pipe)
         jobs = dict.fromkeys(job for number in erasures for job in plan.jobs(number, self.work))
         seen: Seen = {"drawn": self._drawn(pipe, list(jobs), erasures, way, unit, tell), "residual": {}}
-        if not plan.pairs and why_not(pipe) is None:
+        if self.no_residual(pipe) is None:
             names = {}
             for ask in (ask for number in erasures for ask in plan.asks(number) if ask.role == "erased"):
                 names |= {job: ask.name for job in self.around.jobs([ask])}
@@ -136,6 +143,7 @@ class Measuring:
         measured = Strain(place, key, self._strain(way, unit), pipe.device.type)
         kept = {job for number in erasures for job in self.kept_jobs(number)} if self.look.clip is not None else set()
         for some, pictures in self.drawing.pictures(pipe, jobs, self.folder / "pictures", "drawn", measured):
+            measured.keep()
             seen |= zip(some, self.look(pictures, some), strict=True)
             if stays := [(job, picture) for job, picture in zip(some, pictures, strict=True) if job in kept]:
                 stay, shown = zip(*stays, strict=True)
@@ -151,43 +159,49 @@ class Measuring:
         return [] if self.plan.pairs else self.work.jobs([ask for ask in self.plan.asks(i) if ask.role == "kept"])
 
     def built(self, pipe, way: Way, unit: Unit, tell: Progress):
-        """The edit of an erasure, and a file of what building it took; what was trained is kept, and its time."""
-        chosen, kept, known = method(way.method), self._file(way, unit, "edits", ".safetensors"), self._made(way, unit)
-        resumes = chosen.settings is EraseConfig  # cut short, its training goes on, and so does its time
+        """The edit of an erasure, and a file of what building it took; what was trained is kept.
+
+        LoRAs and training pictures that were there already add the seconds that making them took.
+        """
+        chosen, key, known, work = method(way.method), self._key(way, unit), self._made(way, unit), self.folder / "work"
+        kept = self._file(way, unit, "edits", f"-{key[:12]}.safetensors")
         keeps = chosen.trains or self.keep
-        if keeps and kept.is_file() and known.get("key") == self._key(way, unit):
-            return self._loaded(kept, unit)
-        key, spent, last, began = self._key(way, unit), self._file(way, unit, "spent"), [0.0], time.perf_counter()
-        before = _json(spent).get("seconds", 0.0) if _json(spent).get("key") == key else 0.0
-
-        def told(stage: str, done: int, total: int, detail: str) -> None:
-            tell(stage, done, total, detail)
-            if resumes and (now := time.perf_counter() - began) > last[0] + 1:
-                last[0] = now
-                write_json(spent, {"key": key, "seconds": before + now}, None)
-
-        if pipe.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        with encoding(pipe) as clock, Meter() as meter:
-            options = {"task": self.plan.kind, "kept": self.plan.told(unit[0]), "progress": told, "seed": unit[1]}
-            options |= {"folder": str(self.folder / "work" / self._name(way, unit))} if resumes else {}
+        if keeps and known and (edit := self._loaded(kept, unit)) is not None:
+            return edit
+        before = known_seconds(work)
+        with encoding(pipe) as clock, spending(pipe.device.type) as spent:
+            options = {"task": self.plan.kind, "kept": self.plan.told(unit[0]), "progress": tell, "seed": unit[1]}
+            options |= {"folder": str(work)} if chosen.settings is EraseConfig else {}
             edit = build(pipe, self.plan.erasures[unit[0]], way.method, way.values, **options)
-        memory = torch.cuda.max_memory_allocated() if pipe.device.type == "cuda" else meter.base + meter.peak
-        values = edit.config.to_dict() if hasattr(edit, "config") else edit.settings
-        made = {"key": key, "seconds": before + meter.seconds, "encoding": clock[0]}
-        made |= {"megabytes": memory / 1e6, "values": values, "notes": list(getattr(edit, "notes", ()))}
+        values, used = edit.config.to_dict() if hasattr(edit, "config") else edit.settings, used_by(pipe, edit, work)
+        made = {"key": key, **spent, "encoding": clock[0], "used": used}
+        made |= {"values": values, "notes": list(getattr(edit, "notes", ()))}
+        if earlier := sum(before.get(file, 0.0) for file in used):
+            made["seconds"] += earlier
+            made["megabytes"] = max(made["megabytes"], self._peak(used))
+            made["encoding"] = None  # of this nothing was kept
         if keeps:
             edit.save(kept)
-        if known.get("key") != key:  # what a comparison has measured stays
+        if not known:  # what a comparison has measured stays
             write_json(self._file(way, unit, "made"), made, None)
-        spent.unlink(missing_ok=True)
         return edit
 
+    def _peak(self, used: Sequence[str]) -> float:
+        """The most megabytes of the edits that were built with any of the same LoRAs or training pictures."""
+        others = [_json(path) for path in (self.folder / "made").glob("*.json")]
+        return max((one["megabytes"] for one in others if not {*one.get("used", ())}.isdisjoint(used)), default=0)
+
     def _loaded(self, kept: Path, unit: Unit):
-        """A kept edit; MaceError where it is not of what the plan erases."""
-        edit, asked = loaded(kept), _pairs(self.plan.erasures[unit[0]])
-        if (there := _pairs(edit.concepts)) != asked:
-            raise MaceError(f"{kept} erases {', '.join(there)}, not {', '.join(asked)}: delete it; it is made anew.")
+        """A kept edit; None where there is none, or (said) one that is damaged, or not of what the plan erases."""
+        if not kept.is_file():
+            return None
+        try:
+            edit, asked = loaded(kept), _pairs(self.plan.erasures[unit[0]])
+            if (there := _pairs(edit.concepts)) != asked:
+                raise MaceError(f"{kept} erases {', '.join(there)}, not {', '.join(asked)}.")
+        except MaceError as error:
+            log.warning("%s It is made anew.", error)
+            return None
         return edit
 
     def _key(self, way: Way, unit: Unit) -> str:
@@ -211,8 +225,9 @@ class Measuring:
         return self.folder / what / f"{self._name(way, unit)}{suffix}"
 
     def _made(self, way: Way, unit: Unit) -> dict:
-        """What building took; empty where that is not known."""
-        return _json(self._file(way, unit, "made"))
+        """What building took; empty where that is not known, or of other settings."""
+        found = _json(self._file(way, unit, "made"))
+        return found if found.get("key") == self._key(way, unit) else {}
 
     def _strain(self, way: Way, unit: Unit) -> list[Batch]:
         """What drawing took, batch by batch, as far as it was drawn for this."""
@@ -251,42 +266,6 @@ def _json(path: Path) -> dict:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}
-
-
-class Strain:
-    """What drawing takes, kept in a file batch by batch: entered for every batch that is drawn."""
-
-    def __init__(self, place: Path, key: str, known: list[Batch], device: str):
-        self.place, self.key, self.batches, self.cuda = place, key, [*known], device == "cuda"
-
-    @contextmanager
-    def __call__(self, pictures: int) -> Iterator[None]:
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        with Meter() as meter:
-            yield
-        memory = torch.cuda.max_memory_allocated() if self.cuda else meter.base + meter.peak
-        self.batches.append((pictures, meter.seconds, memory / 1e6))
-        write_json(self.place, {"key": self.key, "batches": self.batches}, None)
-
-
-@contextmanager
-def encoding(pipe) -> Iterator[list[float]]:
-    """Seconds that the pipeline's text encoders take meanwhile, in a list of one."""
-    spent, started, hooks = [0.0], [0.0], []
-
-    def after(*_) -> None:
-        spent[0] += time.perf_counter() - started[0]
-
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        if (encoder := getattr(pipe, name, None)) is not None:
-            hooks.append(encoder.register_forward_pre_hook(lambda *_: started.__setitem__(0, time.perf_counter())))
-            hooks.append(encoder.register_forward_hook(after))
-    try:
-        yield spent
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def loaded(path: Path):

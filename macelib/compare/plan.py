@@ -43,7 +43,7 @@ class Profile:
 
 
 PROFILES = {
-    "quick": Profile("quick", steps=8, images=5, templates=1, seeds=5, pairs=2, captions=100),
+    "quick": Profile("quick", steps=8, images=5, templates=1, seeds=5, pairs=3, captions=100),
     "recorded": Profile("recorded", steps=8, images=20, templates=2, seeds=3, pairs=5, captions=500, trainings=3),
     "paper": Profile("paper", steps=25, images=50, templates=5, seeds=5, pairs=5, captions=5000, trainings=3),
 }

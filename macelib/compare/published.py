@@ -5,6 +5,7 @@ the pairs of methods that agree, the chance of as many under a random order, and
 """
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations, permutations
 from pathlib import Path
@@ -14,7 +15,8 @@ import pandas as pd
 
 from ..errors import MaceError
 from ..evaluate import results
-from ..evaluate.metrics import interval
+from ..evaluate.metrics import interval, joint
+from ..files import hash_text, write_text
 from ..reading import read_text
 
 LEAST = 3  # methods that both must have
@@ -29,6 +31,7 @@ TASKS = {  # of a published task, ours: first its own, then those of equal load,
     "celebrities-100": ("characters-100", "characters-50", "characters-30"),
 }
 SETTINGS = ("tuned", "published")
+NOTHING = "No task is recorded of which published tables have three methods in common with ours."
 
 
 def read_published(path: str | Path | None = None) -> pd.DataFrame:
@@ -75,7 +78,7 @@ def agreement(folder: str | Path | None = None) -> pd.DataFrame:
     for (source, theirs), block in read_published(folder / "published.csv").groupby(["source", "task"], sort=False):
         for name in TASKS.get(theirs, ()):
             if (folder / f"{name}.json").is_file():
-                kept = samples(folder / f"{name}.samples.csv")
+                kept = samples(folder / f"{name}.json")
                 whole = results.read(folder / f"{name}.json")
                 for settings in SETTINGS:
                     row = _row(dict(zip(block.method, block.h, strict=True)), whole, settings, kept)
@@ -90,11 +93,9 @@ _SIGNS = (("agree", 1), ("apart", -1), ("tied", 0))
 
 def _row(theirs: Mapping[str, float], whole: Mapping, settings: str, kept: pd.DataFrame) -> dict | None:
     """One block with one choice of settings; None with too few methods in common."""
-    ours = {
-        row["method"]: row["mean"]
-        for row in whole["rows"]
-        if row["settings"] == settings and row["metric"] in ("H_o", "H_c", "H_a")
-    }
+    rows = [row for row in whole["rows"] if row["settings"] == settings]
+    combined = joint({row["metric"] for row in rows})
+    ours = {row["method"]: row["mean"] for row in rows if row["metric"] in combined}
     common = [method for method in theirs if method in ours and f"{method} ({settings})" in kept]
     if len(common) < LEAST:
         return None
@@ -111,6 +112,38 @@ def _row(theirs: Mapping[str, float], whole: Mapping, settings: str, kept: pd.Da
     }  # fmt: skip
 
 
+def markdown(folder: str | Path | None = None) -> str:
+    """The same in Markdown, a row per block; a sentence where there is none."""
+    table, head = agreement(folder), ["Source", "Task", "Settings", "τ", "95 % of τ", "Pairs that agree", "p", "Apart"]
+    lines = [head, ["---"] * len(head)]
+    for row in table.itertuples():
+        numbers = f"{row.tau:.2f}", f"{row.low:.2f} to {row.high:.2f}", f"{row.agree} of {row.pairs}", f"{row.p:.3f}"
+        lines.append([row.source, row.task, row.settings, *numbers, row.apart])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) if len(table) else NOTHING
+
+
+def keep_samples(path: str | Path, table: pd.DataFrame) -> Path:
+    """Keep the bootstrap samples of a results file beside it; the first line says of which rows they are."""
+    return write_text(beside(path), f"{_rows_of(path)}\n{table.to_csv(index=False)}")
+
+
 def samples(path: str | Path) -> pd.DataFrame:
-    """The combined metric of every row in each bootstrap sample, a column per row; empty where none are kept."""
-    return pd.read_csv(path) if Path(path).is_file() else pd.DataFrame()
+    """The combined metric in each bootstrap sample, a column per row of a results file; empty where none are kept.
+
+    MaceError for samples of other rows.
+    """
+    if not beside(path).is_file():
+        return pd.DataFrame()
+    rows, _, table = read_text(beside(path), "samples").partition("\n")
+    if rows != _rows_of(path):
+        raise MaceError(f"{beside(path)} holds samples of other rows than {path} has: record that comparison again.")
+    return pd.read_csv(io.StringIO(table)) if table.strip() else pd.DataFrame()
+
+
+def beside(path: str | Path) -> Path:
+    """Where the samples of a results file are kept."""
+    return Path(path).with_suffix(".samples.csv")
+
+
+def _rows_of(path: str | Path) -> str:
+    return f"# of rows {hash_text(json.dumps(results.read(path)['rows']))}"

@@ -1,8 +1,8 @@
 """What is recorded, as pages show it: a table of every task in Markdown, and the README's place for it and its figure.
 
-The README's tables stand between the marks `<!-- results TASK -->` and `<!-- study STUDY -->` and their ends, the first
-one, of two studies, between those of `<!-- study short -->`; a figure is drawn where the README names
-`data/readme/results-TASK.png`.
+The README's tables stand between the marks `<!-- results TASK -->` and `<!-- study STUDY -->` and their ends; a figure
+is drawn where the README names `data/readme/results-TASK.png`. `<!-- study short -->` has two studies in a row each, and
+`<!-- results agreement -->`, where it stands, the order of methods beside that of published tables.
 """
 
 import re
@@ -19,7 +19,7 @@ from ..evaluate.attacked import FOREIGN
 from ..evaluate.metrics import joint
 from ..evaluate.numbers import DIFFERENCE
 from ..files import data_folder, into_marks
-from . import phenomena
+from . import phenomena, published
 from .counts import EITHER
 from .distance import FRECHET, KERNEL
 from .figures import BESIDE, draw, shows, strongest
@@ -31,6 +31,7 @@ SHORT = {  # study -> its row in the short table
     "characters": "a hundred characters together, a hundred kept",
 }
 DISTANCES = [FRECHET, KERNEL]  # of captions, of which nothing is counted
+AGREEMENT = "results agreement"  # the mark of its place
 PICTURE = re.compile(r"data/readme/(results-([\w-]+)\.png)")
 MARKED = re.compile(r"<!-- (results|study) ([\w-]+) -->\n(.*?)\n?<!-- end of \1 \2 -->", re.DOTALL)
 
@@ -213,6 +214,9 @@ def render(path: str | Path | None = None) -> list[str]:
     for image, name in _pictures(readme).items() if readme.is_file() else ():
         if name in results.recorded() and draw(results.read(results.place(name)), image):
             said.append(str(image))
+    if readme.is_file() and f"<!-- {AGREEMENT} -->" in readme.read_text(encoding="utf-8"):
+        into_marks(readme, AGREEMENT, published.markdown())
+        said.append(f"{AGREEMENT}: shown")
     if (shown := phenomena.text()) and into_marks(card_page(), phenomena.MARK, shown):
         said.append(f"{phenomena.MARK}: shown in {card_page()}")
     return said or ["Nothing is recorded yet: mace compare --task objects --profile recorded --record."]
@@ -229,6 +233,8 @@ def disagreements(path: str | Path | None = None) -> list[str]:
     except OSError as error:
         raise MaceError(f"{readme} cannot be read ({error}): call this in a checkout.") from error
     known, there = dict(tables()), results.recorded()
+    if AGREEMENT in shown:
+        known[AGREEMENT] = published.markdown()
     wrong = [mark for mark in {**shown, **known} if known.get(mark) != shown.get(mark)]
     for image, name in _pictures(readme).items():
         if name not in there or not shows(image, results.read(results.place(name))):

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..batch.jobs import Job
-from ..errors import MaceError, explained, unknown
+from ..errors import MaceError, explained, first_line, unknown
 from ..evaluate.classifiers import classifier_for, plugged
-from ..evaluate.made import made_with
+from ..evaluate.made import judged_by, made_with
 from ..evaluate.pictures import Drawing
 from ..files import check_writable, locked, write_json
 from ..models.families import family_of
@@ -85,7 +85,10 @@ def measuring(pipe, plan: Plan, who: tuple, drawing: Drawing, folder: Path) -> M
 
 
 def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:
-    """Each row, when it is measured, and why it could not be."""
+    """Each row, when it is measured, and the refusal where it could not be.
+
+    MaceError, when the others are through, with what went wrong in rows that died in their processes.
+    """
     if engine is None:
         for way in ways:
             with explained():
@@ -98,15 +101,23 @@ def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) ->
     todo = {str(way): way for way in ways}
     waiting = [Job(key, measure_elsewhere, (*how, way)) for key, way in todo.items() if run.seen(way) is None]
     yield from ((way, None) for key, way in todo.items() if key not in {job.key for job in waiting})
+    died = []
     for done, outcome in enumerate(engine.run(waiting), 1):
         tell("methods", done, len(waiting), outcome.key)
-        yield todo[outcome.key], outcome.error or outcome.value
+        if outcome.error:
+            died.append(outcome)
+        else:
+            yield todo[outcome.key], outcome.value
+    if died:
+        said = "; ".join(f"{outcome.key}: {first_line(outcome.error)}" for outcome in died)
+        traces = "\n".join(outcome.trace for outcome in died if outcome.trace)
+        raise MaceError(f"Rows died in their processes ({said}); the others are kept: call again.\n{traces}")
 
 
 def measure_elsewhere(how: tuple, plan: Plan, who: tuple, drawing: Drawing, folder: str, way: Way) -> str | None:
-    """One row in a process of its own, into the folder; why it cannot be measured. how: of `elsewhere`.
+    """One row in a process of its own, into the folder; the refusal where it cannot be measured. how: of `elsewhere`.
 
-    MaceError: not the same model.
+    MaceError: not the same model. What is raised is a fault, not a refusal.
     """
     pipe = load_again(*how)
     run = measuring(pipe, plan, who, drawing, Path(folder))
@@ -117,10 +128,12 @@ def measure_elsewhere(how: tuple, plan: Plan, who: tuple, drawing: Drawing, fold
 
 def _about(pipe, run: Measuring) -> dict[str, Any]:
     """What all pictures and counts of a run depend on, beside the methods."""
-    plan, about = run.plan, run.drawing.about(pipe) | made_with(pipe, [], run.look.classifier)
+    plan, look, about = run.plan, run.look, run.drawing.about(pipe) | made_with(pipe, [], run.look.classifier)
     about |= {**asked(plan), "profile": plan.profile, "batch": run.drawing.batch}
     about |= {"templates": list(plan.templates), "seeds": list(plan.seeds)}
-    about |= {"features": getattr(run.look.clip, "name", None), "training_seeds": plan.trainings}
+    others = {"features": look.clip, "scorer": look.scorer}
+    about |= {name: None if who is None else judged_by(who) for name, who in others.items()}
+    about |= {"training_seeds": plan.trainings}
     return json.loads(json.dumps(about | {"device": str(pipe.device.type)}, default=str))
 
 

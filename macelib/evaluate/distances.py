@@ -126,6 +126,7 @@ def frechet(x: Tensor, y: Tensor, weights: Tensor | None = None) -> float:
     for rows in (x.double(), y.double()):
         n = len(rows)
         shares = torch.full((n,), 1 / n, dtype=torch.float64) if weights is None else weights.double()
+        rows, shares = rows[shares > 0], shares[shares > 0]  # what a bootstrap sample leaves out costs nothing
         means.append(shares @ rows)
         centred = (rows - means[-1]) * (shares * n / (n - 1)).sqrt()[:, None]
         sums += float(centred.square().sum())

@@ -1,8 +1,10 @@
 """What an evaluation was made with, for its settings.json: enough to make it again."""
 
+import inspect
 from collections.abc import Sequence
 
-from ..files import hash_tensors
+from ..baselines.registry import source
+from ..files import hash_tensors, hash_text
 from ..models.about import made
 
 
@@ -14,15 +16,20 @@ def made_with(pipe, erasures: Sequence, judge) -> dict:
     """
     return {
         **made(pipe),
-        "judge": {"name": judge.name, "weights": _weights(judge)},
+        "judge": judged_by(judge),
         "config": [_settings(erasure) for erasure in erasures],
     }
 
 
-def _weights(judge) -> str | None:
-    """Hash of the judge's weights; None for one that has none."""
-    model = getattr(judge, "model", None)
-    return None if model is None else hash_tensors(dict(model.state_dict()))
+def judged_by(judge) -> dict:
+    """What is said of who looks at pictures: its name, the hash of its weights, and that of a user's own code."""
+    model, call = getattr(judge, "model", None), getattr(judge, "call", judge)
+    weights = hash_tensors(dict(model.state_dict())) if hasattr(model, "state_dict") else None
+    about = {"name": judge.name, "weights": weights}
+    if str(getattr(call, "__module__", "")).partition(".")[0] == "macelib":
+        return about
+    code = source(call if inspect.isfunction(call) else type(getattr(call, "__self__", call)))
+    return about | {"code": hash_text(code)}
 
 
 def _settings(erasure) -> dict:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from math import hypot, inf, sqrt
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 
@@ -56,7 +57,19 @@ def h_a(clip_e, clip_s):
     return clip_s - clip_e
 
 
-COMBINE: dict[str, Callable] = {"H_o": h_o, "H_c": h_c, "H_a": h_a, "CLIP_s": lambda clip_s: clip_s}
+class Joint(NamedTuple):
+    """A metric that is made of others."""
+
+    parts: tuple[str, ...]
+    function: Callable  # of their means
+
+
+COMBINE = {
+    "H_o": Joint(("Acc_e", "Acc_s", "Acc_g"), h_o),
+    "H_c": Joint(("Acc_e", "Acc_s"), h_c),
+    "H_a": Joint(("CLIP_e", "CLIP_s"), h_a),
+    "CLIP_s": Joint(("CLIP_s",), lambda clip_s: clip_s),
+}
 
 
 def joint(metrics: Collection[str]) -> list[str]:

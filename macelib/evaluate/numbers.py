@@ -5,13 +5,16 @@ Of what is made of several numbers, one that does not vary adds how far its own 
 of 30 is not certain beside 15 of 30. The mean lies in its interval always.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import hypot, inf
 
 import numpy as np
+import pandas as pd
 
-from .metrics import Resampling, interval, widened, wilson
+from ..errors import MaceError
+from .metrics import Resampling, interval, standing, widened, wilson
 
 DIFFERENCE = "difference"
 
@@ -59,6 +62,60 @@ class Number:
         return Number(value, sample, ends, self.n, self.concepts, self.proportion, still)
 
 
+@dataclass(frozen=True)
+class Cells:
+    """Sums of values, and how many they are of: a row per concept (or per erasure), a column per seed.
+
+    Where a method was trained with several seeds: the drawing seeds of the first training, of the second, ...
+    """
+
+    which: int  # of `Resampling.concepts`
+    hits: np.ndarray
+    counts: np.ndarray
+    proportion: bool = True
+    pictures: frozenset = frozenset()  # (training, model, prompt, seed); empty: every value is of one of its own
+    things: int = 0  # where a row is a pair: how many its first member may be
+
+    @classmethod
+    def of(
+        cls, frame: pd.DataFrame, keys: Sequence, seeds: Sequence[int], which=0, proportion=True, trainings: int = 1
+    ) -> "Cells":
+        """Of a row per value: key, training, model (who drew), prompt, seed, value; NaN is left out."""
+        frame, parts = frame[frame.value.notna()], []
+        columns = pd.MultiIndex.from_product([range(trainings), seeds])
+        for how in ("sum", "count"):
+            table = frame.groupby(["key", "training", "seed"]).value.agg(how).unstack(["training", "seed"])
+            parts.append(table.reindex(index=keys, columns=columns).fillna(0).to_numpy(float))
+        pictures = frozenset(zip(*(frame[name] for name in ("training", "model", "prompt", "seed")), strict=True))
+        return cls(which, *parts, proportion, pictures)
+
+    @property
+    def n(self) -> int:
+        """How many different pictures these are."""
+        return len(self.pictures) or int(self.counts.sum())
+
+    @property
+    def independent(self) -> int:
+        """The same, several trainings of one prompt and seed counted once."""
+        return len({picture[1:] for picture in self.pictures}) or self.n
+
+    @property
+    def concepts(self) -> int:
+        """Of how many concepts there are values."""
+        return int(self.counts.reshape(self.things or len(self.counts), -1).any(1).sum())
+
+    def mean(self, taken: Resampling | None) -> Number:
+        """Mean over all values; MaceError where there is none."""
+        if not self.counts.any():
+            raise MaceError("A mean over no pictures is none: name concepts that are erased, and others that are kept.")
+        value, sample = float(self.hits.sum() / self.counts.sum()), None
+        if taken is not None:
+            with np.errstate(invalid="ignore"):  # a resample without a picture is left out
+                sample = taken.sample([(self.which, self.hits), (self.which, self.counts)], lambda a, b: a / b)[1]
+        ends = wilson(value * self.independent, self.independent) if self.proportion else (value, value)
+        return Number(value, sample, ends, self.n, self.concepts, self.proportion)
+
+
 def ratio(
     hits: np.ndarray, counts: np.ndarray, taken: Resampling | None, which: int = 0, proportion: bool = True
 ) -> Number:
@@ -68,12 +125,29 @@ def ratio(
     >>> none.varies, tuple(round(end, 3) for end in none.interval)  # Wilson's of 0 in 30
     (False, (0.0, 0.114))
     """
-    value, sample = float(hits.sum() / counts.sum()), None
-    if taken is not None:
-        with np.errstate(invalid="ignore"):  # a resample without a picture is left out
-            sample = taken.sample([(which, hits), (which, counts)], lambda a, b: a / b)[1]
-    ends = wilson(float(hits.sum()), int(counts.sum())) if proportion else (value, value)
-    return Number(value, sample, ends, int(counts.sum()), int((counts.sum(1) > 0).sum()), proportion)
+    return Cells(which, hits, counts, proportion).mean(taken)
+
+
+def combined(function: Callable, parts: Sequence[Cells], taken: Resampling | None, each: bool = False) -> Number:
+    """A function of several means; each: the mean over the rows of every one's own.
+
+    What a mean that does not vary may be beside its value is added to the interval by root of squares.
+    """
+    means = [part.mean(taken) for part in parts]
+    value = float(function(*(mean.value for mean in means)))
+    sample = None if taken is None else np.asarray(function(*(mean.sample for mean in means)))
+    corners = [float(function(*corner)) for corner in product(*(mean.ends for mean in means))]
+    still = standing(function, [m.value for m in means], [None if m.varies else m.interval for m in means])
+    if each:
+        with np.errstate(invalid="ignore"):
+            value = float(np.mean(function(*(part.hits.sum(1) / part.counts.sum(1) for part in parts))))
+            if taken is not None:  # (rows, times)
+                own = function(*(part.hits @ taken.draws.T / (part.counts @ taken.draws.T) for part in parts))
+                sample = (taken.concepts[0].T * own).sum(0)
+    n = len(frozenset().union(*(part.pictures for part in parts))) or sum(mean.n for mean in means)
+    proportion, concepts = means[0].proportion, max(mean.concepts for mean in means)
+    limits = (0.0, 1.0) if proportion else (-inf, inf)
+    return Number(value, sample, (min(corners), max(corners)), n, concepts, proportion, still, limits)
 
 
 def row(about: Mapping, metric: str, number: Number, seeds: int, **beside) -> dict:

@@ -1,4 +1,4 @@
-"""From one row per picture to the tables of an evaluation, with bootstrap intervals."""
+"""From one row per picture to the tables of an evaluation, with intervals over concepts and seeds, crossed."""
 
 import dataclasses
 import html
@@ -6,14 +6,15 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..errors import MaceError
 from ..files import atomic, write_json
-from .metrics import bootstrap, interval, resample, standing, widened, wilson
+from .metrics import Resampling
+from .numbers import Cells, Number, combined
 
 log = logging.getLogger(__name__)
 TIMES = 2000  # bootstrap samples
@@ -24,7 +25,7 @@ SEED = 0  # of the bootstrap
 class Evaluation:
     """Tidy tables of a protocol's run; printing it shows `table()`."""
 
-    images: pd.DataFrame  # a row per picture: erased, model, role, name, word, prompt, seed, draw, group, found, value
+    images: pd.DataFrame  # a row per picture: erased, model, role, name, word, prompt, seed, group, found, value
     concepts: pd.DataFrame  # a row per erasure, model and name: value, low, high, images, unrecognised
     metrics: pd.DataFrame  # a row per erasure, model and metric: value, low, high (95 %), images
     groups: pd.DataFrame  # a row per erasure, model, metric and seed group: value
@@ -106,57 +107,69 @@ def _settings(path: Path) -> dict | None:
         return None
 
 
+def taken_anew(sizes: Sequence[int], seeds: int) -> Resampling | None:
+    """Which concepts of each set, and which seeds, a bootstrap takes anew; None where there is one of each alone."""
+    try:
+        return Resampling.of(sizes, seeds, TIMES, SEED)
+    except MaceError:
+        return None
+
+
 def evaluation(protocol, rows: Sequence[dict], settings: dict, mean: bool = True) -> Evaluation:
     """Tables from rows of pictures; `protocol` says what the roles' means are called and how they combine.
 
-    mean: several erasures are told together, too.
+    Intervals are over concepts and seeds, crossed, those of a mean over erasures and seeds. mean: several erasures are
+    told together, too.
     """
     images = pd.DataFrame(rows)
     told = {role: metric for role, metric in protocol.beside.items() if role in set(images.role)}
-    protocol = dataclasses.replace(protocol, beside=told)
-    weights = resample(int(images.draw.max()) + 1, TIMES, SEED)
-    concepts, metrics, groups, samples = [], [], [], {}
+    protocol, seeds = dataclasses.replace(protocol, beside=told), [*images.seed.unique()]
+    concepts, metrics, groups, every = [], [], [], {}
     for (erased, model), part in images.groupby(["erased", "model"], sort=False):
         at = {"erased": erased, "model": model}
-        roles = {role: _draws(part[part.role == role]) for role in _roles(protocol)}
-        ends = {role: _ends(protocol, part[part.role == role].value) for role in _roles(protocol)}
-        asked = dict.fromkeys(role for _, used, _ in _functions(protocol) for role in used)
-        means = {role: bootstrap([roles[role]], _same, weights) for role in asked}
-        still_ones = {role: ends[role] if np.ptp(sample) < 1e-12 else None for role, (_, sample) in means.items()}
+        kept = part.role == "kept"
+        names = part[~kept]["name"].unique(), part[kept]["name"].unique()
+        taken = taken_anew([len(some) for some in names if len(some)], len(seeds))
+        cells = {}
+        for role in _roles(protocol):
+            which = int(role == "kept" and len(names[0]) > 0)
+            cells[role] = _cells(protocol, part[part.role == role], names[role == "kept"], seeds, which)
+            every.setdefault(model, {}).setdefault(role, []).append(cells[role])
         for metric, used, function in _functions(protocol):
-            value, sample = bootstrap([roles[role] for role in used], function, weights)
-            corners = [float(function(*corner)) for corner in product(*(ends[role] for role in used))]
-            fixed = min(corners), max(corners)
-            still = standing(function, [means[role][0] for role in used], [still_ones[role] for role in used])
-            samples.setdefault((model, metric), []).append((value, sample, fixed, still))
-            count = int(part.role.isin(used).sum())
-            metrics.append(at | {"metric": metric, **_scaled(protocol, value, sample, fixed, still), "images": count})
+            number = combined(function, [cells[role] for role in used], taken)
+            metrics.append(at | {"metric": metric, **_scaled(protocol, number)})
         for group, of_group in part.groupby("group"):
             shown = {role: of_group[of_group.role == role].value.mean() for role in _roles(protocol)}
             for metric, used, function in _functions(protocol):
                 value = protocol.scale * float(function(*(shown[role] for role in used)))
                 groups.append(at | {"metric": metric, "group": group, "value": value})
         for (role, name), of_name in part.groupby(["role", "name"], sort=False):
-            value, sample = bootstrap([_draws(of_name)], _same, weights)
-            numbers = _scaled(protocol, value, sample, _ends(protocol, of_name.value)) | {"images": len(of_name)}
+            number = _cells(protocol, of_name, [name], seeds).mean(taken_anew([1], len(seeds)))
+            numbers = _scaled(protocol, number)
             if protocol.scale != 1:
                 numbers["unrecognised"] = int(of_name.found.isna().sum())
             concepts.append(at | {"role": role, "name": name} | numbers)
     if mean and (count := images.erased.nunique()) > 1:
-        for (model, metric), several in samples.items():  # the mean over the erasures, draw by draw
-            value, sample, fixed, still = (np.mean(column, axis=0) for column in zip(*several, strict=True))
-            at = {"erased": f"mean of {count}", "model": model, "metric": metric}
-            used = [m["images"] for m in metrics if (m["model"], m["metric"]) == (model, metric)]
-            metrics.append(at | _scaled(protocol, float(value), sample, fixed, still) | {"images": sum(used)})
+        taken = taken_anew([count], len(seeds))
+        for model, roles in every.items():
+            cells = {role: _stacked(some) for role, some in roles.items()}
+            for metric, used, function in _functions(protocol):
+                number = combined(function, [cells[role] for role in used], taken, each=True)
+                at = {"erased": f"mean of {count}", "model": model, "metric": metric}
+                metrics.append(at | _scaled(protocol, number))
     return Evaluation(images, *map(pd.DataFrame, (concepts, metrics, groups)), settings)
 
 
-def _draws(part: pd.DataFrame) -> np.ndarray:
-    """Mean over the prompts of every draw: (draws,); where pictures are left out (NaN), sums and counts: (2, draws)."""
-    values = part.groupby("draw").value
-    if part.value.isna().any():
-        return np.stack([values.sum().sort_index(), values.count().sort_index()]).astype(float)
-    return values.mean().sort_index().to_numpy()
+def _cells(protocol, rows: pd.DataFrame, names: Sequence[str], seeds: Sequence[int], which: int = 0) -> Cells:
+    """Sums by name and seed; the original model's pictures are the same for every erasure."""
+    whose = rows.erased.where(rows.model != "original", "")
+    return Cells.of(rows.assign(key=rows["name"], training=0, model=whose), names, seeds, which, protocol.scale != 1)
+
+
+def _stacked(several: Sequence[Cells]) -> Cells:
+    """A row per erasure in place of its names."""
+    hits, counts = (np.stack([getattr(cells, of).sum(0) for cells in several]) for of in ("hits", "counts"))
+    return Cells(0, hits, counts, several[0].proportion, frozenset().union(*(cells.pictures for cells in several)))
 
 
 def _roles(protocol) -> dict[str, str]:
@@ -175,17 +188,8 @@ def _same(mean):
     return mean
 
 
-def _ends(protocol, values: pd.Series) -> tuple[float, float]:
-    """Interval of a mean where no draw differs: Wilson's, of the pictures, for a proportion; else the mean itself."""
-    mean = float(values.mean())
-    return (mean, mean) if protocol.scale == 1 else wilson(float(values.sum()), int(values.count()))
-
-
-def _scaled(protocol, value: float, sample: np.ndarray, fixed: tuple[float, float], still=(0.0, 0.0)) -> dict:
-    """Value and interval as tables show them; fixed: the interval where the bootstrap finds no variation.
-
-    still: what a part of it that does not vary adds to the interval, as `standing` says.
-    """
-    limits = (-np.inf, np.inf) if protocol.scale == 1 else (0.0, 1.0)
-    low, high = fixed if np.ptp(sample) < 1e-12 else widened(value, interval(sample), still, limits)
-    return {"value": protocol.scale * value, "low": protocol.scale * float(low), "high": protocol.scale * float(high)}
+def _scaled(protocol, number: Number) -> dict:
+    """Value and interval as tables show them, and of how many different pictures."""
+    low, high = number.interval
+    scaled = {"value": number.value, "low": low, "high": high}
+    return {name: protocol.scale * float(value) for name, value in scaled.items()} | {"images": number.n}

@@ -134,12 +134,11 @@ class Work:
         """One row per picture. right: by name asked for, what it may be taken for; None: that name alone."""
         rows = []
         for ask in asks:
-            for draw, (i, prompt, seed) in enumerate(self._draws(ask.word)):
+            for i, prompt, seed in self._draws(ask.word):
                 seen, value = self._counted(found[prompt, seed], right[ask.name] if right else {ask.name})
                 rows.append({
                     "erased": erased, "model": model, "role": ask.role, "name": ask.name, "word": ask.word,
-                    "prompt": prompt, "seed": seed, "draw": draw, "group": i % GROUPS,
-                    "found": seen, "value": value,
+                    "prompt": prompt, "seed": seed, "group": i % GROUPS, "found": seen, "value": value,
                 })  # fmt: skip
         return rows
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,9 +95,12 @@ def draw_together(
         books = [_Book(one, n, made_by, maps, made(pipe)) for one in asked]
         todo = [(book, entry) for book in books for entry in book.missing]
         for start in range(0, len(todo), batch):
-            some = todo[start : start + batch]
-            for (book, entry), *drawn in zip(some, *_drawn(pipe, some, maps), strict=True):
+            some, began = todo[start : start + batch], time.perf_counter()
+            pictures = _drawn(pipe, some, maps)
+            each = (time.perf_counter() - began) / len(some)
+            for (book, entry), *drawn in zip(some, *pictures, strict=True):
                 book.keep(entry, *drawn)
+                book.seconds += each
             for book in {id(book): book for book, _ in some}.values():
                 book.write()
             if callback is not None:
@@ -127,6 +131,7 @@ class _Book:
         self.entries = [kept[e["file"]] for e in wanted if kept.get(e["file"]) == self._vouched(e)]
         if kept and len(self.entries) < min(len(kept), n):
             log.warning("%s holds pictures of other settings, or damaged ones: they are drawn again.", self.folder)
+        self.seconds = seconds(self.folder / "manifest.json") * (len(self.entries) / max(len(kept), 1))
         there = {entry["file"] for entry in self.entries}
         self.missing = [entry for entry in wanted if entry["file"] not in there]
         self.write()  # nothing vouches for what is drawn again, until it is there
@@ -146,9 +151,9 @@ class _Book:
         self.entries.append(self._vouched(entry))
 
     def write(self) -> None:
-        """The manifest of what is there."""
+        """The manifest of what is there, and the seconds that drawing it took."""
         entries = sorted(self.entries, key=lambda entry: entry["file"])
-        write_json(self.folder / "manifest.json", {"made": self.made, "images": entries})
+        write_json(self.folder / "manifest.json", {"made": self.made, "seconds": self.seconds, "images": entries})
 
 
 def _drawn(pipe, some: Sequence[tuple[_Book, dict]], maps: bool) -> tuple[list[Image.Image], list[Tensor | None]]:
@@ -206,3 +211,11 @@ def read_manifest(folder: Path) -> list[dict]:
         return entries if all(Path(entry["file"]).name == entry["file"] for entry in entries) else []
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
+
+
+def seconds(path: Path) -> float:
+    """What making something took, as a JSON file beside it says; 0 where that is not known."""
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return 0.0

@@ -1,6 +1,7 @@
 """Stage 2 of a group of concepts, from pictures to LoRAs: images and masks by the original model, training by W R."""
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,11 @@ from PIL import Image
 
 from ...concepts import Concept
 from ...config import EraseConfig
-from ...files import hash_text, locked, name_of, read_cached, save_tensors
+from ...files import hash_text, locked, name_of, read_cached, save_tensors, write_json
 from ...models.entrances import denoiser, kv_weights, pooled_columns, pooled_weights
 from ...models.swap import untouched
 from ..fuse import changed, less_identity
-from ..images import Asked, draw_together, read_images, read_maps, scheduled
+from ..images import Asked, draw_together, read_images, read_maps, scheduled, seconds
 from ..masks import make_masks
 from .train import Example, TrainConfig, example, train
 
@@ -41,6 +42,11 @@ class Work:
     def kept(self) -> Path:
         """Where its LoRAs are kept."""
         return self.folder / "loras" / f"{self.key}.safetensors"
+
+    @property
+    def spent(self) -> Path:
+        """Where the seconds are kept that training takes, as it goes on; pictures have theirs in their manifest."""
+        return self.folder / "seconds" / f"{self.key}.json"
 
     def pictures(self, concept: Concept) -> Path:
         """Folder of a concept's training pictures: one for each way to draw them, so that no two settings meet."""
@@ -81,6 +87,7 @@ def _trained(pipe, work: Work, names: str, tell: Tell, look: Look | None) -> dic
     """`train_work` by this process."""
     running = work.kept.with_suffix(".part.safetensors")
     _draw(pipe, work, tell)
+    began = told = time.perf_counter() - seconds(work.spent)
     examples = [_example(pipe, concept, work, look) for concept in work.concepts]
     tell("images", len(examples), work.concepts[-1].name)
     with untouched(pipe):
@@ -89,11 +96,15 @@ def _trained(pipe, work: Work, names: str, tell: Tell, look: Look | None) -> dic
         run = train(pipe, examples, work.training, running, every)
         for record in run:
             tell("train", record.step, f"{names}: loss {float(record.losses.mean()):.3g}")
+            if time.perf_counter() > told + 1:
+                told = time.perf_counter()
+                write_json(work.spent, {"seconds": told - began})
     tensors = {}
     for i in range(len(work.concepts)):
         B, D = run.loras.select(i)
         tensors[f"{i}.B"] = torch.cat([B[n] for n in work.layers]).float().cpu()
         tensors[f"{i}.D"] = torch.stack([D[n] for n in work.layers]).float().cpu()
+    write_json(work.spent, {"seconds": time.perf_counter() - began})
     work.keep(tensors)
     running.unlink(missing_ok=True)
     return tensors
