@@ -32,8 +32,7 @@ from .options import (
 
 def evaluate(
     erasure: Annotated[
-        Path | None,
-        typer.Argument(help="the file of an erasure, or of another method's edit; with --prompts none: the original"),
+        Path | None, typer.Argument(help="an erasure or edit file; with --prompts none: the original")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="folder of the results")] = ...,
     model: Model = "mini-sd",

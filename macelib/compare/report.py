@@ -1,7 +1,7 @@
 """What is recorded, as pages show it: a table of every task in Markdown, and the README's place for it and its figure.
 
 The README's tables stand between the marks `<!-- results TASK -->` and `<!-- study STUDY -->` and their ends; a figure
-is drawn where the README names `data/readme/results-TASK.png`. `<!-- study short -->` has two studies in a row each, and
+is drawn where the README names `data/readme/results-TASK.png`. `<!-- study short -->` has two studies in a row each,
 `<!-- results agreement -->`, where it stands, the order of methods beside that of published tables.
 """
 
