@@ -166,9 +166,12 @@ def wide():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in tunable() if not method(name).trains])
+@pytest.mark.parametrize("name", [name for name in tunable() if not method(name).trains and name != "speed"])
 def test_no_two_points_of_a_grid_are_the_same_edit(wide, name):
-    """Of one concept where no names are told, and of two beside many: as many edits as MACE's grid has points."""
+    """Of one concept where no names are told, and of two beside many: as many edits as MACE's grid has points.
+
+    SPEED's theta is in units of a real encoder's states, which these random ones don't have.
+    """
     grid = trials(name, Grid.load(data_folder() / "world" / "tuning.yaml"))
     things = ("sea", "grass", "field", "dog", "cat", "man", "art", "horse")
     many = [f"{how} {thing}" for how in ("red", "green", "blue", "big", "small") for thing in things]

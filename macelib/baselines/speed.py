@@ -39,7 +39,8 @@ PUBLISHED = {
     "celebrity": SPEED(anchor="person", theta=1e-4, rho=0.05, ipf=False),
     "unsafe": SPEED(tokens="words", keep="empty", rho=0.7, mu=0.5),
 }
-GRID = {"theta": (1e-4, 1e-3, 1e-2, 0.1), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
+# Of some fifty names S has no eigenvalue between 0 and 0.3 with mini-SD's encoder: theta acts from 1 on.
+GRID = {"theta": (1.0, 3.0, 10.0), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
 
 
 def null_projector(S: Tensor, theta: float, relative: bool = False, span: Tensor | None = None) -> Tensor:
