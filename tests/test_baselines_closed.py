@@ -151,11 +151,13 @@ def test_filter_and_augmentation_column_by_column():
     assert relative(W @ moves, step) < 1e-12
     assert torch.equal(refine_kept(P0, moves, H, P0[:, :0], True, 0), torch.stack(kept, 1))
     v = torch.linalg.svd(W).Vh[-1]
+    few = weight(1, 10)  # fewer rows than columns: not of the null space
+    assert (weakest(few.T @ few, 10)[:, 0] @ torch.linalg.svd(few, full_matrices=False).Vh[-1]).abs() > 1 - 1e-9
     noise = torch.randn(len(kept) * 5, D, generator=torch.Generator().manual_seed(4), dtype=float64)
     more = [p + v * (v @ noise[5 * i + j]) for i, p in enumerate(kept) for j in range(5)]
     sizes = torch.stack([(step @ p).norm() for p in more])
     expected = torch.stack([*kept, *(p for p, s in zip(more, sizes, strict=True) if s > sizes.mean())], 1)
-    found = refine_kept(P0, moves, H, weakest(H), True, 5, seed=4)
+    found = refine_kept(P0, moves, H, weakest(H, OUT), True, 5, seed=4)
     assert found.shape == expected.shape and relative(found, expected) < 1e-9
 
 
@@ -211,6 +213,14 @@ def test_subspace_objective_term_by_term():
     expected += 3 * sum(torch.outer(W @ e, W @ e) for e in tokens.T) / 50
     expected += 2 * sum(torch.outer(W @ p, W @ p) for p in P0.T) + 5 * W @ W.T
     assert relative(subspace_objective(W, C, A, P0, tokens @ tokens.T / 50, s), expected) < 1e-12
+
+
+@pytest.mark.parametrize("n", [3, OUT, 40])
+def test_one_anchor_for_all_spans_one_direction(n):
+    a = columns(1, 1, OUT)
+    near = a + 1e-7 * columns(n, 2, OUT)  # but for rounding
+    for A, gap in ((a.expand(OUT, n), 1e-12), (near, 1e-6)):
+        assert relative(subspace(A), a @ a.T / a.square().sum()) < gap
 
 
 def test_vector_form_minimises_its_distance_over_rotations():
@@ -300,12 +310,21 @@ def test_dp_with_dependent_targets_gets_a_ridge():
     R, condition = dp_map(C, torch.cat([A, columns(1, 8)], 1), P0, rho=1e-4)
     U2 = torch.linalg.svd(P0).U[:, 8:]
     X, gap = U2.T @ C, torch.cat([A, columns(1, 8)], 1) - C
-    ridge = 1e-4 * float(torch.linalg.matrix_norm(X, 2)) ** 2
+    ridge = 1e-4 * float(torch.linalg.matrix_norm(C, 2)) ** 2
     rows = torch.cat([X.T, ridge**0.5 * eye(16, dtype=float64)])
     Z = torch.linalg.lstsq(rows, torch.cat([gap.T, torch.zeros(16, D, dtype=float64)]), driver="gels").solution.T
     assert condition > 1e6 and relative(R - eye(D, dtype=float64), Z @ U2.T) < 1e-9
     with pytest.raises(MaceError, match="span all 24 directions"):
         dp_map(C, C, columns(30, 3))
+
+
+def test_dp_of_a_target_that_is_nearly_kept_stays_bounded():
+    P0, a = columns(8, 3), columns(1, 2)
+    inside = P0 @ columns(1, 4, 8)
+    R, condition = dp_map(inside + 1e-9 * columns(1, 5), a, P0)
+    assert condition > 1e6 and torch.linalg.matrix_norm(R - eye(D, dtype=float64), 2) < 1
+    with pytest.raises(MaceError, match="lie in the span of what is preserved"):
+        dp_map(inside, a, P0)
 
 
 def test_dp_with_k_leaves_the_first_directions():

@@ -14,6 +14,7 @@ from macelib.baselines.semantic_surgery import calibrate, presence
 from macelib.baselines.sld import SLD, safety_step
 from macelib.concepts import Concept
 from macelib.errors import MaceError
+from macelib.models.pipelines import cast
 from macelib.models.swap import applied
 from macelib.models.text import encode
 from macelib.models.tiny import tiny_pipeline
@@ -116,6 +117,26 @@ def test_sld_is_its_equations_step_by_step(pipe, settings):
     assert relative(found, latents(pipe)) > 2e-3 and torch.equal(unguided, latents(pipe, guidance=1.0))
 
 
+def test_sld_of_the_prompt_itself_finds_no_gap_under_autocast(monkeypatch):
+    """The concepts' pass reads embeddings as precise as the others do."""
+    pipe, gaps, read = tiny_pipeline("sd"), [], []
+    forward = pipe.unet.forward
+
+    def noted(eps_u, eps_p, eps_s, *rest):
+        gaps.append(relative(eps_s, eps_p))
+        return safety_step(eps_u, eps_p, eps_s, *rest)
+
+    def heard(*args, **kw):
+        read.append(kw["encoder_hidden_states"].dtype)
+        return forward(*args, **kw)
+
+    monkeypatch.setattr("macelib.baselines.sld.safety_step", noted)
+    monkeypatch.setattr(pipe.unet, "forward", heard)
+    with applied(pipe, build(pipe, [SHIP], "sld")), cast(pipe, "bf16"):
+        latents(pipe, ["ship"] * 2)
+    assert len(gaps) == 6 and max(gaps) < 1e-2 and read == [torch.float32] * 12
+
+
 def test_sld_limits():
     u, p, c, nu = (torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(4))
     same, _ = safety_step(u, p, p, torch.zeros_like(nu), SLD(), True)
@@ -184,6 +205,7 @@ def test_surgery_cuts_the_least_present_of_too_many_active(caplog):
     with applied(pipe, edit), torch.no_grad():
         pipe.encode_prompt("a photo of the ship", "cpu", 1, False)
     assert "29 active concepts do not fit into one prompt: cut" in caplog.text
+    assert "of 29 names fit into one prompt" in edit.notes[0] and not build(pipe, many[:3], "semantic-surgery").notes
 
 
 def test_calibration_is_the_midpoint_and_its_error():
@@ -348,6 +370,23 @@ def test_pooled_texts_are_refused():
         with pytest.raises(MaceError, match="pooled text"):
             build(pipe, [SHIP], name).apply(pipe)
     build(pipe, [SHIP], "adavd").apply(pipe).remove(pipe)
+
+
+def test_a_unet_called_after_a_denoising_is_no_further_step():
+    pipe = tiny_pipeline("sd")
+    with applied(pipe, build(pipe, [SHIP], "sld")), torch.no_grad():
+        latents(pipe)
+        with pytest.raises(MaceError, match="call the pipeline, not its UNet alone"):
+            pipe.unet(noise(pipe), 1, encoder_hidden_states=encode(pipe, PROMPTS))
+
+
+def test_what_fails_while_a_hook_is_put_leaves_nothing_behind(monkeypatch):
+    pipe = tiny_pipeline("sd")
+    hook = build(pipe, [SHIP], "sld").change
+    monkeypatch.setattr(pipe.unet, "register_forward_hook", lambda *a, **k: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        hook.put(pipe)
+    assert "encode_prompt" not in vars(pipe) and not pipe.unet._forward_pre_hooks
 
 
 def test_a_failing_hook_leaves_the_pipeline_usable(pipe):

@@ -14,6 +14,7 @@ from macelib.bench import (
     Shapes,
     Spent,
     at_size,
+    baselines,
     closed_forms,
     drawing,
     layouts,
@@ -27,7 +28,9 @@ from macelib.bench import (
     streamed,
     whole,
 )
+from macelib.bench.baselines import text_layers
 from macelib.errors import MaceError
+from macelib.models.entrances import parameters
 from macelib.models.pipelines import load_pipeline, model_hash
 from macelib.models.threads import OTHERS, WAITING
 from macelib.models.tiny import tiny_pipeline, tiny_tokenizer
@@ -171,10 +174,23 @@ def test_a_layout_of_two_encoders_and_one_that_there_is_not_are_refused():
             layouts.random_pipeline(layout, tiny_tokenizer())
 
 
-def test_other_methods_closed_forms_are_timed_without_the_text_encoder():
-    told = []
-    lines = closed_forms(3, 32, progress=lambda *args: told.append(args))
+def test_other_methods_closed_forms_are_timed_without_the_text_encoder(monkeypatch):
+    """All layers of a real model that read the text, and no other weights; settings for many people."""
+    unet = {
+        "sample_size": 8, "cross_attention_dim": 32, "block_out_channels": (32, 64), "norm_num_groups": 8,
+        "down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+    }  # fmt: skip
+    monkeypatch.setitem(layouts.LAYOUTS, "small", {"unet": unet, "text": [(32, 2, 2)]})
+    weights = parameters(text_layers("small").unet)
+    outs = [len(w) for name, w in weights.items() if name.endswith("attn2.to_v.weight") and not w.is_meta]
+    assert sorted(outs) == [32] * 5 + [64] * 6 and sum(not w.is_meta for w in weights.values()) == 2 * len(outs)
+    told, asked, building = [], [], baselines.build
+    monkeypatch.setattr(baselines, "build", lambda *args, **kw: asked.append(kw["task"]) or building(*args, **kw))
+    lines = closed_forms(3, "small", progress=lambda *args: told.append(args))
+    assert asked == ["celebrity"] * 5
     assert [line.split(",")[0] for line in lines] == [args[3] for args in told] == ["uce", "rece", "speed", "oce", "dp"]
     for line in lines:
-        own, text = map(float, re.search(r"3 concepts, d = 32: ([\d.]+) s, and ([\d.]+) s to read", line).groups())
+        own, text = map(
+            float, re.search(r"3 concepts, d = 32, 11 layers: ([\d.]+) s, and ([\d.]+) s to read", line).groups()
+        )
         assert own >= 0 and text >= 0, line

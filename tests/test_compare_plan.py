@@ -75,7 +75,7 @@ def test_tuned_settings_are_read_and_refused(tmp_path):
     assert tuned_settings("object", path) == {}
     path.write_text("uce: {celebrity: {lambda_: 5.0}, object: {beta: 0.1}}\ndp: {celebrity: {k: 16}}\n")
     assert tuned_settings("celebrity", path) == {"uce": {"lambda_": 5.0}, "dp": {"k": 16}}
-    assert tuned_settings("style", path) == {}
+    assert tuned_settings("style", path) == tuned_settings("unsafe", path) == {"uce": {"beta": 0.1}}  # of objects
     for text, said in [
         ("uec: {object: {}}", "no method 'uec'; near it: uce"), ("uce: {objects: {}}", "near it: object"),
         ("uce: {object: {lambda: 1}}", "no setting of uce 'lambda'; near it: lambda_"), ("uce: 3", "must map methods"),
@@ -147,11 +147,14 @@ def test_a_model_with_settings_of_its_own_has_the_paper_s_and_its_own_rows_of_ma
 @pytest.mark.parametrize("name", ["mini-styles", "mini-unsafe"])
 def test_where_nothing_was_tuned_mace_stands_as_it_is_and_published_is_held_against_published(name):
     found, mini = planned(task(name)), next(f for f in families.families() if f.name.startswith("mini"))
-    rows = ways(["mace", "mace-best", "uce"], found, {}, mini)
+    rows = ways(["mace", "mace-best", "uce", "dp"], found, {"uce": {"lambda_": 5.0}}, mini, {"uce": 10})
     assert [str(way) for way in rows] == [
-        "original", "mace (published)", "mace (preset)", "mace-best (preset)", "uce (published)"
+        "original", "mace (published)", "mace (preset)", "mace-best (preset)", "uce (published)", "uce (preset)",
+        "dp (published)",
     ]  # fmt: skip
-    assert [str(way) for way in one_way(rows)] == ["mace (published)", "mace-best (preset)", "uce (published)"]
+    assert (rows[5].values, rows[5].among) == ({"lambda_": 5.0}, 10)
+    published = ["mace (published)", "mace-best (preset)", "uce (published)", "dp (published)"]
+    assert [str(way) for way in one_way(rows)] == published
     tables = SimpleNamespace(run=SimpleNamespace(plan=found), against=None, _of=lambda way: {})
     numbers = {way: {found.task.about.metric: Number(0.5, None, (0.4, 0.6), 4, 1)} for way in rows}
     compared = {str(way): Tables._difference(tables, way, numbers) for way in rows}
@@ -164,7 +167,7 @@ def test_among_how_many_settings_a_row_was_chosen(tmp_path):
     (tmp_path / "tuned.csv").write_text("method,kind,point\nuce,object,1\nuce,object,2\nuce,celebrity,1\n")
     assert tried("object", tmp_path) == {"uce": 2, "mace": 10 + 3, "mace-best": 10 + 3 + 11}  # {} in both, once
     assert tried("celebrity", tmp_path) == {"uce": 1, "mace": 12, "mace-best": 12 + 11}
-    assert tried("style", tmp_path) == {"mace-best": 24}  # takes that of objects
+    assert tried("style", tmp_path) == {"uce": 2, "mace-best": 24}  # take that of objects
 
 
 def test_the_paper_s_row_on_another_model_has_the_paper_s_numbers():

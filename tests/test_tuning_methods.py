@@ -132,7 +132,7 @@ def test_points_are_measured_as_mace_s_on_tuning_names_alone_and_drawn_once(pipe
     assert [(row["erased"], row["point"]) for row in rows] == [
         ("alone", 1), ("alone", 2), ("together", 1), ("together", 2), ("together", 3)
     ]  # fmt: skip
-    assert json.loads(rows[0]["settings"]) == {"tokens": "last", "lambda_": 0.5, "beta": 1.0}
+    assert json.loads(rows[0]["settings"]) == {"tokens": "last", "lambda_": 0.5, "alpha": 1.0}
     for how in ("alone", "together"):
         of = [row for row in rows if row["erased"] == how]
         best = max(row["H_c"] for row in of)

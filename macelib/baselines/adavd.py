@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .columns import tokens
+from ..models.entrances import kv_weights
+from .changes import kv_part
+from .columns import note_pooled, tokens
 from .hooks import Hook
 from .registry import Request, Settings, register
 
@@ -63,6 +65,12 @@ class ValueDecomposition(Hook):
 
 @register("adavd", AdaVD, grid=GRID)
 def adavd(request: Request, settings: AdaVD) -> ValueDecomposition:
-    """One hook on every layer's values; keys stay."""
+    """One hook on every layer's values; keys stay. More names than a layer has values are noted."""
+    note_pooled(request)
     names = [concept.name for concept in request.concepts]
+    narrow = min(len(w) for name, w in kv_weights(request.pipe.unet).items() if kv_part(name) == "v")
+    if len(names) > narrow:
+        request.note(
+            f"{len(names)} names are more than the {narrow} values of the narrowest layer: the last are cut there."
+        )
     return ValueDecomposition(tokens(request.pipe, names, "last").T.float().contiguous(), **vars(settings))

@@ -29,13 +29,14 @@ def build(
     """Run one method on a pipeline, which is left as it was: an `Edit`, or for MACE and its ablations an `Erasure`.
 
     settings: of the method's class, a mapping of some of its fields, or None: as published for `task`. kept: names that
-    must stay. MaceError: an unknown method or setting, a concept that is also kept, what the method itself refuses.
+    must stay. MaceError: an unknown method, kind of task or setting, a concept that is also kept, what the method
+    itself refuses.
     """
     chosen, concepts = method(name), tuple(concepts)
     check_concepts(concepts)
     refuse_both([concept.name for concept in concepts], kept)
+    start = dataclasses.asdict(chosen.settings_for(task))
     if settings is None or isinstance(settings, Mapping):
-        start = dataclasses.asdict(chosen.settings_for(task))
         settings = build_settings(chosen.settings, start | dict(settings or {}))
     if not isinstance(settings, chosen.settings):
         raise MaceError(f"The settings of {name!r} must be {chosen.settings.__name__}, not {type(settings).__name__}.")

@@ -18,12 +18,18 @@ from ..models.swap import keep, originals
 
 
 class Change:
-    """Base of all kinds: a dataclass of tensors, mappings of tensors, and plain values."""
+    """Base of all kinds: a dataclass of tensors, mappings of tensors, and plain values.
+
+    MaceError for a class of the same name as one of another module: files know them by it.
+    """
 
     kinds: ClassVar[dict[str, type]] = {}  # by the name of the class: how a file says what it holds
 
     def __init_subclass__(cls, **kw):
         super().__init_subclass__(**kw)
+        known = Change.kinds.get(cls.__name__, cls)
+        if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise MaceError(f"There is a change {cls.__name__!r} already, of {known.__module__}: choose another name.")
         Change.kinds[cls.__name__] = cls
 
     def put(self, pipe) -> Callable[[], None]:

@@ -10,6 +10,7 @@ from ..concepts import Concept
 from ..errors import MaceError
 from ..method.prior import captions_for, names
 from ..method.sums import gram
+from ..models.entrances import pooled_weights
 from ..models.text import encode, tokenizers
 from ..models.tokens import occurrences
 from ..templates import fill
@@ -41,12 +42,12 @@ def tokens(pipe, texts: Sequence[str], which: Literal["last", "all"]) -> Tensor:
 
 
 def expand(name: str, kind: str) -> list[str]:
-    """The bare name, and the name in UCE's five templates of its kind.
+    """The bare name, and the name in UCE's five templates, which styles have of their own.
 
     >>> expand("van Gogh", "style")[:2]
     ['van Gogh', 'painting by van Gogh']
     """
-    return [name, *(fill(template, name) for template in EXPANSION[kind])]
+    return [name, *(fill(template, name) for template in EXPANSION.get(kind, EXPANSION["object"]))]
 
 
 def anchors(concept: Concept, anchor: str | None, count: int, expanded: bool) -> list[str]:
@@ -88,6 +89,12 @@ def token_mean(request: Request) -> Tensor:
         rows = torch.cat([e[:end] for e, end in zip(states(request.pipe, some), ends, strict=True)])
         total, count = gram(rows, total), count + len(rows)
     return total / count
+
+
+def note_pooled(request: Request) -> None:
+    """Say of a model that reads a pooled text, too, that an edit of cross-attention leaves that as it is."""
+    if pooled_weights(request.pipe.unet):
+        request.note("The model also reads a pooled text, which stays as it is: cross-attention alone is edited.")
 
 
 def joined(pipe, words: Sequence[str]) -> tuple[str, list[str]]:

@@ -66,9 +66,14 @@ class Edit:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the change and of the source of its kind: two edits with the same key draw the same pictures."""
+        """Hash of the change and of the source of its kind, and of what that uses here.
+
+        Two edits with the same key draw the same pictures.
+        """
         (tensors, plain), kind = _taken_apart(self.change), type(self.change)
-        return hash_text(kind.__name__, hash_tensors(tensors), json.dumps(plain, sort_keys=True), source(kind))
+        return hash_text(
+            kind.__name__, hash_tensors(tensors), json.dumps(plain, sort_keys=True), source(kind, __package__)
+        )
 
     # --- in the model ---------------------------------------------------------------------------------------------
 

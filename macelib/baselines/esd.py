@@ -20,6 +20,7 @@ from .registry import Request, Settings, register
 class ESD(Settings):
     """The paper's ESD-x; `CODE_2025` are the defaults of the authors' later code."""
 
+    positive = ("lr", "steps", "batch", "denoising")
     variant: Literal["x", "u", "strict"] = "x"  # cross-attention; all but it; its keys and values alone
     eta: float = 1.0  # η, strength of the negative guidance
     lr: float = 1e-5  # of Adam

@@ -70,18 +70,19 @@ class Hook(Change):
             check_text(pipe)
         if self.overrides("eps"):
             noise_scale(pipe.scheduler, 0)
-        current, stack = [], ExitStack()  # the denoising under way
-        if any(map(self.overrides, ("embed", "negative", "context", "eps"))):
-            pipe.encode_prompt = _encoding(self, pipe, current)
-            stack.callback(pipe.__dict__.pop, "encode_prompt", None)
-        if self.overrides("context") or self.overrides("eps"):
-            stack.callback(pipe.unet.register_forward_pre_hook(_stepping(self, current), with_kwargs=True).remove)
-        if self.overrides("eps"):
-            stack.callback(pipe.unet.register_forward_hook(_predicting(self, current), with_kwargs=True).remove)
-        if self.overrides("values"):
-            for attention in cross_attention(pipe.unet).values():
-                stack.callback(attention.to_v.register_forward_hook(_valuing(self)).remove)
-        return stack.close
+        current: list[Run] = []  # the denoising under way
+        with ExitStack() as stack:  # what fails here leaves nothing behind
+            if any(map(self.overrides, ("embed", "negative", "context", "eps"))):
+                pipe.encode_prompt = _encoding(self, pipe, current)
+                stack.callback(pipe.__dict__.pop, "encode_prompt", None)
+            if self.overrides("context") or self.overrides("eps"):
+                stack.callback(pipe.unet.register_forward_pre_hook(_stepping(self, current), with_kwargs=True).remove)
+            if self.overrides("eps"):
+                stack.callback(pipe.unet.register_forward_hook(_predicting(self, current), with_kwargs=True).remove)
+            if self.overrides("values"):
+                for attention in cross_attention(pipe.unet).values():
+                    stack.callback(attention.to_v.register_forward_hook(_valuing(self)).remove)
+            return stack.pop_all().close
 
 
 def _encoding(hook: Hook, pipe, current: list[Run]) -> Callable:
@@ -120,7 +121,7 @@ def _stepping(hook: Hook, current: list[Run]) -> Callable:
     """Counts the steps, and gives the denoiser what the hook wants it to read."""
 
     def before(unet, args, kwargs):
-        if not current:
+        if not current or current[0].step + 1 >= current[0].steps:  # none under way: the last one is over
             raise MaceError("A hook is applied that follows a whole denoising: call the pipeline, not its UNet alone.")
         run = current[0]
         run.step += 1
@@ -148,7 +149,7 @@ def _predicting(hook: Hook, current: list[Run]) -> Callable:
             return root * wide(out) + rest * wide(x[:half])
 
         def predict(e: Tensor) -> Tensor:
-            e = e.to(said).expand(half, -1, -1)
+            e = e.to(kwargs["encoder_hidden_states"]).expand(half, -1, -1)  # read as the prompts' are
             return to_eps(unet.forward(x[half:], t, encoder_hidden_states=e, return_dict=False)[0])
 
         u, p = said.chunk(2)

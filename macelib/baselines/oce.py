@@ -12,6 +12,7 @@ from .columns import token_mean, tokens
 from .registry import Request, Settings, register
 from .uce import target_columns
 
+DEPENDENT = 1e-6  # singular values of normalised columns up to here, relative to the largest, are rounding
 UNDETERMINED = 1e-8  # ridge of M towards I, relative to ‖M‖: far above rounding, far below what determines Q
 
 
@@ -26,7 +27,7 @@ class OCE(Settings):
     lambda_: float = 10.0  # λ, weight of W itself
     anchor: str | None = "sky"  # text that every concept becomes; None: each concept's own anchor
     expand: bool = True  # five templates per name
-    keep_anchor: bool = True  # the anchor is preserved, too
+    keep_anchor: bool = True  # the anchor is preserved, too; no effect where kappa is 0, but in the vector form
     parts: Literal["v", "kv"] = "v"  # what is rotated: the authors' code values only
     reflection: Literal["leave", "flip_u", "flip_q"] = "leave"  # det Q < 0: leave it; flip U's last column; as the code
 
@@ -42,8 +43,12 @@ GRID = (
 
 
 def subspace(columns: Tensor) -> Tensor:
-    """G = V Vᵀ, V an orthonormal basis of the normalised columns (o, n), by thin QR: (o, o)."""
-    V = torch.linalg.qr(columns / columns.norm(dim=0).clamp(min=1e-12)).Q
+    """G = V Vᵀ, V an orthonormal basis of the span of the normalised columns (o, n): (o, o).
+
+    By SVD, as columns may depend on each other: one anchor for all concepts is n equal ones.
+    """
+    V, s, _ = torch.linalg.svd(columns / columns.norm(dim=0).clamp(min=1e-12), full_matrices=False)
+    V = V[:, s > DEPENDENT * s[:1]]
     return V @ V.T
 
 

@@ -13,7 +13,7 @@ from .uce import target_columns, uce_map
 
 @dataclass(frozen=True)
 class RECE(Settings):
-    """The paper's values for hard objects; easy ones have gamma 0.1."""
+    """The paper's values for styles and hard objects; easy ones have gamma 0.1."""
 
     gamma: float = 1e-3  # γ, ridge of the adversarial embedding
     epochs: int = 1  # rounds; the authors' code chooses one by a detector, here all are kept
@@ -24,7 +24,11 @@ class RECE(Settings):
 
 
 GRID = {"gamma": (1e-3, 1e-2, 0.1, 1.0), "epochs": (1, 2, 3)}
-PUBLISHED = {"style": RECE(anchor="art"), "easy": RECE(gamma=0.1), "unsafe": RECE(gamma=0.1, epochs=3)}
+PUBLISHED = {
+    "easy": RECE(gamma=0.1),
+    "unsafe": RECE(gamma=0.1, epochs=3),  # of nudity
+    "unsafe-words": RECE(gamma=0.1, epochs=2),
+}
 
 
 def rece_map(C: Tensor, A: Tensor, P0: Tensor, rest: Tensor, H: Tensor, settings: RECE) -> Tensor:

@@ -4,8 +4,10 @@ import dataclasses
 import inspect
 import itertools
 import linecache
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..concepts import Concept
@@ -14,6 +16,8 @@ from ..reading import check_settings
 
 Progress = Callable[[str, int, int, str], None]  # stage, done, total, detail
 Grid = Mapping[str, Sequence] | Sequence[Mapping[str, Sequence]]  # field -> values; or several such products
+KINDS = ("object", "celebrity", "style", "unsafe")  # of tasks that any method may be asked the settings for
+SHARED = (__package__, "macelib.method")  # packages whose modules are part of a method's code
 _METHODS: dict[str, "Method"] = {}
 
 
@@ -21,11 +25,15 @@ _METHODS: dict[str, "Method"] = {}
 class Settings:
     """Base of a method's settings: a value of another type than its field says, or below 0, is refused."""
 
+    positive = ()  # names of fields that may not be 0 either
+
     def __post_init__(self):
         check_settings(self)
         for name, value in vars(self).items():
             if isinstance(value, (int, float)) and value < 0:
                 raise MaceError(f"{name} is {value!r}; allowed: 0 or more.")
+            if name in self.positive and not value:
+                raise MaceError(f"{name} is {value!r}; allowed: more than 0.")
 
 
 @dataclass(frozen=True)
@@ -59,11 +67,13 @@ class Method:
 
     @property
     def code(self) -> str:
-        """The source of the method, which may be edited under the same name: see `source`."""
-        return source(self.make)
+        """The source of the method, which may be edited under the same name, and of what it shares with others."""
+        return source(self.make, *SHARED)
 
     def settings_for(self, task: str = "object") -> Any:
-        """The published settings for "object", "celebrity", "style", "unsafe" or what else the method names."""
+        """The published settings for one of `KINDS`, or for what else the method names; MaceError for another."""
+        if task not in (known := dict.fromkeys([*KINDS, *self.published])):
+            raise unknown(f"kind of settings for {self.name}", task, known)
         return self.published.get(task) or self.settings()
 
     def trials(self, task: str = "object", most: int | None = None) -> list[dict[str, Any]]:
@@ -84,17 +94,36 @@ class Method:
         return chosen[:most]
 
 
-def source(of: type | Callable) -> str:
+def source(of: type | Callable, *packages: str) -> str:
     """The text of the file that a function is written in, or the methods of a class and of those it derives from.
 
-    A cell of a notebook is a file here. Empty for what is typed at a prompt, or written in no Python.
+    packages: the modules of these that the file uses follow, and those that they use in turn, as they were when first
+    asked for. A cell of a notebook is a file here. Empty for what is typed at a prompt, or written in no Python.
     """
     parts = [part for c in of.__mro__ for part in vars(c).values()] if isinstance(of, type) else [of]
-    code = [inspect.unwrap(part).__code__ for part in parts if inspect.isfunction(part)]
-    files = dict.fromkeys(part.co_filename for part in code)
+    functions = [inspect.unwrap(part) for part in parts if inspect.isfunction(part)]
+    files = dict.fromkeys(function.__code__.co_filename for function in functions)
     for file in files:
         linecache.checkcache(file)  # it may have been edited and loaded anew
-    return "".join(line for file in files for line in linecache.getlines(file))
+    own = "".join(line for file in files for line in linecache.getlines(file))
+    return own + "".join(map(_text, sorted(_used([f.__globals__ for f in functions], packages))))
+
+
+def _used(spaces: Iterable[Mapping[str, Any]], packages: Sequence[str]) -> set[str]:
+    """The modules of these packages that what stands in namespaces comes from; then by theirs, and so on."""
+    found, left, within = set(), list(spaces), tuple(f"{package}." for package in packages)
+    while left:
+        for value in left.pop().values():
+            name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if isinstance(name, str) and f"{name}.".startswith(within) and name in sys.modules and name not in found:
+                found.add(name)
+                left.append(vars(sys.modules[name]))
+    return found
+
+
+@cache
+def _text(module: str) -> str:
+    return inspect.getsource(sys.modules[module])
 
 
 def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:

@@ -118,9 +118,8 @@ def safree(request: Request, settings: SAFREE) -> Safree:
     mask = tokenizer.convert_tokens_to_ids("!")
     if mask in (None, tokenizer.unk_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id):
         raise MaceError('SAFREE masks a token by "!", which this tokenizer does not know.')
-    if N.shape[1] > tokenizer.model_max_length - 2:
-        request.note(
-            f"{N.shape[1]} concepts are more than the {tokenizer.model_max_length - 2} tokens of a prompt: their "
-            "subspace holds most of any prompt."
-        )
+    words, half = tokenizer.model_max_length - 2, len(N) // 2
+    if N.shape[1] > min(words, half):
+        what = f"the {words} tokens of a prompt" if words <= half else f"half of the text's {len(N)} dimensions"
+        request.note(f"{N.shape[1]} concepts are more than {what}: their subspace holds most of any prompt.")
     return Safree(projector(N), mask, **vars(settings))

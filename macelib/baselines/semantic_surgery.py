@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 class SemanticSurgery(Settings):
     """The paper's values for objects; β depends on the encoder and on T: see `calibrate`."""
 
+    positive = ("gamma",)
     beta: float = 0.12  # β, presence at which a concept counts as half there
     gamma: float = 0.02  # γ, width of the transition
     tau: float = 0.5  # τ, a concept is active from this ρ on
@@ -39,6 +40,13 @@ def presence(e: Tensor, deltas: Tensor) -> Tensor:
     e: (n, T, d), of the prompts. deltas: Δ_i = E(c_i) − E("") (k, T, d).
     """
     return torch.einsum("ntd,ktd->nk", F.normalize(e, dim=-1), F.normalize(deltas, dim=-1)) / e.shape[1]
+
+
+def directions(pipe, names: Sequence[str], empty: Tensor) -> Tensor:
+    """Δ_i = E(c_i) − E("") (k, T, d); empty: E("") (T, d). 0 at [SOS], of whose state no more than rounding differs."""
+    deltas = states(pipe, names) - empty
+    deltas[:, 0] = 0
+    return deltas
 
 
 def share(s: Tensor, beta: float, gamma: float) -> Tensor:
@@ -85,10 +93,16 @@ class Surgery(Hook):
 
 @register("semantic-surgery", SemanticSurgery, published=PUBLISHED, grid=GRID)
 def semantic_surgery(request: Request, settings: SemanticSurgery) -> Surgery:
-    """A hook on the prompt; the unconditional branch stays."""
+    """A hook on the prompt; the unconditional branch stays. More active names than fit into a prompt are cut: noted."""
     names = tuple(concept.name for concept in request.concepts)
+    if cut := joined(request.pipe, names)[1]:
+        request.note(
+            f"{len(names) - len(cut)} of {len(names)} names fit into one prompt: where more of them are active, the "
+            "least present are cut."
+        )
     empty = states(request.pipe, [""])[0]
-    return Surgery(names, states(request.pipe, names) - empty, empty, settings.beta, settings.gamma, settings.tau)
+    deltas = directions(request.pipe, names, empty)
+    return Surgery(names, deltas, empty, settings.beta, settings.gamma, settings.tau)
 
 
 def calibrate(
@@ -99,7 +113,7 @@ def calibrate(
     prompts_with: per concept, prompts that hold it. prompts_without: prompts that hold none of them. The error is the
     share of presences on the wrong side of β, the two kinds of prompt weighted alike.
     """
-    deltas = states(pipe, [c.name for c in concepts]) - states(pipe, [""])
+    deltas = directions(pipe, [c.name for c in concepts], states(pipe, [""])[0])
     yes = torch.cat([
         presence(states(pipe, own), delta[None])[:, 0] for own, delta in zip(prompts_with, deltas, strict=True)
     ])  # fmt: skip

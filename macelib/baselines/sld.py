@@ -26,7 +26,8 @@ class SLD(Settings):
 WEAK = SLD(warmup=15.0, scale=200.0, threshold=0.0, momentum=0.0, beta=0.0)
 STRONG = SLD(warmup=7.0, scale=2000.0, threshold=0.025, momentum=0.5, beta=0.7)
 MAX = SLD(warmup=0.0, scale=5000.0, threshold=1.0, momentum=0.5, beta=0.7)
-GRID = {"warmup": (0.0, 7.0, 10.0), "scale": (1000.0, 2000.0, 5000.0), "threshold": (0.01, 0.025, 1.0)}
+# These warm-ups take 0, 1 and 2 of 8 steps.
+GRID = {"warmup": (0.0, 5.0, 10.0), "scale": (1000.0, 2000.0, 5000.0), "threshold": (0.01, 0.025, 1.0)}
 
 
 def safety_step(eps_u: Tensor, eps_p: Tensor, eps_s: Tensor, nu: Tensor, s: SLD, active: bool) -> tuple[Tensor, Tensor]:

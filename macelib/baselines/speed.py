@@ -9,7 +9,7 @@ from torch import Tensor
 from ..errors import MaceError
 from ..models.entrances import kv_weights
 from .changes import TextMap, WeightDelta, kv_part
-from .columns import anchors, preserved, states, tokens
+from .columns import anchors, note_pooled, preserved, states, tokens
 from .registry import Request, Settings, register
 
 CENTRES = 3  # of k-means over the states of ""
@@ -19,6 +19,7 @@ CENTRES = 3  # of k-means over the states of ""
 class SPEED(Settings):
     """The paper's values for one to three objects or styles."""
 
+    positive = ("rho",)
     anchor: str | None = ""  # text that every concept becomes; None: each concept's own anchor
     tokens: Literal["last", "words"] = "last"  # columns of a target, of "" too: last subject token, or all but [SOS]
     keep: Literal["names", "empty"] = "names"  # P0: names to keep, or general captions where none are told; or ""
@@ -38,7 +39,8 @@ PUBLISHED = {
     "celebrity": SPEED(anchor="person", theta=1e-4, rho=0.05, ipf=False),
     "unsafe": SPEED(tokens="words", keep="empty", rho=0.7, mu=0.5),
 }
-GRID = {"theta": (1e-4, 1e-3, 1e-2, 0.1), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
+# Of some fifty names S has no eigenvalue between 0 and 0.3 with mini-SD's encoder: theta acts from 1 on.
+GRID = {"theta": (1.0, 3.0, 10.0), "rho": (0.05, 0.3, 1.0), "ipf": (True, False)}
 
 
 def null_projector(S: Tensor, theta: float, relative: bool = False, span: Tensor | None = None) -> Tensor:
@@ -77,9 +79,12 @@ def plain_step(T: Tensor, B: Tensor) -> Tensor:
     return torch.linalg.solve(torch.eye(len(T), dtype=T.dtype, device=T.device) + T, B - T, left=False)
 
 
-def weakest(H: Tensor) -> Tensor:
-    """The right singular vector of W of its smallest singular value, as a column (d, 1); H = Wᵀ W."""
-    return torch.linalg.eigh(H).eigenvectors[:, :1]
+def weakest(H: Tensor, rows: int) -> Tensor:
+    """The right singular vector of W (rows, d) of the smallest of its min(rows, d) singular values: (d, 1); H = Wᵀ W.
+
+    Where W has fewer rows than columns, H has a null space, whose vectors are none of them.
+    """
+    return torch.linalg.eigh(H).eigenvectors[:, [max(0, len(H) - rows)]]
 
 
 def refine_kept(P0: Tensor, step: Tensor, H: Tensor, v: Tensor, ipf: bool, aug: int, seed: int = 0) -> Tensor:
@@ -133,8 +138,8 @@ def speed(request: Request, settings: SPEED) -> TextMap | WeightDelta:
     step = plain_step(T, B)
     K = invariant(states(request.pipe, [""])[0], request.seed) if settings.iec else None
 
-    def update(H: Tensor) -> Tensor:
-        v = weakest(H) if settings.aug else P0[:, :0]
+    def update(H: Tensor, rows: int) -> Tensor:
+        v = weakest(H, rows) if settings.aug else P0[:, :0]
         kept = refine_kept(P0, step, H, v, settings.ipf, settings.aug, request.seed)
         span = torch.cat([P0, v], 1)
         P = null_projector(kept @ kept.T / kept.shape[1], settings.theta, settings.relative, span)
@@ -142,22 +147,25 @@ def speed(request: Request, settings: SPEED) -> TextMap | WeightDelta:
             raise MaceError(
                 f"What is kept leaves no null space below theta = {settings.theta:g}: raise theta, or keep fewer names."
             )
-        ranks.append(round(float(P.trace())))
+        free.append(round(float(P.trace())))
+        columns.append(kept.shape[1])
         return speed_update(T, B, P, K, settings.rho, settings.mu)
 
-    ranks: list[int] = []
+    free, columns = [], []  # by layer: dimension of the null space, columns that S is made of
     W = {n: w.detach().double().cpu() for n, w in kv_weights(request.pipe.unet).items() if kv_part(n) in settings.parts}
     if settings.per_layer and (settings.ipf or settings.aug):
-        change = WeightDelta({f"{n}.weight": (w @ update(w.T @ w)).float() for n, w in W.items()})
+        change = WeightDelta({f"{n}.weight": (w @ update(w.T @ w, len(w))).float() for n, w in W.items()})
     else:
         eye = torch.eye(len(T), dtype=T.dtype)
-        change = TextMap(eye + update(sum(w.T @ w for w in W.values())), settings.parts)
-    request.report.update({"columns": C.shape[1], "kept_columns": P0.shape[1], "null_space": min(ranks)})
+        change = TextMap(eye + update(sum(w.T @ w for w in W.values()), sum(map(len, W.values()))), settings.parts)
+    request.report.update({"columns": C.shape[1], "preserved": P0.shape[1]})
+    request.report.update({"kept_columns": min(columns), "null_space": min(free)})
     return change
 
 
 def _targets(request: Request, settings: SPEED) -> tuple[Tensor, Tensor]:
     """C and A (d, n)."""
+    note_pooled(request)
     becomes = [anchor for c in request.concepts for anchor in anchors(c, settings.anchor, 1, False)]
     return tuple(_columns(request, settings, texts) for texts in ([c.name for c in request.concepts], becomes))
 

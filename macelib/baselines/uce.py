@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..method.refine import cholesky
 from .changes import TextMap
-from .columns import anchors, expand, tokens
+from .columns import anchors, expand, note_pooled, tokens
 from .registry import Request, Settings, register
 
 
@@ -25,7 +25,8 @@ class UCE(Settings):
 
 
 PAPER = UCE(tokens="all", anchor=" ", beta=None, lambda_=0.1)
-GRID = {"tokens": ("last", "all"), "lambda_": (0.05, 0.5, 5.0), "beta": (0.1, 1.0, 10.0)}
+# Where no names to keep are told, beta says nothing, and lambda_ / alpha all: no two of these ratios are equal.
+GRID = {"tokens": ("last", "all"), "lambda_": (0.05, 0.5, 5.0), "alpha": (0.2, 1.0, 5.0)}
 
 
 def uce_map(C: Tensor, A: Tensor, P0: Tensor, alpha: float = 1.0, beta: float = 1.0, lambda_: float = 0.5) -> Tensor:
@@ -35,7 +36,7 @@ def uce_map(C: Tensor, A: Tensor, P0: Tensor, alpha: float = 1.0, beta: float = 
     """
     C, A, P0 = C.double(), A.double(), P0.double()
     same = beta * P0 @ P0.T + lambda_ * torch.eye(len(C), dtype=C.dtype, device=C.device)
-    L = cholesky(alpha * C @ C.T + same)
+    L = cholesky(alpha * C @ C.T + same, "raise lambda_")
     return torch.cholesky_solve((alpha * A @ C.T + same).T, L).T.contiguous()
 
 
@@ -56,6 +57,7 @@ def target_columns(
 
     An anchor that is a text for all concepts is not put into templates.
     """
+    note_pooled(request)
     names, becomes = [], []
     for concept in request.concepts:
         texts = expand(concept.name, concept.kind) if expanded else [concept.name]

@@ -9,7 +9,7 @@ import typer
 from ..errors import MaceError, unknown
 
 TASKS = {"objects": "alone", "characters": "together"}  # what a list of the grid is tuned for
-NONE = "style, unsafe: no names of these kinds are set apart to choose on; published settings alone."
+NONE = "style, unsafe: no names of these kinds are set apart to choose on; what is chosen for objects is taken."
 
 
 SIZES = {  # options that say how much a study takes

@@ -205,7 +205,7 @@ class Measuring:
         return edit
 
     def _key(self, way: Way, unit: Unit) -> str:
-        """Of the settings that an edit is made with, and of a user's own method's code: edited, it is measured anew.
+        """Of the settings that an edit is made with, and of the method's code: edited, it is measured anew.
 
         What is open in MACE's settings is what its preset says today.
         """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..baselines import AS_PUBLISHED, method, methods
+from ..baselines.registry import KINDS
 from ..concepts import Concept
 from ..config import EraseConfig
 from ..errors import MaceError, need, unknown
@@ -15,6 +16,7 @@ from ..evaluate import results
 from ..evaluate.companions import pair_asks
 from ..evaluate.tasks import OWN, Row, Task, read_task, task, tasks
 from ..evaluate.tuning import KINDS as TUNED
+from ..evaluate.tuning import tuned_kind
 from ..evaluate.work import Ask, Work
 from ..models.families import Family
 from ..reading import read_data
@@ -22,9 +24,8 @@ from ..reading import read_data
 WORLDS = ("mini", "sd")  # whose names a task has: "objects" is mini-objects or sd-objects
 PAPER_S = {"characters": "celebrities", "unsafe": "explicit"}  # what the tasks for SD call these
 T = TypeVar("T")
-KINDS = ("object", "celebrity", "style", "unsafe")  # of settings, see `Method.settings_for`
 BEST = "mace-best"  # the method with the preset "best"
-PRESET = "preset"  # settings of MACE's own for a model, where nothing of the task's kind was chosen on tuning names
+PRESET = "preset"  # where nothing was tuned for the kind of task: MACE as it stands for a model, others as for objects
 Pair = tuple[str, str, str, str, int]  # erased, companion, which is named first, prompt, seed
 
 
@@ -246,7 +247,7 @@ def ways(
 
     names: None for those that the task names, or else all, of the quick profile without those that need training.
     family: of the model. Where it has settings for MACE that were tuned on it, they are the tuned row of MACE and its
-    ablations, called `PRESET` for a kind of task that nothing was tuned for, and the paper's the published one.
+    ablations, and the paper's the published one. Tuned rows are called `PRESET` where nothing was tuned for the kind.
     among: by method of how many settings the tuned ones were chosen (`tried`). MaceError for an unknown method.
     """
     if names is None:
@@ -261,29 +262,30 @@ def ways(
             rows += [Way(name, "published", AS_PUBLISHED, 1), Way(name, chosen, among=among.get("mace"))]
         else:
             rows.append(Way(name, "published", among=1))
-            rows += [Way(name, "tuned", tuned[name], among.get(name))] if name in tuned else []
+            rows += [Way(name, chosen, tuned[name], among.get(name))] if name in tuned else []
     return rows
 
 
 def tuned_settings(kind: str, path: str | Path | None = None) -> dict[str, dict[str, Any]]:
     """By method the settings that were chosen on the tuning concepts for a kind of task, from `tuned.yaml`; {}: none.
 
-    The file: `uce: {celebrity: {lambda_: 5.0}, ...}`. MaceError for a method, kind or setting that there is not.
+    A kind that nothing is tuned for takes those of objects (`tuned_kind`). The file: `uce: {celebrity: {lambda_: 5.0},
+    ...}`. MaceError for a method, kind or setting that there is not.
     """
     path = Path(path or results.folder() / "tuned.yaml")
     if not path.is_file():
         return {}
-    values, chosen = read_data(path, "tuned settings")[0] or {}, {}
+    values, chosen, taken = read_data(path, "tuned settings")[0] or {}, {}, tuned_kind(kind)
     try:
         for name, kinds in values.items():
             for other in kinds:
                 if other not in KINDS:
                     raise unknown("kind of settings", other, KINDS)
-            if kind in kinds:
+            if taken in kinds:
                 fields = set(vars(method(name).settings_for(kind)))
-                if bad := sorted(set(kinds[kind]) - fields):
+                if bad := sorted(set(kinds[taken]) - fields):
                     raise unknown(f"setting of {name}", bad[0], sorted(fields))
-                chosen[name] = dict(kinds[kind])
+                chosen[name] = dict(kinds[taken])
     except (AttributeError, TypeError) as error:
         raise MaceError(f"{path} must map methods to kinds of tasks, and these to settings.") from error
     except MaceError as error:

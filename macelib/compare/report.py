@@ -159,8 +159,8 @@ def _chosen(rows: Sequence[Mapping[str, Any]]) -> str:
         says += f" {BEST} was chosen among {among[BEST]} settings"
         says += f", mace among {among['mace']}." if "mace" in among else ", of objects."
     if any(row["settings"] == PRESET for row in rows):
-        says += " For names of this kind nothing was tuned: preset is MACE as it stands for this model, and "
-        says += "differences are to its published settings."
+        says += " For names of this kind nothing was tuned: preset is MACE as it stands for this model, and another "
+        says += "method as it was tuned for objects; differences are to MACE's published settings."
     return says
 
 

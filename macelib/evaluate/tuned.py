@@ -12,7 +12,7 @@ import yaml
 from ..files import atomic, data_folder, write_text
 from ..reading import read_data
 from . import results
-from .tuning import KINDS, Grid, Tuning
+from .tuning import KINDS, Grid, Tuning, tuned_kind
 
 GRIDS = {"mace": ("tuning", "cheaper"), "mace-best": ("tuning", "cheaper", "best")}  # files, without their ending
 HEAD = """\
@@ -49,14 +49,14 @@ def record_tuned(result: Tuning, folder: str | Path | None = None) -> Path:
 def tried(kind: str, folder: Path | None = None) -> dict[str, int]:
     """By method of how many settings those for a kind of task were chosen, different ones; no method that is not tuned.
 
-    "mace-best" takes what was chosen for objects where nothing was for the kind. folder: of tuned.csv, as above.
-    MaceError: a grid of MACE's that cannot be read.
+    What is no kind of the grids takes what was chosen for objects (`tuned_kind`), of MACE as "mace-best" alone. folder:
+    of tuned.csv, as above. MaceError: a grid of MACE's that cannot be read.
     """
     table, lists = (folder or results.folder()) / "tuned.csv", {of: how for how, of in KINDS.items()}
     found: dict[str, int] = {}
     if table.is_file():
         rows = pd.read_csv(table)
-        found = {name: int(count) for name, count in rows[rows.kind == kind].method.value_counts().items()}
+        found = {name: int(count) for name, count in rows[rows.kind == tuned_kind(kind)].method.value_counts().items()}
     for name, files in GRIDS.items():
         if kind in lists or name == "mace-best":
             grids = [Grid.load(data_folder() / "world" / f"{file}.yaml") for file in files]

@@ -35,6 +35,7 @@ from .work import Progress, check_seeds
 
 MOST = 24  # points of a grid
 KINDS = {"alone": "object", "together": "celebrity"}  # by list: the kind of task that its settings are for
+STANDS_IN = "object"  # whose settings a kind takes that no names are set apart for: the preset "best" does so, too
 DRAWING = {f.name for f in dataclasses.fields(Drawing)}
 # list, concepts, names to keep, point, label -> an erasure or an edit
 Make = Callable[[str, Sequence[Concept], Sequence[str], dict[str, Any], str], Any]
@@ -176,6 +177,11 @@ def tune(
     about["grid"] |= {name: [*getattr(grid, name)] for name in ("alone", "together", "cheaper")}
     names = {"erased_names": [c.name for c in concepts], "kept_names": kept, "method": grid.method}
     return Tuning(metrics, settings | about | names)
+
+
+def tuned_kind(kind: str) -> str:
+    """The kind of task whose tuned settings are taken for a kind: its own, or that of objects."""
+    return kind if kind in KINDS.values() else STANDS_IN
 
 
 def check_minutes(minutes: float | None) -> None:

@@ -63,15 +63,13 @@ def tiny_ridge(S: Tensor) -> float:
     return ridge
 
 
-def cholesky(S: Tensor) -> Tensor:
-    """Lower Cholesky factor of S (d, d); MaceError says what to add where S is not positive definite or not finite."""
+def cholesky(S: Tensor, cure: str = "raise λ0 (ridge) or add a prior") -> Tensor:
+    """Lower Cholesky factor of S (d, d); MaceError with the cure where S is not positive definite, or not finite."""
     if not torch.isfinite(S).all():
         raise MaceError("The token statistics are not finite: the text encoder overflowed; load it in float32.")
     L, info = torch.linalg.cholesky_ex(S)
     if info.item():
-        raise MaceError(
-            f"The token statistics are singular (row {info.item()} of {len(S)}): raise λ0 (ridge) or add a prior."
-        )
+        raise MaceError(f"The token statistics are singular (row {info.item()} of {len(S)}): {cure}.")
     return L
 
 

@@ -22,7 +22,7 @@ def adversarial_map(R: Tensor, H: Tensor, gamma: float) -> Tensor:
     R: (d, d). H = Σ_l W_lᵀ W_l (d, d): one for all layers. MaceError where γ = 0 and R is singular.
     """
     R, H = R.double(), H.double()
-    L = cholesky(R.T @ H @ R + gamma * torch.eye(len(R), dtype=R.dtype, device=R.device))
+    L = cholesky(R.T @ H @ R + gamma * torch.eye(len(R), dtype=R.dtype, device=R.device), "raise gamma")
     return torch.cholesky_solve(R.T @ H, L)
 
 
