@@ -27,6 +27,7 @@ TWO = {**MANY, "erase": "one by one", "kept": [ROWS["horse"], ROWS["cat"]],
        "templates": ["a {} by the {other}", "a {other} by the {}"]}  # fmt: skip
 SCENES = {**MANY, "kept": [ROWS["horse"], ROWS["cat"]], "templates": ["a {} by the {other}"], "beside": "alike"}
 CAPTIONS = {**MANY, "metric": "CLIP_s", "kept": [], "captions": [f"a {n} thing" for n in range(30)] + ["two frogs"]}
+EXPLICIT = {**CAPTIONS, "metric": "nudenet", "kind": "explicit", "captions": ["a ship", "a frog " * 99, "a dog"]}
 STYLES = {**MANY, "metric": "H_a", "kind": "style", "erased": [ROWS["ship"]], "kept": [ROWS["cat"]]}
 KNOWN = [f"concept:{name}" for name in [*NAMES, "sea", "grass"]] + ["style:ship", "style:cat"]
 METHODS = ["uce", "semantic-surgery"]

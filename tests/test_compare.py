@@ -1,6 +1,7 @@
 """Comparisons on a tiny pipeline: what is drawn, looked for and counted, and which rows there are."""
 
 import json
+import shutil
 from collections import Counter
 
 import compare_tools
@@ -9,6 +10,7 @@ import pytest
 from compare_tools import (
     ALONE,
     CAPTIONS,
+    EXPLICIT,
     MANY,
     METHODS,
     ROWS,
@@ -23,6 +25,7 @@ from compare_tools import (
     planned_of,
     run,
 )
+from test_classifiers import Detector
 from test_evaluate import ByPixel
 from tiny_data import tiny_clip
 
@@ -238,6 +241,30 @@ def test_captions_are_scored_and_their_pictures_compared(pipe, tmp_path, monkeyp
     assert {r["metric"] for r in whole["not_measured"] if r["method"] == "all"} == {"interval over seeds"}
     shown = markdown(whole)
     assert "| Method | Settings | " in shown and "| CLIP_s | 95 % of CLIP_s |" in shown and "CMMD" in shown
+
+
+class Now(Detector):
+    """Finds what is exposed in every second picture."""
+
+    def detect(self, pixels):
+        return super().detect(pixels) if len(self.seen) % 2 else self.seen.append(pixels) or []
+
+
+def test_a_detector_counts_what_a_list_of_prompts_shows(pipe, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("macelib.compare.plan.need", lambda *_: None)
+    found, detector = planned_of(EXPLICIT, tmp_path), Now()
+    assert found.kept(0)[0] == "a ship" and found.kind == "unsafe"  # what is erased is asked for
+    with pytest.raises(MaceError, match="leave it out, for NudeNet"):
+        run(pipe, found, tmp_path / "out", ["uce"])
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    whole = run(pipe, found, tmp_path / "out", ["uce"], classifier=evaluate.NudeNet(detector, "3.4.2"))
+    assert "1 of 3 prompts are longer than the model reads: they are cut" in caplog.text
+    by = {(r["method"], r["metric"]): r for r in whole["rows"]}
+    share = by["original", "nudenet"]
+    assert len(detector.seen) == 6 and share["n"] == 3 and share["low"] < share["mean"] < share["high"]
+    assert share["mean"] + by["uce", "nudenet"]["mean"] == pytest.approx(100)
+    assert by["uce", "nudenet, belly exposed"]["mean"] == by["uce", "nudenet"]["mean"]
+    assert by["original", "nudenet, anus exposed"]["mean"] == 0 and "| nudenet | 95 % of nudenet |" in markdown(whole)
 
 
 @pytest.mark.slow

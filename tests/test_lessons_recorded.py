@@ -122,7 +122,7 @@ def test_what_an_edit_costs(folder):
     assert table.seconds.to_dict() == {"uce": 0.5, "dp": 2.0, "mace": 50.0} and table["peak MB"]["uce"] == 500
     told = r.costs_said(table)
     assert "0.5 s (uce) to 50 s (mace)" in told and "As a multiple of the 50 s of mace: uce 0.01 and dp 0.04." in told
-    assert told.endswith("Cheaper and with a higher H_o, intervals ignored: dp.")
+    assert told.endswith("Cheaper and with a better H_o, intervals ignored: dp.")
     assert "mace is not among them" in r.costs_said(table.drop("mace")) and len(r.costs_figure(table).axes) == 1
     both = pd.concat([table, table.loc[["mace"]].rename({"mace": "mace, tuned"}).assign(seconds=0.004)])
     assert "0.004 s of mace, tuned:" in r.costs_said(both.sort_values("seconds")), "judged by the tuned row"

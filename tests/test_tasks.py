@@ -185,8 +185,8 @@ def changed(entry, **values):
     ({"beside": "all"}, "beside is 'all'; allowed: kept, alike"),
     ({"beside": "alike"}, 'beside: alike needs erase: together, and "{other}" in every template'),
     ({"beside": "alike", "templates": ["a {} by {other}"]}, "two names to erase and two to keep"),
-    ({"captions": ["a lawn"]}, "captions and the metric CLIP_s belong together"),
-    ({"metric": "CLIP_s"}, "captions and the metric CLIP_s belong together"),
+    ({"captions": ["a lawn"]}, "captions and the metrics CLIP_s and nudenet belong together"),
+    ({"metric": "CLIP_s"}, "captions and the metrics CLIP_s and nudenet belong together"),
     ({"metric": "CLIP_s", "captions": [7]}, r"captions\[0\].* 7"),
     ({"metric": "CLIP_s", "captions": "none.txt"}, "none.txt"),
     ({"counts": 1}, "counts is 1; allowed: a list"),
@@ -225,6 +225,15 @@ def test_captions_are_listed_or_a_file_beside_the_task_s_own(tmp_path):
     with pytest.raises(MaceError, match="Every caption of pets names what is erased"):
         planned(replace(found, captions=("Tom",)))
     assert found.with_captions([], 2).captions == ("Tom on a lawn", "a Tommy")  # evenly
+
+
+def test_i2p_s_prompts_are_read_when_they_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("macelib.compare.plan.need", lambda *_: None)
+    with pytest.raises(MaceError, match=r"i2p_benchmark\.csv.*huggingface"):
+        planned(task("sd-explicit"))
+    (tmp_path / "i2p_benchmark.csv").write_text("prompt,sd_seed\na naked tree,1\na wall,2\n", encoding="utf-8")
+    assert planned(task("sd-explicit")).kept(0) == ["a naked tree", "a wall"]
 
 
 def test_captions_of_coco_are_read_when_they_are_drawn(tmp_path, monkeypatch):

@@ -69,6 +69,9 @@ def _models(seen: Sequence[Seen]) -> list[int]:
 def _frames(run: Measuring, seen: Sequence[Sequence[Seen]], family: Family) -> Iterator[tuple[str, tuple]]:
     """By metric its pictures, a row each, and their role."""
     first = next(iter(seen[0][0]["drawn"].values()))
+    if run.plan.detects:
+        yield from ((rule, (_rows(run, seen, rule), "kept")) for rule in first)
+        return
     if "score" in first:
         yield from _by_role(_rows(run, seen, "score"), SCORES)
         main = "style"

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from ..baselines.registry import source
-from ..evaluate.metrics import joint
+from ..evaluate.metrics import LOW, joint
 from ..files import atomic, hash_text
 
 BESIDE = ("no-attack", "foreign")  # controls that stand beside a method's rate
@@ -50,7 +50,7 @@ def figure(whole: Mapping[str, Any]):
     rows = [row for row in whole["rows"] if row["metric"] in combined]
     if not rows or len({row["task"] for row in rows}) > 1:
         return None
-    rows.sort(key=lambda row: row["mean"])
+    rows.sort(key=lambda row: row["mean"], reverse=rows[0]["metric"] in LOW)
     made = Figure(figsize=(6, 0.6 + 0.25 * len(rows)), layout="constrained")
     axes, mean = made.subplots(), [row["mean"] for row in rows]
     ends = [[row["mean"] - row["low"] for row in rows], [row["high"] - row["mean"] for row in rows]]

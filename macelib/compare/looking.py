@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..errors import MaceError
 from ..evaluate.companions import halves
 from ..evaluate.pictures import Job
 from ..evaluate.work import choices
@@ -33,6 +34,8 @@ class Looking:
 
     def check(self) -> None:
         """MaceError for a name of the task that the classifier does not know; captions have none."""
+        if self.plan.detects and not hasattr(self.classifier, "counts"):
+            raise MaceError(f"{self.classifier.name} counts nothing in pictures: leave it out, for NudeNet.")
         if self.plan.task.captions:
             return
         if self.plan.kind == "style":
@@ -44,7 +47,11 @@ class Looking:
     def __call__(self, pictures, jobs: Sequence[Job]) -> list[dict[str, Any]]:
         """By rule what is seen in each picture."""
         who = self.classifier
-        if self.plan.scored:
+        if self.plan.detects:
+            counts = who.counts(pictures)
+            rules = {"nudenet": [float(any(count.values())) for count in counts]}
+            rules |= {detected(name): [float(count[name] > 0) for count in counts] for name in who.concepts}
+        elif self.plan.scored:
             rules = {"score": self.scorer.score(pictures, [prompt for prompt, _ in jobs])}
             if self.plan.kind == "style" and getattr(who, "styles", None):
                 rules["style"] = who.top1(pictures, None, "style")
@@ -62,6 +69,15 @@ class Looking:
     def vectors(self, pictures) -> Tensor:
         """CLIP's image vectors (n, w) of pictures."""
         return self.clip.image_vectors(pictures)
+
+
+def detected(name: str) -> str:
+    """The metric of one of NudeNet's classes.
+
+    >>> detected("FEMALE_BREAST_EXPOSED")
+    'nudenet, female breast exposed'
+    """
+    return f"nudenet, {name.lower().replace('_', ' ')}"
 
 
 def stand_in_names(plan: Plan) -> list[str]:

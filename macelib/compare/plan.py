@@ -95,6 +95,11 @@ class Plan:
         return self.task.about.metric in ("H_a", "CLIP_s")
 
     @property
+    def detects(self) -> bool:
+        """Whether a detector counts what pictures of a list of prompts show, whatever they ask for."""
+        return self.task.about.metric == "nudenet"
+
+    @property
     def apart(self) -> bool:
         """Whether there are several erasures, of which the mean is told."""
         return self.task.about.erase != "together"
@@ -196,7 +201,6 @@ def planned(
     about, how, marks = found.about, PROFILES[profile], [profile]
     if about.metric == "nudenet":
         need("nudenet", "explicit")
-        raise MaceError(f"{found.name} draws a list of prompts: mace evaluate --prompts FILE --classifier nudenet.")
     chosen = found.concepts(count)
     if missing := [name for name in only or () if name not in {concept.name for concept in chosen}]:
         raise unknown(f"concept in {found.name}", missing[0], [concept.name for concept in chosen])

@@ -1,24 +1,29 @@
 """A comparison from end to end: every row's pictures, then its tables, anew after each method."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..batch.jobs import Job
 from ..errors import MaceError, explained, first_line, unknown
 from ..evaluate.classifiers import classifier_for, plugged
+from ..evaluate.explicit import NudeNet
 from ..evaluate.made import judged_by, made_with
 from ..evaluate.pictures import Drawing
 from ..files import check_writable, locked, write_json
 from ..models.families import family_of
 from ..models.pipelines import elsewhere, load_again
 from ..models.swap import untouched
+from ..models.text import prompt_fits, shortened
 from .looking import Looking
 from .measure import Measuring, Progress
 from .plan import ORIGINAL, Plan, Way
 from .tables import Tables, metric_names
+
+log = logging.getLogger(__name__)
 
 
 def compare(
@@ -55,7 +60,7 @@ def compare(
     with locked(folder / ".lock", str(folder), wait=False), untouched(pipe):
         who, drawing = (classifier, features), Drawing(steps=plan.steps, batch=batch, autocast=autocast)
         run = measuring(pipe, plan, who, drawing, folder)
-        about = _about(pipe, run)
+        about, plan = _about(pipe, run), run.plan
         same_run(folder, about, plan)
         if why := run.run(pipe, ORIGINAL, tell):
             raise MaceError(why)
@@ -74,7 +79,9 @@ def measuring(pipe, plan: Plan, who: tuple, drawing: Drawing, folder: Path) -> M
     who: classifier and features, as `compare` takes them.
     """
     classifier, features = (found if found is None else plugged(found) for found in who)
-    classifier, family = classifier or classifier_for(pipe), family_of(pipe)
+    classifier = classifier or (NudeNet.load() if plan.detects else classifier_for(pipe))
+    family = family_of(pipe)
+    plan = cut(pipe, plan) if plan.detects else plan
     scorer = classifier_for(pipe, "styles") if plan.scored or family.scorer != family.judge else None
     clip = next((found for found in (features, classifier, scorer) if hasattr(found, "image_vectors")), None)
     if features is not None and clip is not features:
@@ -82,6 +89,14 @@ def measuring(pipe, plan: Plan, who: tuple, drawing: Drawing, folder: Path) -> M
     look = Looking(plan, classifier, scorer if plan.scored else None, clip)
     look.check()
     return Measuring(plan, drawing, look, folder, family=family)
+
+
+def cut(pipe, plan: Plan) -> Plan:
+    """The plan with its captions as the model reads them: a longer one ends with the last word that is read, said."""
+    texts = plan.task.captions
+    if long := sum(not prompt_fits(pipe, text) for text in texts):
+        log.warning("%d of %d prompts are longer than the model reads: they are cut.", long, len(texts))
+    return replace(plan, task=replace(plan.task, captions=tuple(dict.fromkeys(shortened(pipe, t) for t in texts))))
 
 
 def _measured(pipe, run: Measuring, ways, who: tuple, engine, tell: Progress) -> Iterator[tuple[Way, str | None]]:

@@ -10,6 +10,7 @@ import torch
 from ..baselines import method
 from ..baselines.columns import tokens
 from ..evaluate import results
+from ..evaluate.explicit import classes
 from ..evaluate.metrics import COMBINE
 from ..evaluate.numbers import DIFFERENCE, Number, row, spread
 from ..models.entrances import denoiser, kv_weights, part_of
@@ -17,6 +18,7 @@ from ..models.families import family_of
 from ..models.text import embedding_size
 from .counts import CLASSES, EITHER, METRICS, ORDERS, RELATIONS, SCORES, counts
 from .distance import FRECHET, KERNEL, distances
+from .looking import detected
 from .measure import NO_STYLES, Measuring
 from .plan import ORIGINAL, PRESET, Plan, Way
 from .published import keep_samples
@@ -40,7 +42,7 @@ def metric_names(plan: Plan) -> list[str]:
     """Every metric that a task may have rows for, in the order of the tables."""
     combined = plan.task.about.metric
     if plan.task.captions:
-        found = [combined]
+        found = [combined, *(map(detected, classes()) if plan.detects else ())]
     elif plan.alike:
         found = ["Acc_e", EITHER, "Acc_s", combined]
     elif plan.pairs:

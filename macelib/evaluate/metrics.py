@@ -69,7 +69,9 @@ COMBINE = {
     "H_c": Joint(("Acc_e", "Acc_s"), h_c),
     "H_a": Joint(("CLIP_e", "CLIP_s"), h_a),
     "CLIP_s": Joint(("CLIP_s",), lambda clip_s: clip_s),
+    "nudenet": Joint(("nudenet",), lambda share: share),
 }
+LOW = ("nudenet",)  # of these the lower is the better
 
 
 def joint(metrics: Collection[str]) -> list[str]:

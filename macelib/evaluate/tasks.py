@@ -15,8 +15,10 @@ from ..files import data_folder
 from ..method.captions import read_captions
 from ..method.prior import coco_captions, names
 from ..reading import Where, build_settings, phrase, phrases, placed, read_data
+from .explicit import i2p_prompts
 
-COCO = "coco"  # stands for the captions of COCO 2014, which people get themselves
+COCO, I2P = "coco", "i2p"  # stand for COCO 2014's captions and I2P's prompts, which people get themselves
+LISTED = ("CLIP_s", "nudenet")  # metrics of captions: nothing else is drawn
 OWN = "Or give a file.yaml of your own."
 ROW = ("name", "anchor", "super", "group", "synonyms")
 
@@ -43,7 +45,7 @@ class About:
 
     title: str
     model: str  # whose names these are, such as "sd"
-    metric: Literal["H_o", "H_c", "H_a", "CLIP_s", "nudenet"]  # CLIP_s: of captions, nothing else is drawn
+    metric: Literal["H_o", "H_c", "H_a", "CLIP_s", "nudenet"]  # the last two: of captions
     kind: Literal["object", "style", "celebrity", "explicit"] = "object"
     erase: Literal["together", "one by one"] = "together"
     templates: tuple[str, ...] = ("a photo of the {}",)  # "{}": the name; "{other}": another name beside it,
@@ -62,7 +64,7 @@ class Task:
     erased: tuple[Row, ...]
     kept: tuple[Row, ...] = ()
     counts: tuple[int, ...] = ()  # how many of the erased, from the first on; none: all of them
-    captions: tuple[str, ...] = ()  # what is drawn in place of names, metric CLIP_s; (COCO,): those of COCO 2014
+    captions: tuple[str, ...] = ()  # what is drawn in place of names; (COCO,), (I2P,): of these lists
 
     def concepts(self, count: int | None = None) -> list[Concept]:
         """The concepts to erase, the first `count` of them; MaceError for a count that the task does not have."""
@@ -78,9 +80,14 @@ class Task:
         return [row.name for row in self.kept or self.erased if folded(row.name) not in gone]
 
     def with_captions(self, gone: Sequence[Concept], most: int) -> "Task":
-        """The task with so many of its captions, evenly from those that name nothing of what goes; MaceError: none."""
-        texts = list(dict.fromkeys(coco_captions() if self.captions == (COCO,) else self.captions))
-        free = [text for text, hit in zip(texts, names(texts, gone), strict=True) if not hit]
+        """The task with so many of its captions, evenly; MaceError: none.
+
+        They name nothing of what goes, unless what is looked for is just that (nudenet).
+        """
+        lists = {(COCO,): coco_captions, (I2P,): i2p_prompts}
+        texts = list(dict.fromkeys(lists.get(self.captions, lambda: self.captions)()))
+        hits = names(texts, gone) if self.about.metric == "CLIP_s" else [False] * len(texts)
+        free = [text for text, hit in zip(texts, hits, strict=True) if not hit]
         if not free:
             raise MaceError(f"Every caption of {self.name} names what is erased: give others.")
         count = min(most, len(free))
@@ -157,10 +164,10 @@ def _counts(counts, most: int) -> list[int]:
 
 
 def _captions(value, folder: Path):
-    """A list as it is; of text the file of that name beside the task's, or "coco" until they are drawn."""
+    """A list as it is; of text the file of that name beside the task's, or "coco" and "i2p" until they are drawn."""
     if not isinstance(value, str):
         return value
-    return [value] if value == COCO else read_captions(folder / value)
+    return [value] if value in (COCO, I2P) else read_captions(folder / value)
 
 
 def _check(found: Task) -> None:
@@ -169,8 +176,8 @@ def _check(found: Task) -> None:
         refuse_both([row.name for row in found.erased], [row.name for row in found.kept])
     if not about.templates or any("{}" not in template for template in about.templates):
         raise MaceError('templates must be texts with "{}" where the name goes.')
-    if (about.metric == "CLIP_s") != bool(found.captions):
-        raise MaceError("captions and the metric CLIP_s belong together: a task has both or neither.")
+    if (about.metric in LISTED) != bool(found.captions):
+        raise MaceError(f"captions and the metrics {' and '.join(LISTED)} belong together: a task has both or neither.")
     if about.beside == "alike":
         if not together or any("{other}" not in template for template in about.templates):
             raise MaceError('beside: alike needs erase: together, and "{other}" in every template.')

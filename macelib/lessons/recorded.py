@@ -8,7 +8,7 @@ import pandas as pd
 
 from .. import evaluate
 from ..evaluate import results
-from ..evaluate.metrics import joint
+from ..evaluate.metrics import LOW, joint
 from ..files import data_folder
 from ..models.pipelines import model_hash
 from ..show.viz import COLORS, Figure
@@ -120,7 +120,7 @@ def tasks_figure(tables: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     most = max(len(rows(whole, combined(whole))) for whole in tables.values())
     fig, axes = tiles(len(tables), min(3, len(tables)), 3.4, 0.9 + 0.2 * most)
     for (name, whole), ax in zip(tables.items(), axes, strict=True):
-        some = rows(whole, combined(whole)).sort_values("mean")
+        some = rows(whole, combined(whole)).sort_values("mean", ascending=combined(whole) not in LOW)
         for y, row in enumerate(some.itertuples()):
             color = COLORS[0] if row.method.startswith("mace") else COLORS[1]
             ax.plot([row.low, row.high], [y, y], color=color, linewidth=1.2)
@@ -137,8 +137,9 @@ def task_said(name: str, whole: Mapping[str, Any]) -> str:
     if metric is None:
         return f"{name} has no combined metric."
     some = rows(whole, metric)
-    best = some.loc[some["mean"].idxmax()]
-    text = f"{name}: {metric} is highest for {best.label} ({best['mean']:.1f}; {best.low:.1f} to {best.high:.1f})"
+    best = some.loc[some["mean"].idxmin() if metric in LOW else some["mean"].idxmax()]
+    end = "lowest" if metric in LOW else "highest"
+    text = f"{name}: {metric} is {end} for {best.label} ({best['mean']:.1f}; {best.low:.1f} to {best.high:.1f})"
     paired = rows(whole, metric + PAIRED)
     if not len(paired):
         return text + "; nothing is compared pair by pair."
@@ -203,8 +204,9 @@ def costs_said(table: pd.DataFrame) -> str:
     told = [f"{name} {seconds / own.seconds:.2g}" for name, seconds in table.seconds.drop(ours).items()]
     text = f"{text} As a multiple of the {own.seconds:.2g} s of {ours}: {series(told, 99)}."
     metric = next(iter(joint(table)), None)
-    better = table[(table.seconds < own.seconds) & (table[metric] > own[metric])] if metric else table.iloc[:0]
-    return f"{text} Cheaper and with a higher {metric or 'metric'}, intervals ignored: {series(better.index, 99)}."
+    gain = 0 if metric is None else (table[metric] - own[metric]) * (-1 if metric in LOW else 1)
+    better = table[(table.seconds < own.seconds) & (gain > 0)]
+    return f"{text} Cheaper and with a better {metric or 'metric'}, intervals ignored: {series(better.index, 99)}."
 
 
 def agreement_said(table: pd.DataFrame) -> str:
