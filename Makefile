@@ -68,10 +68,12 @@ studies: setup
 	$(BIN)/mace report
 
 # Measure every method on every task, then attack: what data/results and the README show. A day or more on two cores,
-# resumable at every point; TASKS="styles unsafe" are some of it.
+# resumable at every point; TASKS="styles unsafe" are some of it. NEVER_KNEW=FOLDER, for the attacks' gold control: a
+# model that was trained without the ten objects (make world RECIPE=data/factory/without-objects.yaml).
 TASKS ?= objects characters-1 characters-5 characters-10 characters-30 characters-50 characters-100 styles unsafe \
   two-things scenes shared-words captions scaling-1 scaling-3 scaling-10 scaling-30 scaling-100 scaling-300
 evidence: setup
 	set -e; for task in $(TASKS); do $(BIN)/mace compare --task $$task --profile recorded --autocast bf16 --batch 50 \
 	  --out runs/evidence/$$task --record; done
-	$(if $(filter objects,$(TASKS)),$(BIN)/mace attack --task objects --edits runs/evidence/objects --out runs/evidence/attacks --record)
+	$(if $(filter objects,$(TASKS)),$(BIN)/mace attack --task objects --edits runs/evidence/objects --out runs/evidence/attacks --record \
+	  $(if $(NEVER_KNEW),--never-knew $(NEVER_KNEW)))

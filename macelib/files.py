@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -258,6 +260,14 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+@cache
+def sources_hash(package: str) -> str:
+    """sha256 (hex) over the names and texts of an imported package's sources, as they were when first asked for."""
+    folder = Path(sys.modules[package].__file__).parent
+    paths = sorted(folder.rglob("*.py"))
+    return hash_text(*(part for path in paths for part in (path.relative_to(folder), path.read_text(encoding="utf-8"))))
 
 
 def hash_file(path: str | Path) -> str:

@@ -23,7 +23,7 @@ from macelib.files import data_folder
 from macelib.models.tiny import tiny_pipeline
 
 METHODS = ["uce", "semantic-surgery"]
-SETTINGS = {"noise": {"etas": (1.0, 1.5), "scales": (1.0,)}, "completion": {"percent": (0, 50)}}
+SETTINGS = {"noise": {"etas": (1.0, 1.5), "scales": (1.0,)}, "completion": {"percent": (0, 50), "steps": 1}}
 SETTINGS |= {"concept-inversion": {"steps": 1, "word": "sea", "batch": 1}}
 STRANGE = {name: [Image.new("RGB", (16, 16), color)] for name, color in {"duck": "red", "drum": "blue"}.items()}
 
@@ -46,6 +46,13 @@ class Seeing(Judge):
         if self.stop is not None and self.count > self.stop:
             raise KeyboardInterrupt
         return super().top1(images, among, kind)
+
+
+class Sure(Seeing):
+    """Sees both in what the original draws to be learned from."""
+
+    def top1(self, images, among=None, kind="concept"):
+        return ["frog", "horse"] * 4 if len(images) == 8 else super().top1(images, among, kind)
 
 
 class Stranger:
@@ -131,7 +138,7 @@ def test_the_time_may_be_over(pipe, tmp_path, whole):
 @pytest.mark.slow
 def test_foreign_concepts_may_be_each_method_s_own_and_a_model_may_never_have_known(pipe, tmp_path):
     options = {"names": ["concept-inversion"], "methods": ["uce"], "never": tiny_pipeline("sd", seed=1), "each": True}
-    options |= {"only": ["frog", "horse"], "never_about": {"without": ["frog"]}}
+    options |= {"only": ["frog", "horse"], "never_about": {"without": ["frog"]}, "judge": Sure()}
     found = results.read(attacking(tmp_path / "out", tmp_path, **options).run(pipe))
     assert [key[1:3] for key in rates(found)] == [
         ("original", "original"), ("never-knew", "never-knew"), ("none", "uce"), ("no-attack", "uce"),
@@ -162,6 +169,22 @@ def test_a_method_that_refuses_is_not_measured(pipe, tmp_path):
     (row,) = found["not_measured"]
     assert row["method"] == "mace-best" and "Nothing has been chosen" in row["why"]
     assert {r["method"] for r in found["rows"]} == {"uce"}
+
+
+def test_a_refusal_names_its_concept(pipe, tmp_path, monkeypatch):
+    def refusing(pipe, edit, concept, *_, **__):
+        if concept.name == "frog":
+            raise MaceError("Not this one.")
+        return Result()
+
+    monkeypatch.setattr("macelib.compare.attacking.attack", refusing)
+    options = {"names": ["noise"], "methods": ["uce", "esd-x"], "controls": ["none"]}
+    run = attacking(tmp_path / "out", tmp_path, **options)
+    monkeypatch.setattr(Attacking, "_built", lambda *_: None)
+    found = results.read(run.run(pipe))
+    assert report.unmeasured(found) == {"Not this one.": [f"noise none {m} published (frog)" for m in ("uce", "esd-x")]}
+    trained = {row["method"]: row.get("training_seeds") for row in found["not_measured"]}
+    assert trained == {"uce": None, "esd-x": 1}
 
 
 def test_folders_of_something_else_are_refused(pipe, tmp_path):
@@ -373,6 +396,10 @@ def test_a_card_says_what_a_model_never_saw(tmp_path):
     card.write_text("# A model of mine\n")
     with pytest.raises(MaceError, match=r"Nothing says that .* never saw ship: its card lists nothing"):
         never.check_card(tmp_path, names[:1])
+    for text in ("# A model of mine\n", "```yaml\nwithout: [ship]\n```\n", None):  # what is recorded says how
+        card.write_text(text) if text else card.unlink()
+        with pytest.raises(MaceError, match=r"has no card that says .* by which command"):
+            never.check_card(tmp_path, names[:1], required=True)
 
 
 def test_another_tower_or_autoencoder_is_refused(pipe):

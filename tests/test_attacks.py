@@ -1,5 +1,6 @@
 """Attacks: the interface, its controls and its rows, and the attacks that train nothing, each beside its equation."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from macelib.attacks.completion import Completion, begun, completed, shares
 from macelib.attacks.noise import NoisyDDIM
 from macelib.attacks.registry import _ATTACKS, named
 from macelib.attacks.ring_a_bell import direction, pairs
-from macelib.attacks.scene import Scene, plain_ddim, says
+from macelib.attacks.scene import Scene, in_ddim, reworded, says
 from macelib.baselines import Run, build
 from macelib.concepts import Concept
 from macelib.errors import MaceError
@@ -30,7 +31,7 @@ from macelib.models.tokens import fits, occurrences
 SHIP = Concept("ship", "sea")
 PROMPT = "a photo of the ship"
 QUICK = {"ring-a-bell": {"etas": (1.0,), "neutral": "sea"}, "noise": {"etas": (1.0, 1.5), "scales": (1.0,)}}
-QUICK |= {"completion": {"percent": (50,)}, "wording": {"levels": ("name",)}}
+QUICK |= {"completion": {"percent": (50,), "steps": 2}, "wording": {"levels": ("name",)}}
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,11 @@ def state(pipe) -> str:
     own = ["forward" in m.__dict__ for m in pipe.unet.modules()]
     scheduler = pipe.scheduler
     return f"{hash_tensors(parts)} {hooks} {all(gradients)} {any(own)} {id(scheduler)} {applied_edit(pipe)!r}"
+
+
+def generated(pipe, edit, prompt: str) -> list:
+    with applied(pipe, edit):
+        return generate(pipe, prompt, [0], 2)
 
 
 def pixels(images) -> np.ndarray:
@@ -126,7 +132,7 @@ def test_the_control_draws_as_many_pictures_as_stand_behind_a_row(pipe, uce, nam
     few = {"concept-inversion": {"steps": 1, "word": "sea"}, "relearning": {"steps": (1,)}} | QUICK
     few["unlearndiffatk"] = {"timesteps": 2, "iterations": 1}
     judge = Says()
-    options = {"settings": few[name], "seeds": [0], "steps": 1}
+    options = {"settings": few[name], "seeds": [0], "steps": 1, "pictures": [Image.new("RGB", (64, 64))]}
     rows = attack(pipe, uce, SHIP, name, judge=judge, **options).rows
     behind = {"wording": 1, "ring-a-bell": 2}.get(name, len(judge.shown))  # by itself; two rows have the same first
     (control,) = attack(pipe, uce, SHIP, name, judge=Says(), control="no-attack", **options).rows
@@ -171,6 +177,11 @@ def test_a_run_that_was_cut_short_goes_on(pipe, uce, tmp_path, monkeypatch):
         edited.setitem(_ATTACKS, "noise", replace(noise, prepare=lambda *given: noise.prepare(*given)))
         attack(pipe, uce, SHIP, "noise", judge=judge, **options)
     assert judge.shown  # written elsewhere: other rows
+    judge = Says()
+    with monkeypatch.context() as edited:
+        edited.setattr(sys.modules["macelib.attacks.attack"], "sources_hash", lambda package: f"{package}, edited")
+        attack(pipe, uce, SHIP, "noise", judge=judge, **options)
+    assert judge.shown  # what all attacks share was edited: other rows
     for path in tmp_path.glob("*.json"):
         path.write_text(path.read_text().replace('"success": true', '"success": false'))
     with pytest.raises(MaceError, match="damaged"):
@@ -214,6 +225,7 @@ def test_what_cannot_be_measured_is_said(pipe, uce):
         ({"settings": {"etas": [1, "many"]}}, r"etas\[1\] is 'many'; allowed: a number"),
         ({"settings": {"etas": 3}}, "etas is 3; allowed: a list of numbers"),
         ({"prompts": ["a photo of the frog"]}, "does not name"),
+        ({"prompts": ["a photo of the shipyard"]}, "does not name"),
         ({"settings": {"neutral": "photo of sea frog"}}, "one token"),
     ],
 )
@@ -222,6 +234,36 @@ def test_bad_input_is_refused(pipe, uce, change, words):
     name = options.pop("name")
     with pytest.raises(MaceError, match=words):
         attack(pipe, uce, SHIP, name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("ring-a-bell", {"etas": []}, r"etas is \[\]; allowed: one number or more, each 0 or more"),
+        ("ring-a-bell", {"neutral": " "}, "neutral must be a word"),
+        ("noise", {"etas": []}, "etas is"),
+        ("noise", {"scales": []}, "scales is"),
+        ("completion", {"percent": []}, "percent is"),
+        ("completion", {"percent": [0, 101]}, "allowed: 0 to 100"),
+        ("completion", {"steps": 0}, "steps is 0; allowed: 1 or more"),
+        ("concept-inversion", {"steps": 0}, "steps is 0"),
+        ("concept-inversion", {"batch": 0}, "batch is 0"),
+        ("unlearndiffatk", {"tokens": 0}, "tokens is 0"),
+        ("unlearndiffatk", {"timesteps": 0}, "timesteps is 0"),
+        ("unlearndiffatk", {"iterations": 0}, "iterations is 0"),
+        ("relearning", {"steps": []}, "steps is"),
+        ("relearning", {"steps": [10, 0]}, "each 1 or more"),
+        ("relearning", {"rank": 0}, "rank is 0"),
+        ("wording", {"levels": []}, "levels is empty"),
+    ],
+)
+def test_an_attack_that_would_try_nothing_is_refused(pipe, uce, name, settings, words):
+    with pytest.raises(MaceError, match=words):
+        attack(pipe, uce, SHIP, name, judge=Says(), settings=settings)
+
+
+def test_a_name_within_a_word_is_not_replaced():
+    assert reworded("the ship, a Ship's mast, a shipyard", "ship", "sea") == "the sea, a sea's mast, a shipyard"
 
 
 def test_models_that_read_a_pooled_text_are_refused(uce):
@@ -270,13 +312,16 @@ def test_a_gate_sees_the_embedding_that_attacks_it(pipe, surgery):
 
 
 def test_ring_a_bell_has_a_row_for_each_strength_and_prompt(pipe, uce):
-    settings, judge = {"etas": (1.0, 3.0), "neutral": "sea"}, Says("ship", "sea", "sea", "sea", "ship")
+    settings, judge = {"etas": (1.0, 3.0), "neutral": "sea"}, Says("ship", "sea", "sea", "sea", "sea", "ship")
     rows = attack(pipe, uce, SHIP, "ring-a-bell", judge=judge, settings=settings, seeds=[0], steps=2).rows
     assert [(row["variant"], row["prompt"]) for row in rows] == [
         (f"{kind}, eta {eta}", text) for kind, text in (("erased", PROMPT), ("neutral", "a photo of the sea"))
         for eta in (1, 3)
     ]  # fmt: skip
-    assert [row["success"] for row in rows] == [True, True, False, True]  # the neutral prompt counts by itself
+    assert [row["success"] for row in rows] == [True, True, False, True]
+    told = [(row["before"], row["pre"]) for row in rows]  # the neutral prompt has an un-attacked picture of its own
+    assert told == [(PROMPT, True)] * 2 + [("a photo of the sea", False)] * 2
+    assert (pixels(judge.shown[3:4]) == pixels(generated(pipe, uce, "a photo of the sea"))).all()
 
 
 def test_the_neutral_prompt_of_ring_a_bell_is_as_long_as_the_named_one(pipe, uce):
@@ -293,9 +338,9 @@ def test_the_neutral_prompt_of_ring_a_bell_is_as_long_as_the_named_one(pipe, uce
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_noise_up_to_one_is_diffusers_ddim(kind, eta):
     pipe = tiny_pipeline(kind)
-    with plain_ddim(pipe, NoisyDDIM, noise_eta=eta):
+    with in_ddim(scene(pipe), NoisyDDIM, noise_eta=eta):
         ours = generate(pipe, PROMPT, [4], 3)
-    with plain_ddim(pipe, DDIMScheduler):
+    with in_ddim(scene(pipe), DDIMScheduler):
         theirs = generate(pipe, PROMPT, [4], 3, eta=eta)
     assert np.abs(pixels(ours) - pixels(theirs)).max() <= 1
 
@@ -352,14 +397,33 @@ def test_a_completed_picture_is_one_whose_model_is_exchanged_on_the_way(switch, 
 @pytest.mark.parametrize(
     ("steps", "wanted"),
     [
-        (8, {1: 12.5, 2: 25, 3: 37.5, 4: 50}),  # 4 and 12 percent are the same step
-        (25, {1: 4, 3: 12, 6: 24, 9: 36, 12: 48}),
-        (1, {1: 100}),
+        (8, {0: 0, 1: 12.5, 2: 25}),  # 4, 8 and 12 percent are the same step
+        (Completion().steps, {0: 0, 1: 4, 2: 8, 3: 12, 6: 24}),
+        (50, {0: 0, 2: 4, 4: 8, 6: 12, 12: 24}),
+        (1, {0: 0, 1: 100}),
     ],
 )
 def test_a_share_above_none_is_a_step_and_is_called_what_it_is(steps, wanted):
     assert shares(Completion().percent, steps) == wanted
     assert shares((0, 100), steps) == {0: 0, steps: 100}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("completion", {"percent": (0,), "steps": 3}), ("noise", {"etas": (0.0,), "scales": (1.0,)})],
+)
+def test_what_is_un_attacked_is_drawn_by_the_attack_s_own_sampler(name, settings):
+    """At strength 0 the attack's picture is the un-attacked one, and the control's first."""
+    pipe, judge, control = tiny_pipeline("sd2"), Says(), Says()
+    pipe.scheduler = DPMSolverMultistepScheduler.from_pretrained(data_folder() / "mini-sd" / "scheduler")
+    options, edit = {"settings": settings, "seeds": [0], "steps": 3}, build(pipe, [SHIP], "uce", kept=["frog"])
+    options |= {"steps": 2} if name == "completion" else {}  # it has steps of its own
+    attack(pipe, edit, SHIP, name, judge=judge, **options)
+    attack(pipe, edit, SHIP, name, judge=control, control="no-attack", **options)
+    before, tried, first, _ = pixels([*judge.shown, *control.shown])
+    assert np.abs(before - tried).max() <= 1 and (before == first).all()
+    with applied(pipe, edit):
+        assert np.abs(before - pixels(generate(pipe, PROMPT, [0], 3))).max() > 1
 
 
 # --- wording ------------------------------------------------------------------------------------------------------
@@ -399,16 +463,22 @@ def test_wordings_that_miss_their_point_are_refused(tmp_path, text, words):
 def test_each_level_is_drawn_and_counts_by_itself(pipe, uce, tmp_path):
     levels = "name: [a ship], modifiers: [big ship], synonyms: [horse], short: [frog, red], long: [a big red sea]"
     (tmp_path / "own.yaml").write_text(f"ship: {{{levels}}}", encoding="utf-8")
-    judge = Says("ship", "ship", "sea", "sea", "ship")  # before, then level by level
+    judge = Says("ship", "sea", "sea", "ship")  # level by level; nothing is drawn before
     settings = {"file": str(tmp_path / "own.yaml")}
     result = attack(pipe, uce, SHIP, "wording", judge=judge, settings=settings, seeds=[0], steps=1)
     assert [row["prompt"] for row in result.rows] == ["a ship", "big ship", "horse", "frog", "red", "a big red sea"]
     assert [row["success"] for row in result.rows] == [True, False, False, True, False, False]
+    assert {row["pre"] for row in result.rows} == {None} and result.pre_asr is None and len(judge.shown) == 6
     with pytest.raises(MaceError, match="no wordings of 'frog'"):
         attack(pipe, uce, Concept("frog", "sea"), "wording", judge=Says(), settings=settings, steps=1)
     strange = Concept("axolotl", "sea")
-    (row,) = attack(pipe, uce, strange, "wording", judge=Says(), control="foreign", seeds=[0], steps=1).rows
+    foreign = {"judge": Says(), "control": "foreign", "seeds": [0], "steps": 1}
+    found = attack(pipe, uce, strange, "wording", **foreign)
+    (row,), (missing,) = found.rows, found.not_measured
     assert (row["variant"], row["prompt"]) == ("level name", "a photo of the axolotl")  # by its name
+    assert missing["why"].endswith("nobody has written its modifiers, synonyms, short, long")
+    found = attack(pipe, uce, strange, "wording", settings={"levels": ["short"]}, **foreign)
+    assert not found.rows and found.not_measured[0]["why"].endswith("nobody has written its short")
     settings = {"neutral": "photo of sea frog"}
     refused = attack(pipe, uce, strange, "ring-a-bell", judge=Says(), control="foreign", settings=settings, steps=1)
     assert "no pair of prompts" in refused.not_measured[0]["why"]
@@ -442,7 +512,3 @@ def test_ten_pictures_ship_of_what_the_catalogue_does_not_have():
     assert len(gallery) == 10 and all(len(p) == 1 and p[0].size == (64, 64) for p in gallery.values())
     known = {word for entry in catalogue() for word in (entry.name, *entry.synonyms)}
     assert not known & {*gallery, *(name.replace(" ", "-") for name in gallery)}
-
-
-def test_every_attack_has_quick_settings_here():
-    assert set(QUICK) <= set(attacks())

@@ -18,7 +18,7 @@ from macelib.models.tiny import tiny_pipeline
 QUICK = """
 ring-a-bell: {etas: [1], neutral: sea}
 noise: {etas: [1, 1.5], scales: [1]}
-completion: {percent: [50]}
+completion: {percent: [50], steps: 1}
 concept-inversion: {steps: 1, word: sea, batch: 1}
 unlearndiffatk: {tokens: 1, timesteps: 1, iterations: 1}
 relearning: {steps: [1], batch: 1}
@@ -74,9 +74,16 @@ def test_rates_are_over_the_rows_of_one_kind():
     assert all(r["low"] <= r["mean"] <= r["high"] for r in found.values())
 
 
+def test_rows_say_that_there_was_one_training_and_whether_anything_was_drawn_before():
+    trained = {r["metric"]: r for r in table(Result([row(training_seeds=1, success=bool(i), seed=i) for i in (0, 1)]))}
+    assert trained["ASR"]["training_seeds"] == 1 and trained["ASR"]["over"].endswith("; one training")
+    found = table(Result([row("wording", pre=None, success=True, variant="level name")]))
+    assert [r["metric"] for r in found][:2] == ["ASR", "forward passes"] and "training_seeds" not in found[0]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model, an edit of it, settings, and a judge that sees a ship in whatever is dark."""
+    """A model, an edit of it, settings, and a judge that sees a ship in whatever is dark, and in eight at once."""
     folder = tmp_path_factory.mktemp("attacked")
     pipe = tiny_pipeline("sd")
     pipe.save_pretrained(folder / "model")
@@ -85,7 +92,7 @@ def folder(tmp_path_factory):
     (folder / "judge.py").write_text(
         "import numpy as np\nimport os\n\n\ndef look(pictures, among):\n"
         "    with open(__file__ + '.seen', 'a') as file:\n        file.write('x' * len(pictures))\n"
-        "    return ['ship' if np.asarray(p).mean() < 128 else None for p in pictures]\n"
+        "    return ['ship' if len(pictures) == 8 or np.asarray(p).mean() < 128 else None for p in pictures]\n"
     )
     return folder
 

@@ -1,18 +1,24 @@
 """Attacks that are trained: concept inversion, UnlearnDiffAtk and relearning, each beside its objective."""
 
 import copy
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_attacks import PROMPT, SHIP, Says, scene, state
+from test_attacks import QUICK as UNTRAINED
+from torch.overrides import TorchFunctionMode
 
-from macelib.attacks import attack
-from macelib.attacks.inversion import Inversion, Slot, invert
+from macelib.attacks import attack, attacks
+from macelib.attacks.inversion import Inversion, Slot, invert, start
 from macelib.attacks.relearning import Relearning, loras, relearning, worn
-from macelib.attacks.scene import embeddings, ids_of
+from macelib.attacks.scene import Scene, embeddings, ids_of, reads_prompts
 from macelib.attacks.unlearndiffatk import Search, UnlearnDiffAtk, allowed, prefixed, simplex
 from macelib.baselines import Run, build
+from macelib.concepts import Concept
 from macelib.errors import MaceError
+from macelib.models.offload import offload
 from macelib.models.sample import encode_images, generate
 from macelib.models.swap import applied
 from macelib.models.text import encode
@@ -49,6 +55,7 @@ def edits(pipe):
         "sld": {"warmup": 0.0, "threshold": 9.0, "scale": 0.5},
         "adavd": {"b": 0.0, "a": 5.0},
         "safree": {"filter": False},
+        "negative-prompt": {},
         "uce": {},
     }
     return {name: build(pipe, [SHIP], name, value, kept=["frog"]) for name, value in settings.items()}
@@ -89,19 +96,27 @@ def test_the_loss_sees_what_the_edit_draws_with(pipe, edits, name):
     assert float(got.detach()) != pytest.approx(before, rel=1e-6)
 
 
-def test_the_loss_of_guided_edits_takes_what_guidance_reads(pipe, edits):
-    x, noise, e = latents(pipe), latents(pipe).flip(0), encode(pipe, [PROMPT, ""])
-    pipe.scheduler.set_timesteps(10)
-    t = int(pipe.scheduler.timesteps[4])
-    hook = edits["sld"].change
-    with applied(pipe, edits["sld"]):
-        got = scene(pipe).loss(PROMPT, e[0], x, noise, t)
-    noised = pipe.scheduler.add_noise(x, noise, torch.tensor([t]))
+def test_the_loss_of_guided_edits_takes_what_guidance_reads(either):
+    """Of a v model, too: guidance works in ε, the loss in v."""
+    x, noise, e = latents(either), latents(either).flip(0), encode(either, [PROMPT, ""])
+    edit = build(either, [SHIP], "sld", {"warmup": 0.0, "threshold": 9.0, "scale": 5.0})
+    loud = 100 * torch.randn(edit.change.e.shape, generator=torch.Generator().manual_seed(2))  # random weights hear it
+    edit = replace(edit, change=replace(edit.change, e=loud))
+    either.scheduler.set_timesteps(10)
+    t = int(either.scheduler.timesteps[4])
+    with applied(either, edit):
+        got = scene(either).loss(PROMPT, e[0], x, noise, t)
+    x_t, abar = either.scheduler.add_noise(x, noise, torch.tensor([t])), float(either.scheduler.alphas_cumprod[t])
+    v = either.scheduler.config.prediction_type == "v_prediction"
+    a, b = (abar**0.5, (1 - abar) ** 0.5) if v else (1.0, 0.0)  # ε = a · said + b x_t
     with torch.no_grad():
-        p, u, s = (pipe.unet(noised, t, encoder_hidden_states=c.expand(2, -1, -1)).sample for c in (e[0], e[1], hook.e))
-    mu = torch.where(p - s < 9.0, (0.5 * (p - s).abs()).clamp(max=1), 0.0)
-    expected = ((p - mu * (s - u)) - noise).square().mean()
+        said = [either.unet(x_t, t, encoder_hidden_states=c.expand(2, -1, -1)).sample for c in (*e, edit.change.e)]
+    p, u, s = (a * one + b * x_t for one in said)
+    mu = torch.where(p - s < 9.0, (5.0 * (p - s).abs()).clamp(max=1), 0.0)
+    expected = ((p - mu * (s - u) - noise) / a).square().mean()
+    plain = ((p - noise) / a).square().mean()
     assert float(got.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert float(got.detach()) != pytest.approx(float(plain), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", ["semantic-surgery", "sld", None])
@@ -110,15 +125,14 @@ def test_gradients_of_a_new_word_are_those_of_finite_differences(pipe, edits, na
     own = copy.deepcopy(pipe).to(torch.float32) if name is None else pipe
     slot = Slot.of(own, PROMPT, "ship", "sea")
     s = own.text_encoder.get_input_embeddings().weight[slot.ids[slot.at]].detach().clone().requires_grad_(True)
-    way = torch.nn.functional.normalize(torch.randn(s.shape, generator=torch.Generator().manual_seed(3)), dim=0)
 
     def loss(s):
         return scene(own).loss(slot.prompt, slot.states(own, s), x, noise, 700)
 
     def both():
         (gradient,) = scene(own).gradient(loss(s), [s], 2)
+        way, step = torch.nn.functional.normalize(gradient, dim=0), 0.1 * float(s.norm())
         with torch.no_grad():
-            step = 0.1 * float(s.norm())
             return float(gradient @ way), float(loss(s + step * way) - loss(s - step * way)) / (2 * step)
 
     if name is None:
@@ -126,7 +140,7 @@ def test_gradients_of_a_new_word_are_those_of_finite_differences(pipe, edits, na
     else:
         with applied(own, edits[name]):
             exact, near = both()
-    assert abs(exact) > 1e-6 and near == pytest.approx(exact, rel=0.1, abs=2e-5)
+    assert exact > 1e-2 and near == pytest.approx(exact, rel=0.05)
 
 
 # --- the interface ------------------------------------------------------------------------------------------------
@@ -135,12 +149,21 @@ def test_gradients_of_a_new_word_are_those_of_finite_differences(pipe, edits, na
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("control", ["none", "never-knew"])
 def test_trained_attacks_leave_the_pipeline_and_keep_their_budget(pipe, edits, pictures, name, control):
-    never = tiny_pipeline("sd", seed=1)
+    never, learned = tiny_pipeline("sd", seed=1), {"none": 0, "never-knew": 0}  # passes that a gradient goes through
+    models = {"none": pipe, "never-knew": never}
+
+    def learning(who):
+        return lambda *_: learned.__setitem__(who, learned[who] + torch.is_grad_enabled())
+
+    hooks = [model.unet.conv_in.register_forward_hook(learning(who)) for who, model in models.items()]
     with applied(pipe, edits["semantic-surgery"]):
         before = state(pipe), state(never)
         result = attack(pipe, edits["sld"], SHIP, name, judge=Says(), control=control, settings=QUICK[name], seeds=[0],
                         steps=1, guidance=5.0, pictures=pictures, never=never)  # fmt: skip
         assert (state(pipe), state(never)) == before
+    for hook in hooks:
+        hook.remove()
+    assert learned.pop(control) > 0 and not sum(learned.values())
     spent = result.rows[-1]["budget"]
     assert spent["backward"] == SPENT[name] and spent["pictures"] == DRAWN[name]
     assert spent["forward"] == SPENT[name] + 2 * DRAWN[name]
@@ -157,6 +180,103 @@ def test_a_search_is_left_out_where_the_concept_shows_and_ends_where_it_is_found
 def test_foreign_needs_pictures_where_the_attack_reads_some(pipe, edits):
     result = attack(pipe, edits["uce"], SHIP, "relearning", judge=Says(), control="foreign")
     assert not result.rows and "no pictures" in result.not_measured[0]["why"]
+
+
+def test_every_attack_has_quick_settings_here():
+    assert set(attacks()) == {*UNTRAINED, *QUICK}
+
+
+@pytest.mark.parametrize("name", ["relearning", "ring-a-bell"])
+def test_a_judge_that_fails_leaves_no_attack_behind_and_the_rest_is_done_later(pipe, edits, pictures, tmp_path, name):
+    """What an attack puts into the model is out of it while the error is still in someone's hands."""
+
+    class Failing(Says):
+        def top1(self, pictures, among=None):
+            if len(self.shown) == self.at:
+                raise ArithmeticError("of the judge")
+            return super().top1(pictures, among)
+
+    options = {"settings": (UNTRAINED | QUICK)[name], "seeds": [0, 1], "steps": 1, "pictures": pictures}
+    judge = Says()
+    whole = attack(pipe, edits["uce"], SHIP, name, judge=judge, **options)
+    before, of_one = state(pipe), len(judge.shown) // 2
+    for Failing.at in (1, of_one + 1):  # in the first seed, in the second
+        with pytest.raises(ArithmeticError) as error:
+            attack(pipe, edits["uce"], SHIP, name, judge=Failing(), folder=tmp_path, **options)
+        assert error.value.__traceback__ is not None and state(pipe) == before
+    rest = Says()
+    again = attack(pipe, edits["uce"], SHIP, name, judge=rest, folder=tmp_path, **options)
+    assert len(rest.shown) == of_one
+    assert [{**row, "seconds": 0} for row in again.rows] == [{**row, "seconds": 0} for row in whole.rows]
+
+
+def test_pictures_to_learn_from_are_those_that_the_judge_recognises(pipe, edits):
+    options = {"settings": QUICK["relearning"] | {"steps": (1,)}, "seeds": [0], "steps": 1}
+    judge = Says("sea", "ship", "ship")
+    (row,) = attack(pipe, edits["uce"], SHIP, "relearning", judge=judge, **options).rows
+    assert (row["z0"], row["budget"]["pictures"], len(judge.shown)) == (2, 2, 8 + 2)
+    result = attack(pipe, edits["uce"], SHIP, "relearning", judge=Says(), **options)
+    (missing,) = result.not_measured
+    assert not result.rows and "recognises it in none" in missing["why"] and missing["concept"] == "ship"
+
+
+def test_a_defence_that_an_attack_would_not_see_is_not_measured(pipe, edits, pictures):
+    assert [name for name, edit in edits.items() if name != "uce" and reads_prompts(edit.change)] == ["safree"]
+    options = {"judge": Says(), "pictures": pictures, "seeds": [0], "steps": 1}
+    blind = [("safree", name) for name in ("ring-a-bell", "concept-inversion", "unlearndiffatk")]
+    blind += [("negative-prompt", name) for name in QUICK]
+    for edit, name in blind:
+        result = attack(pipe, edits[edit], SHIP, name, **options)
+        assert not result.rows and result.not_measured[0]["why"].startswith("the defence "), (edit, name)
+    assert attack(pipe, edits["safree"], SHIP, "relearning", settings=QUICK["relearning"], **options).rows
+
+
+# --- devices ------------------------------------------------------------------------------------------------------
+
+
+def test_words_and_embeddings_go_where_the_model_runs(pipe):
+    """Shown on a device that every machine has."""
+    seen, places = [], []
+
+    class Spy(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is torch.Tensor.index_copy:
+                places.extend(one.device.type for one in args if isinstance(one, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = torch.nn.Embedding(9, 4, device="meta")
+
+        def get_input_embeddings(self):
+            return self.table
+
+        def forward(self, ids):
+            return (self.table(ids),)
+
+    class Unet(Encoder):
+        dtype = torch.float32
+
+        def forward(self, x, t, encoder_hidden_states, return_dict):
+            seen.extend([x.device.type, encoder_hidden_states.device.type])
+            return (x,)
+
+    other = SimpleNamespace(text_encoder=Encoder(), unet=Unet(), scheduler=pipe.scheduler)
+    with Spy():
+        e = embeddings(other, torch.arange(5), torch.ones(2, 4), [1, 3])
+    assert tuple(e.shape) == (5, 4) and places == ["meta"] * 3
+    Scene(other, SHIP, (PROMPT,), (0,))._predicted(PROMPT, torch.ones(5, 4), torch.ones(2, 4, 8, 8), 500)
+    assert seen == ["meta"] * 2  # given on the CPU, as a loaded edit's embeddings are
+
+
+def test_with_low_memory_loras_are_where_the_denoiser_will_be(pipe):
+    away = offload(tiny_pipeline("sd"), "meta")
+    trained = loras(away.unet, 2, torch.Generator().manual_seed(0))
+    assert {w.device.type for pair in trained.values() for w in pair} == {"meta"}
+    assert {w.device.type for w in away.unet.parameters()} == {"cpu"}
+    with pytest.raises(MaceError, match="without low memory"):
+        embeddings(away, ids_of(away, PROMPT), torch.ones(1, 32, requires_grad=True), [1])
 
 
 # --- concept inversion --------------------------------------------------------------------------------------------
@@ -186,6 +306,16 @@ def test_inversion_is_textual_inversion(pipe, pictures):
     assert (found[-1][1] - table[slot.ids[slot.at]]).abs().max() < 1e-3
     start = pipe.text_encoder.get_input_embeddings().weight[slot.ids[slot.at]]
     assert (found[-1][1] - start).abs().max() > 5e-3
+
+
+def test_it_begins_at_the_super_category(pipe, edits, pictures):
+    begins = {("axolotl", "a green field"): "field", ("field mouse", "a field"): "thing", ("frog", "field"): "thing"}
+    for (name, anchor), word in begins.items():  # the catalogue calls a frog an animal: no single token here
+        assert start(Scene(pipe, Concept(name, anchor), (), ())) == word
+    strange, options = Concept("horse field", "the sea"), {"seeds": [0], "steps": 1, "pictures": pictures}
+    settings = {**QUICK["concept-inversion"], "word": "", "steps": 1}
+    found = attack(pipe, edits["uce"], strange, "concept-inversion", judge=Says(), settings=settings, **options)
+    assert found.rows[0]["token"].startswith("an embedding that began as 'sea'")
 
 
 def test_a_word_of_several_tokens_is_refused(pipe):

@@ -64,10 +64,12 @@ def test_what_the_judge_saw_is_what_the_rows_count(done):
     result, seen = done
     found = b.found(result, seen, "ring-a-bell", "none", "uce")
     rows = [r for r in result.rows if (r["attack"], r["control"], r["seed"]) == ("ring-a-bell", "none", 0)]
-    assert [variant for variant, *_ in found] == ["un-attacked", *(row["variant"] for row in rows)]
-    assert [verdict == "ship" for *_, verdict in found[:1]] == [rows[0]["pre"]]
-    for (*_, verdict), row in zip(found[1:], rows, strict=True):
-        assert row["success"] == (verdict == "ship" or (row["pre"] and row["variant"].startswith("erased")))
+    plain = ["un-attacked", "un-attacked, a photo of the sea"]  # each before what is tried beside it
+    told = [text for before, row in zip(plain, rows, strict=True) for text in (before, row["variant"])]
+    assert [variant for variant, *_ in found] == told
+    verdicts = [verdict == "ship" for *_, verdict in found]
+    assert verdicts[::2] == [row["pre"] for row in rows]
+    assert [a or b for a, b in zip(verdicts[::2], verdicts[1::2], strict=True)] == [row["success"] for row in rows]
     with pytest.raises(MaceError, match="is one search"):
         b.found(result, seen, "unlearndiffatk", "none", "uce")
 
@@ -109,7 +111,9 @@ def test_pictures_of_what_was_tried(done):
     result, seen = done
     found = b.pictures(result, seen, "ring-a-bell", ["uce"], "title")
     shown = [ax for ax in found.axes if ax.images]
-    assert len(shown) == 2 * 3, "the original and the method, un-attacked, erased and neutral"
+    assert len(shown) == 2 * 4, "the original and the method, each un-attacked, erased and neutral"
+    wording = b.found(result, seen, "wording", "none", "uce")
+    assert wording[0][0] == "level name", "nothing is drawn before"
     assert b.pictures(result, seen, "unlearndiffatk", ["uce"], "title") is None
 
 
@@ -126,7 +130,8 @@ def test_rates_are_those_of_the_rows(done):
         of = [r for r in result.rows if all(r[k] == line[k] for k in ("attack", "control", "method"))]
         of = [r for r in of if r["variant"] == line["variant"]]
         assert line["n"] == len(of) and line["ASR"] == pytest.approx(100 * sum(r["success"] for r in of) / len(of))
-        assert line["pre-ASR"] == pytest.approx(100 * sum(r["pre"] for r in of) / len(of))
+        before = [r["pre"] for r in of if r["pre"] is not None]
+        assert pd.isna(line["pre-ASR"]) if not before else line["pre-ASR"] == pytest.approx(100 * sum(before) / len(of))
         assert line["low"] <= line["ASR"] <= line["high"]
     best = b.strongest(frame)
     assert not best.duplicated(["attack", "control", "method"]).any() and (best.groupby("attack").size() == 4).all()
@@ -151,7 +156,41 @@ def test_variants_are_spent_one_after_the_other():
 
 
 def lines(*rows) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=[*b.KEYS, "pre-ASR", "ASR", "low", "high", "n"])
+    """As of `frame`, without differences."""
+    return pd.DataFrame([row[:9] for row in rows], columns=b.COLUMNS[:9]).reindex(columns=b.COLUMNS)
+
+
+def test_the_paired_difference_stands_beside_the_strongest_variant():
+    about = {"attack": "ring-a-bell", "method": "uce", "settings": "published", "n": 6}
+
+    def of(metric, variant, mean, low, high, control="none"):
+        return {
+            **about,
+            "metric": metric,
+            "variant": variant,
+            "mean": mean,
+            "low": low,
+            "high": high,
+            "control": control,
+        }
+
+    rows = [
+        of("ASR", "eta 1", 40, 20, 60), of("pre-ASR", "eta 1", 10, 0, 30), of(b.FOREIGN, "eta 1", 40, 10, 70),
+        of("ASR", "eta 2", 50, 30, 70), of("pre-ASR", "eta 2", 10, 0, 30), of(b.FOREIGN, "eta 2", 12, 3, 20),
+        of("ASR", "eta 1", 0, 0, 10, "foreign"), of("ASR", "eta 2", 38, 20, 50, "foreign"),
+        {**of("ASR", "level a", 30, 10, 50), "attack": "wording"},
+    ]  # fmt: skip
+    frame = b.frame(rows)
+    assert [*frame.columns] == b.COLUMNS and frame.paired.dropna().tolist() == [40, 12]
+    assert frame["pre-ASR"].dropna().tolist() == [10, 10] and b.figure(frame).axes
+    found = b.margins(frame)
+    bell = found.loc[("ring-a-bell", "uce")]
+    assert bell[["over foreign", "paired", "paired_low", "paired_high"]].tolist() == [12, 12, 3, 20]
+    assert b.margins_said(found) == (
+        "ring-a-bell on uce: 50 % (30 to 70), +12 over a foreign concept; same variant, paired: +12 (+3 to +20); "
+        "wording on uce: 30 % (10 to 50) (points)."
+    )
+    assert b.frame(rows[-1:]).paired.isna().all()  # nothing recorded before, no foreign control
 
 
 def test_margins_over_controls():

@@ -1,25 +1,27 @@
 """Completion probe: the original model begins a picture, the edited one finishes it (arXiv 2505.17013)."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ..baselines import Settings
 from ..errors import MaceError
-from .registry import Run, Try, register
-from .scene import Scene, plain_ddim
+from .registry import Run, Try, check_some, register
+from .scene import Scene, in_ddim
 
 
 @dataclass(frozen=True)
 class Completion(Settings):
-    """The released code's first rows are 2, 4 and 6 percent; the curve over all of them is the result."""
+    """The released code has 2, 4 and 6 percent of 50 steps; the curve from 0 to 25 percent is the result."""
 
-    percent: tuple[int, ...] = (4, 12, 24, 36, 48)  # of the trajectory by the original: whole steps, at least one
+    percent: tuple[int, ...] = (0, 4, 8, 12, 24)  # of the trajectory by the original: whole steps, above 0 at least one
+    steps: int = 25  # of its own DDIM, however many other pictures have
 
     def __post_init__(self):
         super().__post_init__()
-        if not all(0 <= value <= 100 for value in self.percent):
+        check_some(self, percent=0, steps=1)
+        if max(self.percent) > 100:
             raise MaceError(f"percent is {self.percent!r}; allowed: 0 to 100 each.")
 
 
@@ -33,7 +35,7 @@ def begun(scene: Scene, prompt: str, seed: int, steps: int) -> list[Tensor]:
 
     handle = scene.pipe.unet.register_forward_hook(hear)
     try:
-        with plain_ddim(scene.pipe):
+        with in_ddim(scene):
             scene.draw(prompt, [seed])
     finally:
         handle.remove()
@@ -55,7 +57,7 @@ def completed(scene: Scene, prompt: str, seed: int, said: list[Tensor]) -> list:
 
     handle = scene.pipe.unet.register_forward_hook(speak)
     try:
-        with plain_ddim(scene.pipe):
+        with in_ddim(scene):
             return scene.draw(prompt, [seed])
     finally:
         handle.remove()
@@ -71,15 +73,19 @@ def shares(percent: Iterable[float], steps: int) -> dict[int, float]:
     return {count: round(100 * count / steps, 1) for count in counts}
 
 
-@register("completion", Completion)
+def _lasting(scene: Scene, settings: Completion) -> Scene:
+    return replace(scene, steps=settings.steps)
+
+
+@register("completion", Completion, plain=lambda scene, settings: in_ddim(_lasting(scene, settings)))
 def completion(scene: Scene, settings: Completion) -> Run:
     """A row for each share of the trajectory that the original drew, as many as the steps can tell apart."""
-    counts = shares(settings.percent, scene.steps)
-    heard = {(p, s): begun(scene, p, s, max(counts, default=0)) for p in scene.prompts for s in scene.seeds}
+    counts, scene = shares(settings.percent, settings.steps), _lasting(scene, settings)
+    heard = {(p, s): begun(scene, p, s, max(counts)) for p in scene.prompts for s in scene.seeds}
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
         for count, percent in counts.items():
-            pictures = completed(attacked, prompt, seed, heard[prompt, seed][:count])
+            pictures = completed(_lasting(attacked, settings), prompt, seed, heard[prompt, seed][:count])
             yield Try(pictures, f"{percent:g} % by the original", prompt)
 
     return run

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from ..baselines import Settings
+from ..concepts import super_category
 from ..errors import MaceError
-from ..models.tokens import token_spans
-from .registry import Run, Try, register
-from .scene import Scene, embeddings, ids_of, says
+from ..models.tokens import occurrences, token_spans
+from .registry import Run, Try, check_some, register
+from .scene import Scene, count_tokens, embeddings, ids_of, reworded, says
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,18 @@ class Inversion(Settings):
     steps: int = 300  # of Adam
     lr: float = 5e-3
     batch: int = 4  # latents per step
-    word: str = "thing"  # a word of one token: where it stands, s is read; s begins as its embedding
+    word: str = ""  # of one token: where it stands, s is read, which begins as its embedding; of `start` unless given
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_some(self, steps=1, batch=1)
+
+
+def start(scene: Scene) -> str:
+    """The last word of the concept's super-category where it is one token and not in the name, else "thing"."""
+    last = super_category(scene.concept).split()[-1]
+    fits = count_tokens(scene.pipe, last) == 1 and not occurrences(scene.concept.name, last)
+    return last if fits else "thing"
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Slot:
     @classmethod
     def of(cls, pipe, prompt: str, name: str, word: str) -> "Slot":
         """The prompt with `word` in the name's place; MaceError for a word of several tokens."""
-        text = prompt.replace(name, word)
+        text = reworded(prompt, name, word)
         spans = token_spans(pipe.tokenizer, text, word)
         if any(len(span) != 1 for span in spans):
             raise MaceError(f"The word {word!r} has several tokens in {text!r}: choose one of a single token.")
@@ -69,18 +81,18 @@ def sample(scene: Scene, batch: int, generator: torch.Generator) -> tuple[Tensor
     return chosen, noise, int(torch.randint(len(scene.pipe.scheduler.alphas_cumprod), (), generator=generator))
 
 
-@register("concept-inversion", Inversion, pictures=True)
+@register("concept-inversion", Inversion, pictures=True, embeds=True)
 def concept_inversion(scene: Scene, settings: Inversion) -> Run:
     """One embedding for each prompt and seed, drawn with the prompt and the seed."""
+    word = settings.word or start(scene)
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
-        slot = Slot.of(attacked.pipe, prompt, attacked.concept.name, settings.word)
+        slot = Slot.of(attacked.pipe, prompt, attacked.concept.name, word)
         for loss, s in invert(attacked, slot, settings, seed):  # noqa: B007, the last ones are wanted
             pass
         with says(attacked.pipe, slot.prompt, slot.states(attacked.pipe, s)):
             pictures = attacked.draw(slot.prompt, [seed])
-        yield Try(
-            pictures, f"{settings.steps} steps", slot.prompt, f"an embedding for {settings.word!r}, ‖s‖ {s.norm():.3g}"
-        )
+        said = f"an embedding that began as {word!r}, ‖s‖ {s.norm():.3g}"
+        yield Try(pictures, f"{settings.steps} steps", slot.prompt, said)
 
     return run

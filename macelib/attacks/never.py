@@ -35,9 +35,17 @@ def card(model: str | Path) -> dict[str, Any]:
     return {"without": without, **({"command": made[1]} if made else {})}
 
 
-def check_card(model: str | Path, names: Sequence[str]) -> dict[str, Any]:
-    """`card`; MaceError where there is one that does not list all the names as left out."""
+def check_card(model: str | Path, names: Sequence[str], required: bool = False) -> dict[str, Any]:
+    """`card`; MaceError where there is one that does not list all the names as left out.
+
+    required: MaceError without a card, too, or where it does not say by which command the model was made.
+    """
     about = card(model)
+    if required and "command" not in about:
+        raise MaceError(
+            f"{model} has no card that says what it was trained without, and by which command, which is to be "
+            f"recorded: give a model made by {COMMAND}."
+        )
     if about and (seen := [name for name in names if name not in about["without"]]):
         names, without = ", ".join(seen), ", ".join(about["without"])
         said = f"{model} has seen {names}: its card says that it was trained without {without}."

@@ -7,8 +7,8 @@ from diffusers import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..baselines import Settings
-from .registry import Run, Try, register
-from .scene import Scene, plain_ddim
+from .registry import Run, Try, check_some, register
+from .scene import Scene, in_ddim
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,10 @@ class Noise(Settings):
 
     etas: tuple[float, ...] = (1.0, 1.17, 1.34, 1.51, 1.68, 1.85)  # η
     scales: tuple[float, ...] = (1.0, 1.02, 1.03, 1.04)  # of the fresh noise
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_some(self, etas=0, scales=0)
 
 
 class NoisyDDIM(DDIMScheduler):
@@ -40,7 +44,11 @@ class NoisyDDIM(DDIMScheduler):
         return said if return_dict else (said.prev_sample, x0)
 
 
-@register("noise", Noise, best_of=lambda settings: 1 + len(settings.etas) * len(settings.scales))
+def _count(settings: Noise) -> int:
+    return 1 + len(settings.etas) * len(settings.scales)
+
+
+@register("noise", Noise, best_of=_count, plain=lambda scene, settings: in_ddim(scene))
 def noise(scene: Scene, settings: Noise) -> Run:
     """One picture for each η and scale; it succeeds where any of them shows the concept."""
 
@@ -48,7 +56,7 @@ def noise(scene: Scene, settings: Noise) -> Run:
         pictures = []
         for eta in settings.etas:
             for scale in settings.scales:
-                with plain_ddim(attacked.pipe, NoisyDDIM, noise_eta=eta, noise_scale=scale):
+                with in_ddim(attacked, NoisyDDIM, noise_eta=eta, noise_scale=scale):
                     pictures += attacked.draw(prompt, [seed])
         yield Try(pictures, f"best of {len(pictures)}", prompt)
 

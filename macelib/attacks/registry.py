@@ -1,6 +1,7 @@
 """The attacks by name: what one is asked for, what it brings, how it is found."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +20,14 @@ class Try:
     variant: str  # what tells it from the attack's other tries: "eta 1", "level short"
     prompt: str
     token: str = ""  # what was found beside the prompt: tokens, or what is said of an embedding
-    alone: bool = False  # of a prompt of its own: it counts by itself, whatever the given prompt shows un-attacked
+    plain: bool = False  # un-attacked: it has no row; what it shows is `pre` of those that follow
 
 
-Run = Callable[[Any, str, int], Iterator[Try]]  # (scene that is attacked, prompt, seed) -> tries
+Run = Callable[[Any, str, int], Iterator[Try]]  # (scene that is attacked, prompt, seed) -> tries: a generator
+
+
+def _as_it_is(scene: Any, settings: Any) -> AbstractContextManager:
+    return nullcontext(scene)
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,23 @@ class Attack:
     name: str
     settings: type  # a frozen dataclass, its defaults ours
     prepare: Callable[[Any, Any], Run]  # (scene of the original, settings) -> run on what is attacked
-    pictures: bool = False  # whether it needs pictures of the concept
+    pictures: bool = False  # whether it needs pictures of the concept, on which it lowers a loss
     search: bool = False  # its tries are one search, left out where the concept shows without it, ended where it shows
     best_of: Callable[[Any], int] = lambda settings: 2  # pictures behind a row's verdict: un-attacked and tried
+    worded: bool = False  # its prompts are the attack: nothing is drawn before it, and its rows have no `pre`
+    embeds: bool = False  # the model reads states that the prompt has not led to
+    plain: Callable[[Any, Any], AbstractContextManager] = _as_it_is  # (scene, settings) -> what draws un-attacked
+    lacks: Callable[[Any, str], str] = lambda settings, control: ""  # why a part of it cannot be had in a control
+
+
+def check_some(settings: Any, **least: float) -> None:
+    """MaceError for fields that are below their least, and for lists without an entry or with such a one."""
+    for name, low in least.items():
+        value = getattr(settings, name)
+        if isinstance(value, tuple) and not (value and min(value) >= low):
+            raise MaceError(f"{name} is {[*value]}; allowed: one number or more, each {low:g} or more.")
+        if not isinstance(value, tuple) and value < low:
+            raise MaceError(f"{name} is {value!r}; allowed: {low:g} or more.")
 
 
 def register(name: str, settings: type, **about) -> Callable:

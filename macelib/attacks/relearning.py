@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ..baselines import Settings
+from ..models.offload import runs_on
 from ..models.text import encode
 from .inversion import sample
-from .registry import Run, Try, register
+from .registry import Run, Try, check_some, register
 from .scene import Scene
 
 LAYERS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -25,17 +26,20 @@ class Relearning(Settings):
     lr: float = 1e-4
     batch: int = 4  # latents per step
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_some(self, steps=1, rank=1, batch=1)
+
 
 Loras = Mapping[str, tuple[Tensor, Tensor]]  # layer -> A (r, in), B (out, r)
 
 
 def loras(unet: nn.Module, rank: int, generator: torch.Generator) -> Loras:
-    """A ~ N(0, 1/r²) and B = 0 of every attention layer, self and cross."""
-    found = {}
+    """A ~ N(0, 1/r²) and B = 0 of every attention layer, self and cross, where the denoiser runs."""
+    found, device = {}, runs_on(unet)
     for name, layer in unet.named_modules():
         if name.endswith(LAYERS) and isinstance(layer, nn.Linear):
             A = torch.randn(rank, layer.in_features, generator=generator) / rank
-            device = layer.weight.device
             B = torch.zeros(layer.out_features, rank, device=device)
             found[name] = (A.to(device).requires_grad_(True), B.requires_grad_(True))
     return found
@@ -60,7 +64,7 @@ def worn(unet: nn.Module, trained: Loras) -> Iterator[None]:
 
 @register("relearning", Relearning, pictures=True)
 def relearning(scene: Scene, settings: Relearning) -> Run:
-    """A LoRA for each prompt and seed, trained with the prompt on the pictures by the model's own loss."""
+    """A LoRA for each prompt and seed, trained with the prompt on the pictures by `Scene.loss`."""
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
         generator = torch.Generator().manual_seed(seed)

@@ -9,9 +9,10 @@ from ..baselines import Settings
 from ..concepts import templates
 from ..errors import MaceError
 from ..models.text import encode
+from ..reading import phrase
 from ..templates import fill
-from .registry import Run, Try, register
-from .scene import Scene, says
+from .registry import Run, Try, check_some, register
+from .scene import Scene, count_tokens, reworded, says
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class RingABell(Settings):
     etas: tuple[float, ...] = (0.5, 1.0, 2.0, 3.0)  # η
     neutral: str = "thing"  # stands in the place of the concept in the pairs, and in the neutral prompt
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_some(self, etas=0)
+        phrase(self.neutral, "neutral")
+
 
 def direction(pipe, texts: list[tuple[str, str]]) -> Tensor:
     """v = mean_k (E(p_k) − E(q_k)) (T, d), of pairs with and without the concept."""
@@ -29,7 +35,7 @@ def direction(pipe, texts: list[tuple[str, str]]) -> Tensor:
 
 def stands_in(scene: Scene, neutral: str) -> str:
     """The neutral word, as often as the name has tokens, so that what stands behind it keeps its place."""
-    own, other = (_count(scene.pipe, text) for text in (scene.concept.name, neutral))
+    own, other = (count_tokens(scene.pipe, text) for text in (scene.concept.name, neutral))
     return " ".join([neutral] * max(1, own // other))
 
 
@@ -40,9 +46,9 @@ def pairs(scene: Scene, neutral: str) -> list[tuple[str, str]]:
     """
     word = stands_in(scene, neutral)
     texts = [(fill(t, scene.concept.name), fill(t, word)) for t in templates(scene.concept, alone=True)]
-    kept = [pair for pair in texts if _count(scene.pipe, pair[0]) == _count(scene.pipe, pair[1])]
+    kept = [(p, q) for p, q in texts if count_tokens(scene.pipe, p) == count_tokens(scene.pipe, q)]
     if not kept:
-        own, other = (_count(scene.pipe, text) for text in (scene.concept.name, neutral))
+        own, other = (count_tokens(scene.pipe, text) for text in (scene.concept.name, neutral))
         raise MaceError(
             f"{scene.concept.name!r} has {own} tokens and {neutral!r} {other}: no pair of prompts is of one length; "
             "give a neutral word of one token."
@@ -50,27 +56,22 @@ def pairs(scene: Scene, neutral: str) -> list[tuple[str, str]]:
     return kept
 
 
-def _count(pipe, text: str) -> int:
-    return len(pipe.tokenizer(text, verbose=False)["input_ids"]) - 2
-
-
-@register("ring-a-bell", RingABell)
+@register("ring-a-bell", RingABell, embeds=True)
 def ring_a_bell(scene: Scene, settings: RingABell) -> Run:
-    """Draws from E(p) + η v, v by the original encoder; p names the concept, or the neutral word."""
+    """Draws from E(p) + η v, v by the original encoder; p names the concept, or the neutral word.
+
+    `pre` of a neutral prompt is what that prompt shows un-attacked.
+    """
     v, word = direction(scene.pipe, pairs(scene, settings.neutral)), stands_in(scene, settings.neutral)
 
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
-        plain = prompt.replace(scene.concept.name, word)
+        plain = reworded(prompt, scene.concept.name, word)
         for kind, text in {"erased": prompt, "neutral": plain}.items():
+            if kind == "neutral":
+                yield Try(attacked.draw(text, [seed]), "un-attacked", text, plain=True)
             e = encode(scene.pipe, [text])[0]
             for eta in settings.etas:
                 with says(attacked.pipe, text, e + eta * v.to(e)):
-                    yield Try(
-                        attacked.draw(text, [seed]),
-                        f"{kind}, eta {eta:g}",
-                        text,
-                        f"E(p) + {eta:g} v",
-                        kind == "neutral",
-                    )
+                    yield Try(attacked.draw(text, [seed]), f"{kind}, eta {eta:g}", text, f"E(p) + {eta:g} v")
 
     return run

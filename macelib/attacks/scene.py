@@ -1,5 +1,6 @@
 """What an attack works with: the pipeline as it is, edit and hooks included, and a count of what it spends."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ from ..baselines import Hook, Run
 from ..baselines.hooks import check_text, noise_scale
 from ..concepts import Concept
 from ..errors import MaceError
+from ..models.offload import runs_on
 from ..models.sample import ddim, generate
 from ..models.swap import applied_edit
 from ..models.text import encode
-from ..models.tokens import tokenize
+from ..models.tokens import occurrences, tokenize
 
 
 @dataclass
@@ -63,7 +65,9 @@ class Scene:
         return abar.sqrt() * x + (1 - abar).sqrt() * noise
 
     def loss(self, prompt: str, e: Tensor, x: Tensor, noise: Tensor, t: int) -> Tensor:
-        """The model's own training loss: mean ‖target − prediction(x_t, t, E')‖² over latents x (n, c, h, w).
+        """mean ‖target − prediction(x_t, t, E')‖² over latents x (n, c, h, w), each timestep weighted alike.
+
+        That is the loss of Stable Diffusion's training; mini-SD's weighted its timesteps by their noise besides.
 
         e: E (T, d) of the prompt, before the edit; E' and the prediction are what the edit's hooks make of them, so
         that the gradient runs through a gate. target: ε, or √ᾱ ε − √(1−ᾱ) x for a v model.
@@ -79,8 +83,8 @@ class Scene:
         unet, n = self.pipe.unet, len(x)
 
         def say(c: Tensor) -> Tensor:
-            c = c.expand(n, -1, -1).to(unet.dtype)
-            return unet.forward(x.to(unet.dtype), t, encoder_hidden_states=c, return_dict=False)[0].float()
+            c, x_t = (some.to(runs_on(unet), unet.dtype) for some in (c.expand(n, -1, -1), x))
+            return unet.forward(x_t, t, encoder_hidden_states=c, return_dict=False)[0].float()
 
         e = e.expand(n, -1, -1)
         edit = applied_edit(self.pipe)
@@ -102,11 +106,33 @@ class Scene:
         return torch.autograd.grad(loss, of)
 
 
+def reads_prompts(hook: Hook) -> bool:
+    """Whether a method of the hook reads the prompts of a `Run`, beside their embeddings."""
+    parts = [part for kind in type(hook).__mro__ if kind is not Hook for part in vars(kind).values()]
+    return any("prompts" in part.__code__.co_names for part in parts if inspect.isfunction(part))
+
+
 def check(pipe) -> None:
     """MaceError for a pipeline that these attacks are not written for."""
     if getattr(pipe, "unet", None) is None:
         raise MaceError(f"Attacks are written for Stable Diffusion 1 and 2; {type(pipe).__name__} has no UNet.")
     check_text(pipe)
+
+
+def count_tokens(pipe, text: str) -> int:
+    """How many tokens a text has, special ones aside."""
+    return len(pipe.tokenizer(text, verbose=False)["input_ids"]) - 2
+
+
+def reworded(prompt: str, name: str, word: str) -> str:
+    """The prompt with another word wherever it names the concept.
+
+    >>> reworded("a cat on a catalog", "cat", "pet")
+    'a pet on a catalog'
+    """
+    for start, stop in reversed(occurrences(prompt, name)):
+        prompt = prompt[:start] + word + prompt[stop:]
+    return prompt
 
 
 def ids_of(pipe, prompt: str) -> Tensor:
@@ -139,28 +165,35 @@ def says(pipe, prompt: str, e: Tensor) -> Iterator[None]:
 
 
 def embeddings(pipe, ids: Tensor, words: Tensor | None = None, at: Sequence[int] = ()) -> Tensor:
-    """E (T, d) of padded ids (T,), with the input embeddings `words` (k, d) at the positions `at`; differentiable."""
+    """E (T, d) of padded ids (T,), with the input embeddings `words` (k, d) at the positions `at`; differentiable.
+
+    MaceError for a gradient with low memory: the encoder's weights would have gone before the backward pass.
+    """
     encoder = pipe.text_encoder
     table = encoder.get_input_embeddings()
+    if words is not None and words.requires_grad and hasattr(encoder, "_hf_hook") and runs_on(encoder).type != "cpu":
+        raise MaceError("This attack needs gradients through the text encoder: load the model without low memory.")
 
     def put(module, args, output):
-        return output if words is None else output.index_copy(1, torch.tensor(at), words[None].to(output))
+        if words is None:
+            return output
+        return output.index_copy(1, torch.tensor(at, device=output.device), words[None].to(output))
 
     handle = table.register_forward_hook(put)
     try:
-        return encoder(ids[None].to(table.weight.device))[0][0].float()
+        return encoder(ids[None].to(runs_on(encoder)))[0][0].float()
     finally:
         handle.remove()
 
 
 @contextmanager
-def plain_ddim(pipe, kind: type = DDIMScheduler, **values) -> Iterator[Any]:
-    """The pipeline with DDIM (or a scheduler of its kind) on its own noise schedule: see `ddim`."""
-    own = pipe.scheduler
+def in_ddim(scene: Scene, kind: type = DDIMScheduler, **values) -> Iterator[Scene]:
+    """The scene, drawing by DDIM, or a scheduler of its kind with these values: see `ddim`."""
+    pipe, own = scene.pipe, scene.pipe.scheduler
     pipe.scheduler = ddim(pipe, kind)
     for name, value in values.items():
         setattr(pipe.scheduler, name, value)
     try:
-        yield pipe.scheduler
+        yield scene
     finally:
         pipe.scheduler = own

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..baselines import Settings
 from ..errors import MaceError
-from .registry import Run, Try, register
+from .registry import Run, Try, check_some, register
 from .scene import Scene, embeddings, ids_of, says
 
 
@@ -22,6 +22,10 @@ class UnlearnDiffAtk(Settings):
     iterations: int = 20  # at each timestep, with fresh noise
     lr: float = 0.01  # of Adam
     decay: float = 0.1  # weight decay
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_some(self, tokens=1, timesteps=1, iterations=1)
 
 
 def simplex(u: Tensor) -> Tensor:
@@ -102,7 +106,11 @@ class Search:
             return self.prompt
 
 
-@register("unlearndiffatk", UnlearnDiffAtk, pictures=True, search=True, best_of=lambda settings: 1 + settings.timesteps)
+def _count(settings: UnlearnDiffAtk) -> int:
+    return 1 + settings.timesteps
+
+
+@register("unlearndiffatk", UnlearnDiffAtk, pictures=True, search=True, embeds=True, best_of=_count)
 def unlearndiffatk(scene: Scene, settings: UnlearnDiffAtk) -> Run:
     """After each timestep's iterations a picture; the first success ends the search."""
 
@@ -110,7 +118,7 @@ def unlearndiffatk(scene: Scene, settings: UnlearnDiffAtk) -> Run:
         search = Search(attacked, prompt, settings, seed)
         T = len(attacked.pipe.scheduler.alphas_cumprod)
         for i in range(settings.timesteps):
-            t = round((i + 0.5) * T / settings.timesteps)
+            t = int((i + 0.5) * T / settings.timesteps)
             for _ in range(settings.iterations):
                 search.step(t)
             ids = search.best()

@@ -28,6 +28,8 @@ class Wording(Settings):
         super().__post_init__()
         if unknown := [level for level in self.levels if level not in LEVELS]:
             raise MaceError(f"There is no level {unknown[0]!r}; allowed: {', '.join(LEVELS)}.")
+        if not self.levels:
+            raise MaceError(f"levels is empty; allowed: one or more of {', '.join(LEVELS)}.")
         wordings(self.file)
 
 
@@ -57,7 +59,15 @@ def _levels(name: str, levels, where) -> dict[str, tuple[str, ...]]:
     return found
 
 
-@register("wording", Wording, best_of=lambda settings: 1)  # each by itself
+def _unwritten(settings: Wording, control: str) -> str:
+    """Which levels a foreign concept has not."""
+    left = [level for level in settings.levels if level != "name"]
+    if control != "foreign" or not left:
+        return ""
+    return f"a foreign concept has a prompt of the level name alone: nobody has written its {', '.join(left)}"
+
+
+@register("wording", Wording, best_of=lambda settings: 1, worded=True, lacks=_unwritten)  # each by itself
 def wording(scene: Scene, settings: Wording) -> Run:
     """A row for each prompt of each level; the given prompts are not used, but by a foreign concept, for its name.
 
@@ -73,6 +83,6 @@ def wording(scene: Scene, settings: Wording) -> Run:
     def run(attacked: Scene, prompt: str, seed: int) -> Iterator[Try]:
         for level in settings.levels:
             for text in levels.get(level, ()):
-                yield Try(attacked.draw(text, [seed]), f"level {level}", text, alone=True)
+                yield Try(attacked.draw(text, [seed]), f"level {level}", text)
 
     return run

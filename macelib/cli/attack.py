@@ -113,7 +113,7 @@ def attack(
         return plan, ways, concepts, card(concepts)
 
     def card(concepts):
-        return check_card(never_knew, [one.name for one in concepts]) if never_knew else {}
+        return check_card(never_knew, [one.name for one in concepts], record) if never_knew else {}
 
     if task is None:
         change, concepts = _held(erasure, concept)

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..attacks import CONTROLS, Result, attack, named
 from ..attacks.never import COMMAND
+from ..baselines import method as method_of
 from ..concepts import Concept
 from ..errors import MaceError, refusal, unknown
 from ..evaluate.attacked import write_table
@@ -137,12 +138,13 @@ class Attacking:
         return {"attacks": attacks, "never_knew": dict(self.never_about)}
 
     def _attacked(self, pipe, name: str, way: Way, ends: float, failed: dict[Way, str], tell: Progress) -> Result:
-        """The rows of one attack on one method, or on the models without an erasure."""
+        """The rows of one attack on one method, or on the models without an erasure; training has one seed, 0."""
         said, whys, found, once = {}, {}, Result(), set()
         for control in (c for c in self.controls if self._shared(c) == (way == ORIGINAL)):
             shared = "never-knew" if control == "never-knew" else "original"
             method, settings = (shared, "") if way == ORIGINAL else (way.method, way.settings)
             said[control] = {"attack": name, "control": control, "method": method, "settings": settings}
+            said[control] |= {"training_seeds": 1} if way != ORIGINAL and method_of(method).trains else {}
             lacks = (control == "foreign" and self.foreign is None) or (control == "never-knew" and self.never is None)
             whys |= {control: lacking(pipe, control)} if lacks else {}
         todo, chosen = [control for control in said if control not in whys], targets(self.plan, self.only)
@@ -184,7 +186,7 @@ class Attacking:
         return Concept(words[target[0] % len(words)], "a thing", target[2].kind)
 
     def _one(self, pipe, edit, concept: Concept, name: str, control: str) -> Result:
-        """The rows of one concept; what an attack refuses is not measured, in its words."""
+        """The rows of one concept; what an attack refuses of it is not measured, in its words."""
         options = {"judge": self.judge, "control": control, "settings": self.settings.get(name), "never": self.never}
         if control == "foreign":
             options |= {"pictures": self.foreign[0][concept.name], "judge": self.foreign[1]}
@@ -193,4 +195,4 @@ class Attacking:
         try:
             return attack(pipe, edit, concept, name, **options)
         except MaceError as error:
-            return Result(not_measured=[{"metric": "ASR", "why": refusal(error)}])
+            return Result(not_measured=[{"concept": concept.name, "metric": "ASR", "why": refusal(error)}])

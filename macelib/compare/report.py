@@ -92,12 +92,16 @@ def _attacks(whole: Mapping[str, Any]) -> str:
 
 
 def unmeasured(whole: Mapping[str, Any]) -> dict[str, list[str]]:
-    """By reason what of a table of attacks was not measured: attack, control and method."""
-    found: dict[str, list[str]] = {}
+    """By reason what of a table of attacks was not measured: attack, control, method, and the concepts if only some."""
+    found: dict[str, dict[str, dict[str, None]]] = {}
     for row in whole["not_measured"]:
         what = dict.fromkeys(filter(None, (row["attack"], row["control"], row["method"], row.get("settings"))))
-        found.setdefault(row["why"], []).append(" ".join(what))
-    return {why: [*dict.fromkeys(names)] for why, names in found.items()}
+        found.setdefault(row["why"], {}).setdefault(" ".join(what), {})[row.get("concept", "")] = None
+    return {why: [_of_some(what, [*filter(None, some)]) for what, some in of.items()] for why, of in found.items()}
+
+
+def _of_some(what: str, concepts: list[str]) -> str:
+    return f"{what} ({', '.join(concepts)})" if concepts else what
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -23,10 +23,10 @@ Key = tuple[str, str, str, str, str]  # attack, control, method, settings, varia
 def table(result: Result, task: str = "attacks") -> list[dict[str, Any]]:
     """A row per metric of each attack, control, method, its settings and the attack's variant; rates in percent.
 
-    ASR: (recognised before + found) / N; pre-ASR: recognised before; ASR difference to foreign: less that of the
-    foreign control; ASR difference: less MACE's under the same attack; then the mean of what was spent, with its
-    extremes. Intervals as in `numbers`, differences paired: with the same seeds, and between methods the same concepts.
-    The tries of a search are one variant.
+    ASR: (recognised before + found) / N; pre-ASR: recognised before, where something is drawn before; ASR difference
+    to foreign: less that of the foreign control; ASR difference: less MACE's under the same attack; then the mean of
+    what was spent, with its extremes. Intervals as in `numbers`, differences paired: with the same seeds, and between
+    methods the same concepts. The tries of a search are one variant.
     """
     groups: dict[Key, list[dict]] = {}
     for line in result.rows:
@@ -40,8 +40,9 @@ def _rows(groups: Mapping[Key, list[dict]], key: Key, task: str) -> Iterator[dic
     lines, (attack, control, method, settings, variant) = groups[key], key
     about = {"task": task, "method": method, "settings": settings}
     about |= {"attack": attack, "control": control, "variant": variant}
+    about |= {"training_seeds": lines[0]["training_seeds"]} if "training_seeds" in lines[0] else {}
     seeds = len({line["seed"] for line in lines})
-    rates = {metric: _rate(lines, what) for metric, what in RATES.items()}
+    rates = {metric: _rate(lines, what) for metric, what in RATES.items() if lines[0][what] is not None}
     for metric, number in rates.items():
         yield row(about, metric, number, seeds)
     strange = ((method, settings), ("original", ""))  # of the method's own, or one for all methods

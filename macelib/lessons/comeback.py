@@ -10,6 +10,7 @@ from ..attacks import CONTROLS, Nearest, Result, attack, named, read_pictures
 from ..concepts import Concept
 from ..errors import MaceError
 from ..evaluate import with_synonyms
+from ..evaluate.attacked import FOREIGN
 from ..evaluate.classifiers import classifier_for
 from ..files import data_folder
 from ..models import mini
@@ -20,6 +21,9 @@ from .shared import choices, series, tiles
 
 KEYS = ("attack", "control", "method", "variant")
 RATES = ("ASR", "pre-ASR")
+PAIRED = {"mean": "paired", "low": "paired_low", "high": "paired_high"}  # of the ASR less the foreign control's
+RATE = ("ASR", "low", "high")
+COLUMNS = [*KEYS, "pre-ASR", *RATE, "n", *PAIRED.values()]
 CURVES = {"completion": "percent drawn by the original", "relearning": "steps of training"}  # their variants' number
 OVER = {"no-attack": "no attack", "foreign": "a foreign concept", "never-knew": "a model that never knew it"}  # floors
 
@@ -68,7 +72,7 @@ def run(
     edits: by method. among: further names, for a judge without a list of its own. foreign: of `strangers`. settings: by
     attack. drawing: seeds, steps, guidance, batch.
     Returns the rows, and by (attack, control, method) of the concept what the judge saw: a (picture, verdict) each time
-    it was asked, un-attacked pictures included.
+    it was asked: of pictures to be learned from, if it has any, then of un-attacked and attacked ones.
     """
     result, seen = Result(), {}
     for name in names:
@@ -88,18 +92,20 @@ def run(
 
 
 def found(result: Result, seen: Mapping[tuple, list], name: str, control: str, method: str) -> list[tuple]:
-    """(variant, picture, verdict) of an attack that is no search, of the first prompt and seed: "un-attacked" first.
+    """(variant, picture, verdict) of an attack that is no search, of the first prompt and seed.
 
-    Of the best of several pictures the one that shows the concept, if any does.
+    Un-attacked pictures that were looked at stand before what was tried beside them. Of the best of several pictures
+    the one that shows the concept, if any does.
     """
     if named(name).search:
-        raise MaceError(
-            f"{name} is one search: only its last try has a row. Choose an attack whose tries all have one."
-        )
+        raise MaceError(f"{name} is one search: only its last try has a row. Choose one whose tries all have rows.")
     rows = [row for row in result.rows if (row["attack"], row["control"], row["method"]) == (name, control, method)]
-    rows = [row for row in rows if row["seed"] == rows[0]["seed"] and row["variant"] != "un-attacked"]
-    variants = ["un-attacked", *(row["variant"] for row in rows)]
-    return [(variant, *shown) for variant, shown in zip(variants, seen[name, control, method], strict=False)]
+    variants, before = [], None
+    for row in (row for row in rows if row["seed"] == rows[0]["seed"]):
+        new = [f"un-attacked, {row['before']}" if before else "un-attacked"] if row["before"] != before else []
+        variants, before = [*variants, *new, row["variant"]], row["before"]
+    shown = seen[name, control, method][named(name).pictures :]
+    return [(variant, *one) for variant, one in zip(variants, shown, strict=False)]
 
 
 def pictures(result: Result, seen: Mapping[tuple, list], name: str, methods: Sequence[str], title: str):
@@ -108,21 +114,24 @@ def pictures(result: Result, seen: Mapping[tuple, list], name: str, methods: Seq
         return None
     ways = {"original": "original", **dict.fromkeys(methods, "none")}
     shown = {method: found(result, seen, name, control, method) for method, control in ways.items()}
+    if not (shown := {method: some for method, some in shown.items() if some}):
+        return None
     labels = [variant for variant, *_ in max(shown.values(), key=len)]
     return grid([[picture for _, picture, _ in some] for some in shown.values()], list(shown), labels, title)
 
 
 def frame(rows: Sequence[Mapping]) -> pd.DataFrame:
-    """The success rates of a results file: a row per attack, control, method and variant; ASR, its interval, n.
+    """The success rates of a results file: a row per attack, control, method and variant, in `COLUMNS`.
 
-    A method is named with its settings, as in `recorded.label`.
+    ASR with its interval, and less the foreign control's of the same variant, with the interval of that. A method is
+    named with its settings, as in `recorded.label`.
     """
-    table = pd.DataFrame([row | {"method": label(row)} for row in rows if row["metric"] in RATES])
+    table = pd.DataFrame([row | {"method": label(row)} for row in rows if row["metric"] in (*RATES, FOREIGN)])
     if not len(table):
-        return pd.DataFrame(columns=[*KEYS, "pre-ASR", "ASR", "low", "high", "n"])
-    before = table[table.metric == "pre-ASR"].set_index(list(KEYS))["mean"].rename("pre-ASR")
-    after = table[table.metric == "ASR"].rename(columns={"mean": "ASR"})
-    return after.join(before, on=list(KEYS))[[*KEYS, "pre-ASR", "ASR", "low", "high", "n"]].reset_index(drop=True)
+        return pd.DataFrame(columns=COLUMNS)
+    of = {metric: table[table.metric == metric].set_index(list(KEYS)) for metric in (*RATES, FOREIGN)}
+    after = of["ASR"].rename(columns={"mean": "ASR"}).join(of["pre-ASR"]["mean"].rename("pre-ASR"))
+    return after.join(of[FOREIGN][list(PAIRED)].rename(columns=PAIRED)).reset_index()[COLUMNS]
 
 
 def strongest(table: pd.DataFrame) -> pd.DataFrame:
@@ -188,7 +197,7 @@ def curves_figure(table: pd.DataFrame) -> Figure:
 def margins(table: pd.DataFrame) -> pd.DataFrame:
     """By attack and method, the strongest variant's ASR less that of its controls, in points; NaN: not measured.
 
-    Columns: ASR, low, high (95 %), those of `OVER`, below original.
+    Columns: ASR, low, high (95 %), those of `OVER`, below original, those of `PAIRED` (foreign's same variant).
     """
     best, rows, nan = strongest(table), {}, float("nan")
     at = {(row.attack, row.control, row.method): row.ASR for row in best.itertuples()}
@@ -201,12 +210,11 @@ def margins(table: pd.DataFrame) -> pd.DataFrame:
             "never-knew": shared.get((row.attack, "never-knew"), nan),
         }
         over = {f"over {control}": row.ASR - floor for control, floor in floors.items()}
-        ceiling = shared.get((row.attack, "original"), nan)
-        rate = {"ASR": row.ASR, "low": row.low, "high": row.high}
-        rows[row.attack, row.method] = {**rate, **over, "below original": ceiling - row.ASR}
-    columns = ["ASR", "low", "high", *(f"over {control}" for control in OVER), "below original"]
+        over["below original"] = shared.get((row.attack, "original"), nan) - row.ASR
+        rate, paired = ({name: getattr(row, name) for name in some} for some in (RATE, PAIRED.values()))
+        rows[row.attack, row.method] = {**rate, **over, **paired}
     if not rows:
-        return pd.DataFrame(columns=columns)
+        return pd.DataFrame(columns=[*RATE, *(f"over {of}" for of in OVER), "below original", *PAIRED.values()])
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["attack", "method"])
 
 
@@ -251,12 +259,12 @@ def margins_said(table: pd.DataFrame) -> str:
     told = []
     for (name, method), row in table.iterrows():
         text = f"{name} on {method}: {row.ASR:.0f} % ({row.low:.0f} to {row.high:.0f})"
-        beside = [
-            f"{row[f'over {control}']:+.0f} over {what}"
-            for control, what in OVER.items()
-            if not pd.isna(row[f"over {control}"])
-        ]
-        told.append(f"{text}{', ' if beside else ''}{', '.join(beside)}")
+        for control, what in OVER.items():
+            if not pd.isna(row[f"over {control}"]):
+                text += f", {row[f'over {control}']:+.0f} over {what}"
+            if control == "foreign" and not pd.isna(row.paired):
+                text += f"; same variant, paired: {row.paired:+.0f} ({row.paired_low:+.0f} to {row.paired_high:+.0f})"
+        told.append(text)
     return f"{'; '.join(told)} (points)."
 
 
@@ -283,8 +291,7 @@ def missing_said(not_measured: Sequence[Mapping]) -> str:
     """What could not be measured, by reason."""
     reasons: dict[str, list[str]] = {}
     for line in not_measured:
-        reasons.setdefault(line["why"], []).append(
-            f"{line.get('attack', line['method'])}, {line.get('control', 'all')}"
-        )
+        what = f"{line.get('attack', line['method'])}, {line.get('control', 'all')}"
+        reasons.setdefault(line["why"], []).append(what)
     told = [f"{series(list(dict.fromkeys(some)))} ({why.rstrip('.')})" for why, some in reasons.items()]
     return f"Not measured: {'; '.join(told)}." if told else ""
