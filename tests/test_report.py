@@ -87,7 +87,8 @@ def test_a_table_says_how_settings_were_chosen():
     how = report.markdown(whole | {"rows": [*rows, line("mace-best", "preset", "H_a", 8.0, chosen_among=24)]})
     assert how.endswith(
         "mace-best was chosen among 24 settings, of objects. For names of this kind nothing was tuned: preset is MACE "
-        "as it stands for this model, and differences are to its published settings."
+        "as it stands for this model, and another method as it was tuned for objects; differences are to MACE's "
+        "published settings."
     )
 
 

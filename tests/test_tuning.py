@@ -148,7 +148,7 @@ def test_a_grid_s_command_runs_as_printed(grid):
     given = study.make_context("study", command[2:]).params
     assert given["grid"] == Path(f"data/world/{grid}.yaml") and given["out"] == Path(f"runs/study/{grid}")
     assert given["record"] and given["protocol"] == "tuning"
-    elsewhere = {"best": HOW, "cheaper": (data_folder().parent / "README.md").read_text(encoding="utf-8")}
+    elsewhere = {"best": HOW, "cheaper": (data_folder().parent / "Makefile").read_text(encoding="utf-8")}
     assert shlex.join(command) in elsewhere.get(grid, shlex.join(command))
 
 
