@@ -172,7 +172,7 @@ def test_objects_are_trained_with_three_seeds_where_much_is_drawn():
     assert planned(task("mini-characters"), 10, "paper").trainings == 1
     assert planned(task("mini-two-things"), None, "paper").trainings == 1
     assert planned(task("mini-characters"), 10, "paper", trainings=2).trainings == 2
-    with pytest.raises(MaceError, match="There are 0 trainings"):
+    with pytest.raises(MaceError, match="trainings is 0; allowed: 1 or more"):
         planned(task("mini-objects"), trainings=0)
 
 

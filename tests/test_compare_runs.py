@@ -359,6 +359,6 @@ def test_names_that_are_not_known_are_refused_before_anything_is_drawn(pipe, tmp
         run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", ["uce"], against="mace")
     with pytest.raises(MaceError, match=r"nudenet is needed here .*macelib\[explicit\]"):
         run(pipe, planned_of(MANY, tmp_path), tmp_path / "out", classifier="nudenet")
-    with pytest.raises(MaceError, match="0 seeds"):
+    with pytest.raises(MaceError, match="seeds is 0; allowed: 1 or more"):
         planned_of(MANY, tmp_path, seeds=0)
     assert not drawn["jobs"] and "H_c difference" in metric_names(planned_of(MANY, tmp_path))

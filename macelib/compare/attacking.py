@@ -35,7 +35,7 @@ from .run import asked, differing, run_of, same_run, written
 SCOPE = ("mace", "mace-stage-1", "mace-best", "uce", "semantic-surgery", "esd-x")  # attacked unless methods are named
 SHARED = ("original", "never-knew", "foreign")  # controls that are one for all methods
 MOST = 20  # concepts of one task that are attacked, drawn at random where it has more
-LATER = "the time was over before all of it was done: the same command goes on"
+LATER = "the time was over before all of it was done: call the same command again"
 LACKING = {
     "never-knew": f"no model that was trained without the concepts was given: {COMMAND}, then --never-knew FOLDER",
     "foreign": "no pictures of concepts that the model does not know were given: --foreign FOLDER",

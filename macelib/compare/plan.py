@@ -212,7 +212,7 @@ def planned(
     several = len(about.templates) > 1 and not two
     if seeds is not None:
         if seeds < 1:
-            raise MaceError(f"There are {seeds} seeds: give at least one.")
+            raise MaceError(f"seeds is {seeds}; allowed: 1 or more.")
         marks.append(f"{seeds} seed{'s' * (seeds > 1)}")
     if about.beside == "alike" and len(chosen) < 2:
         raise MaceError(f"{found.name} draws erased things by twos: erase two at least.")
@@ -222,7 +222,7 @@ def planned(
         found, number, templates = found.with_captions(chosen, how.captions), seeds or 1, ("{}",)
     name = found.name.removeprefix(f"{WORLDS[0]}-") + (f"-{count or len(found.erased)}" if found.counts else "")
     if trainings is not None and trainings < 1:
-        raise MaceError(f"There are {trainings} trainings: give at least one.")
+        raise MaceError(f"trainings is {trainings}; allowed: 1 or more.")
     usual = how.trainings if about.metric == "H_o" and settings_kind(found) == "object" else 1
     trained = 1 if two else trainings or usual
     return Plan(name, found, ", ".join(marks), how.steps, templates, tuple(range(number)), tuple(lists), trained)
