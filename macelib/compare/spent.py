@@ -12,6 +12,7 @@ from ..erasure import Erasure
 from ..files import write_json
 from ..groups import grouped
 from ..method.images import seconds
+from ..models.entrances import text_encoders
 
 EVERY = 0.05  # seconds between looks at the memory
 KEPT = ("images/*/manifest.json", "seconds/*.json")  # what says how long training pictures and LoRAs took
@@ -72,10 +73,9 @@ def encoding(pipe) -> Iterator[list[float]]:
     def after(*_) -> None:
         spent[0] += time.perf_counter() - started[0]
 
-    for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
-        if (encoder := getattr(pipe, name, None)) is not None:
-            hooks.append(encoder.register_forward_pre_hook(lambda *_: started.__setitem__(0, time.perf_counter())))
-            hooks.append(encoder.register_forward_hook(after))
+    for encoder in text_encoders(pipe):
+        hooks.append(encoder.register_forward_pre_hook(lambda *_: started.__setitem__(0, time.perf_counter())))
+        hooks.append(encoder.register_forward_hook(after))
     try:
         yield spent
     finally:
